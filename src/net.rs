@@ -1,0 +1,73 @@
+//! Streams and how they come to be: the seam where tests plug in duplex pipes, scripted peers and
+//! simulated networks. Knows of no protocol.
+
+use std::io;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use socket2::{SockRef, TcpKeepalive};
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::TcpStream;
+
+/// A byte stream in both directions: TCP, TLS, a duplex pipe, a scripted mock.
+pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
+
+/// A stream of whatever kind.
+pub type BoxStream = Box<dyn Stream>;
+
+/// Opens streams to servers. [`TcpDial`] is the default; tests bring their own.
+pub trait Dial: Send + Sync + 'static {
+    /// Connects to `host:port`. Dropping the future gives the attempt up.
+    fn dial<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<BoxStream>>;
+}
+
+/// Dials TCP, with `TCP_NODELAY` and keepalive probes on.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct TcpDial;
+
+impl Dial for TcpDial {
+    fn dial<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<BoxStream>> {
+        Box::pin(async move {
+            let stream = TcpStream::connect((host, port)).await?;
+            tune(&stream)?;
+            Ok(Box::new(stream) as BoxStream)
+        })
+    }
+}
+
+/// Accepts streams. Implemented for tokio's `TcpListener`; tests bring their own.
+pub trait Listen: Send + 'static {
+    /// The stream that an accepted connection is.
+    type Stream: Stream;
+
+    /// Waits for the next connection and names its peer. Must be cancel safe.
+    fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
+
+    /// The address that connections are accepted on.
+    fn local_addr(&self) -> io::Result<SocketAddr>;
+}
+
+impl Listen for tokio::net::TcpListener {
+    type Stream = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        let (stream, peer) = tokio::net::TcpListener::accept(self).await?;
+        tune(&stream)?;
+        Ok((stream, peer))
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        tokio::net::TcpListener::local_addr(self)
+    }
+}
+
+/// Small frames leave at once, and a peer whose host is gone is noticed within about a minute.
+fn tune(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    let probes =
+        TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(10));
+    SockRef::from(stream).set_tcp_keepalive(&probes)
+}

@@ -1,0 +1,107 @@
+//! The server's side of the framing: three lines make a request, and faults come in two kinds.
+
+use crate::proto::line::{LineDecoder, LineTooLong};
+use crate::proto::request::Request;
+use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_LINE_BYTES};
+
+/// Why three well-framed lines are no request. A server answers `error` and reads on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed request: {0}")]
+pub struct Malformed(pub &'static str);
+
+/// What the decoder found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Frame {
+    /// A request to serve.
+    Request(Request),
+    /// Three lines that are no request: answer `error`, keep the connection.
+    Malformed(Malformed),
+    /// A line over its cap, read away to its end: answer `error`, close the connection.
+    TooLong(LineTooLong),
+}
+
+/// Makes requests of the bytes that a client sends, in whatever chunks they come.
+///
+/// ```
+/// use dflockd_client::proto::{Frame, FrameDecoder, Request};
+/// let mut decoder = FrameDecoder::new();
+/// let mut bytes = &b"ping\n_\n_\nl\nk"[..];
+/// assert_eq!(decoder.next(&mut bytes), Some(Frame::Request(Request::Ping)));
+/// assert_eq!(decoder.next(&mut bytes), None);
+/// assert!(!decoder.at_boundary());
+/// ```
+#[derive(Debug, Default)]
+pub struct FrameDecoder {
+    line: LineDecoder,
+    /// The frame's first lines, back to back; a spent frame's are cleared.
+    head: Vec<u8>,
+    command_len: Option<usize>,
+    key_len: Option<usize>,
+    too_long: Option<LineTooLong>,
+}
+
+impl FrameDecoder {
+    /// A decoder at the start of a frame.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Takes one frame off the front of `input`; `None` when `input` is used up before it ends.
+    ///
+    /// After [`Frame::TooLong`] nothing follows: the connection is to be closed.
+    pub fn next(&mut self, input: &mut &[u8]) -> Option<Frame> {
+        if let Some(fault) = self.too_long {
+            return self.skip_to_end(input, fault);
+        }
+        loop {
+            let cap = self.cap();
+            let line = match self.line.next(input, cap)? {
+                Ok(line) => line,
+                Err(fault) => {
+                    self.too_long = Some(fault);
+                    return self.skip_to_end(input, fault);
+                }
+            };
+            match (self.command_len, self.key_len) {
+                (None, _) => {
+                    self.head.extend_from_slice(line);
+                    self.command_len = Some(line.len());
+                }
+                (Some(_), None) => {
+                    self.head.extend_from_slice(line);
+                    self.key_len = Some(line.len());
+                }
+                (Some(command), Some(_)) => {
+                    let (command, key) = self.head.split_at(command);
+                    let frame = match Request::parse(command, key, line) {
+                        Ok(request) => Frame::Request(request),
+                        Err(fault) => Frame::Malformed(fault),
+                    };
+                    self.head.clear();
+                    (self.command_len, self.key_len) = (None, None);
+                    return Some(frame);
+                }
+            }
+        }
+    }
+
+    /// Whether the stream stands between two frames.
+    pub fn at_boundary(&self) -> bool {
+        self.command_len.is_none() && self.line.at_boundary() && self.too_long.is_none()
+    }
+
+    /// The cap of the line that comes next: an auth token may be long.
+    fn cap(&self) -> usize {
+        match (self.command_len, self.key_len) {
+            (Some(command), Some(_)) if &self.head[..command] == b"auth" => MAX_AUTH_TOKEN_BYTES,
+            _ => MAX_LINE_BYTES,
+        }
+    }
+
+    /// Reads the rest of an over-long line away without keeping it.
+    fn skip_to_end(&mut self, input: &mut &[u8], fault: LineTooLong) -> Option<Frame> {
+        let end = memchr::memchr(b'\n', input);
+        *input = end.map_or(&[], |end| &input[end + 1..]);
+        end.map(|_| Frame::TooLong(fault))
+    }
+}

@@ -1,0 +1,3 @@
+//! The embedded server: speaks the dflockd protocol, in this process or as the `dflockd` binary.
+
+pub mod table;
