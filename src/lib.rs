@@ -3,12 +3,14 @@
 #![deny(missing_docs)]
 
 mod error;
-#[cfg(any(feature = "client", feature = "server"))]
+#[cfg(any(feature = "client", feature = "server", feature = "tls"))]
 pub mod net;
 pub mod proto;
 #[cfg(feature = "server")]
 pub mod server;
 mod sharding;
+#[cfg(feature = "tls")]
+pub mod tls;
 mod types;
 
 pub use error::{Error, ErrorKind, Result};
