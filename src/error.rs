@@ -183,9 +183,14 @@ impl Error {
         self
     }
 
-    /// An I/O failure, sorted by what it means for a caller.
+    /// An I/O failure, sorted by what it means for a caller; one that a stream of this crate has
+    /// named already is taken out as it is.
     pub(crate) fn io(doing: &str, cause: io::Error) -> Self {
         use io::ErrorKind as Io;
+        let cause = match cause.downcast::<Self>() {
+            Ok(named) => return named,
+            Err(cause) => cause,
+        };
         let kind = match cause.kind() {
             Io::TimedOut => ErrorKind::Timeout,
             Io::BrokenPipe
@@ -321,6 +326,13 @@ mod tests {
             .on_server(&"h:1".into());
         assert_eq!(error.to_string(), "acquire of \"k\" on h:1: i/o error: could not connect: refused");
         assert_eq!(io::Error::from(error).kind(), io::ErrorKind::ConnectionRefused);
+    }
+
+    #[test]
+    fn an_error_comes_out_of_an_io_error_as_it_went_in() {
+        let error = Error::io("could not read", Error::new(ErrorKind::Tls, "refused").into());
+        assert_eq!(error.kind(), ErrorKind::Tls);
+        assert_eq!(error.to_string(), "tls error: refused");
     }
 
     #[test]

@@ -16,10 +16,12 @@ pub use tokio_rustls::rustls;
 
 use crate::net::BoxStream;
 use crate::tls::fault::Side;
+use crate::tls::late::Late;
 use crate::tls::pem::{Identity, Pem};
 use crate::{Error, ErrorKind, Result};
 
 mod fault;
+mod late;
 mod pem;
 
 /// How a client speaks TLS: whom it trusts, who it is, which name it expects. Cheap to clone.
@@ -74,7 +76,7 @@ impl ClientTls {
     ///
     /// Sets no time limit of its own: a peer that stays silent keeps it waiting. A server that
     /// wants another client certificate can say so only after a TLS 1.3 handshake, so that failure
-    /// may come with the first read instead; it names the same causes.
+    /// may come with the first read instead, as an [`io::Error`](std::io::Error) that holds it.
     ///
     /// # Cancel safety
     /// Dropping the future drops `stream` and with it the connection.
@@ -91,7 +93,7 @@ impl ClientTls {
         };
         let side = Side::Client { has_certificate: self.config.client_auth_cert_resolver.has_certs() };
         match TlsConnector::from(self.config.clone()).connect(name, stream).await {
-            Ok(stream) => Ok(Box::new(stream)),
+            Ok(stream) => Ok(Box::new(Late { stream, side })),
             Err(cause) => Err(side.explain(cause)),
         }
     }

@@ -29,6 +29,14 @@ impl Side {
         Error::new(ErrorKind::Tls, fault).caused_by(cause)
     }
 
+    /// A failed read's error after the handshake: an alert becomes an [`Error`] inside the I/O error.
+    pub(super) fn explain_late(self, cause: io::Error) -> io::Error {
+        match cause.get_ref().and_then(|inner| inner.downcast_ref()) {
+            Some(rustls::Error::AlertReceived(_)) => self.explain(cause).into(),
+            _ => cause,
+        }
+    }
+
     fn name(self, fault: &rustls::Error) -> &'static str {
         use rustls::Error as Tls;
         match fault {
@@ -61,7 +69,7 @@ impl Side {
             | (Self::Client { has_certificate: false }, Alert::BadCertificate) => {
                 "the server requires a client certificate"
             }
-            (_, alert) if !about_certificate(alert) => "the peer refused the handshake",
+            (_, alert) if !about_certificate(alert) => "the peer ended the session",
             (Self::Client { .. }, _) => "the server refused the client certificate",
             (Self::Server, _) => "the client refused the server's certificate",
         }
