@@ -49,6 +49,8 @@ pub enum ErrorKind {
     /// The connection is closed, by the peer, by [`close`](crate::AsyncConn::close), or because
     /// an earlier command was cut off and its reply can no longer be told from others.
     ConnectionClosed,
+    /// More requests are under way on this client than it keeps; nothing was sent.
+    Overloaded,
     /// The operating system refused an operation.
     Io,
     /// The TLS handshake or its settings failed.
@@ -222,6 +224,7 @@ impl ErrorKind {
             Self::Protocol => "protocol violation",
             Self::InvalidInput => "invalid input",
             Self::ConnectionClosed => "connection closed",
+            Self::Overloaded => "too many requests under way",
             Self::Io => "i/o error",
             Self::Tls => "tls error",
         }

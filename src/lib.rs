@@ -2,7 +2,10 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+#[cfg(feature = "client")]
+mod client;
 mod error;
+pub mod lease;
 #[cfg(any(feature = "client", feature = "server", feature = "tls"))]
 pub mod net;
 pub mod proto;
@@ -13,7 +16,15 @@ mod sharding;
 pub mod tls;
 mod types;
 
+#[cfg(feature = "client")]
+pub use client::{
+    AsyncConn, AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Enqueued, LockClient,
+    LockTarget, SemaphoreTarget, Settings, Target, Ticket, command,
+};
 pub use error::{Error, ErrorKind, Result};
+#[cfg(feature = "client")]
+pub use lease::{Lease, LeaseGuard, Outcome};
+pub use lease::{LeaseState, LostReason};
 pub use proto::StatsResult;
 pub use sharding::{DEFAULT_SERVERS, ShardingStrategy, stable_hash_shard};
 pub use types::{

@@ -1,3 +1,109 @@
-//! The embedded server: speaks the dflockd protocol, in this process or as the `dflockd` binary.
+//! The embedded server: speaks the dflockd protocol, in this process (for tests, development and
+//! single-node production) or as the `dflockd` binary. Knows nothing of the client.
 
+mod config;
+pub mod fence;
+mod listener;
+mod session;
+mod shared;
 pub mod table;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use tokio::net::TcpListener;
+
+use crate::error::{Error, Result};
+use crate::net::{Listen, Stream};
+use crate::proto::StatsResult;
+use shared::Shared;
+
+pub use config::ServerConfig;
+
+/// A lock server. Cheap to clone; clones are the same server.
+///
+/// All its timers are tokio's, so a test with paused time drives it.
+///
+/// ```
+/// use dflockd_client::server::{Server, ServerConfig};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// let server = Server::bind(ServerConfig { port: 0, ..Default::default() }).await?;
+/// let address = server.local_addr().expect("a bound server has an address");
+/// let (stop, stopped) = tokio::sync::oneshot::channel::<()>();
+/// let running = tokio::spawn(server.clone().run(async { drop(stopped.await) }));
+/// // Clients may use `address` now.
+/// assert_eq!(server.stats().connections, 0);
+/// drop(stop);
+/// running.await.expect("the server does not panic");
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct Server {
+    shared: Arc<Shared>,
+    listener: Arc<Mutex<Option<TcpListener>>>,
+    address: Option<SocketAddr>,
+}
+
+impl Server {
+    /// A server without a socket, for [`serve`](Self::serve) and [`serve_stream`](Self::serve_stream).
+    ///
+    /// # Errors
+    /// A setting that cannot work ([`InvalidInput`](crate::ErrorKind::InvalidInput)); a file that
+    /// cannot be read ([`Io`](crate::ErrorKind::Io), [`Tls`](crate::ErrorKind::Tls)).
+    pub fn new(config: ServerConfig) -> Result<Self> {
+        Ok(Self { shared: Shared::new(config)?, listener: Arc::default(), address: None })
+    }
+
+    /// A server that listens on the configured address; port 0 picks a free one.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new); [`Io`](crate::ErrorKind::Io) when the address cannot be bound.
+    pub async fn bind(config: ServerConfig) -> Result<Self> {
+        let (host, port) = (config.host.clone(), config.port);
+        let mut server = Self::new(config)?;
+        let failed = |cause| Error::io(&format!("could not listen on {host}:{port}"), cause);
+        let listener = TcpListener::bind((host.as_str(), port)).await.map_err(failed)?;
+        server.address = Some(listener.local_addr().map_err(failed)?);
+        server.listener = Arc::new(Mutex::new(Some(listener)));
+        Ok(server)
+    }
+
+    /// The address that a bound server listens on.
+    pub fn local_addr(&self) -> Option<SocketAddr> {
+        self.address
+    }
+
+    /// Serves the bound address until `shutdown` resolves, then stops gracefully: nothing more is
+    /// granted, holders may let go, and after the shutdown timeout all connections are closed.
+    ///
+    /// Returns at once on a server that is not bound or runs already.
+    pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
+        // Nothing panics while the slot is locked.
+        let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(listener) = listener {
+            self.serve(listener, shutdown).await;
+        }
+    }
+
+    /// [`run`](Self::run) over any listener.
+    pub async fn serve(&self, listener: impl Listen, shutdown: impl Future<Output = ()> + Send) {
+        listener::serve(&self.shared, listener, shutdown).await;
+    }
+
+    /// Serves one stream that is open already, such as a duplex pipe, until it ends. TLS, where it
+    /// is configured, is up to the caller.
+    pub async fn serve_stream(&self, stream: impl Stream) {
+        session::serve(self.shared.clone(), stream).await;
+    }
+
+    /// What the server holds right now.
+    pub fn stats(&self) -> StatsResult {
+        self.shared.stats()
+    }
+}
+
+impl std::fmt::Debug for Server {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+    }
+}

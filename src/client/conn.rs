@@ -1,0 +1,232 @@
+//! One connection, one command at a time: the request is written and its reply read under a lock,
+//! so replies can never be mixed up. Knows of no lease and no pool.
+
+use std::fmt;
+use std::io;
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter, ReadHalf, WriteHalf};
+use tokio::sync::{Mutex, watch};
+use tokio::time::timeout;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{BoxStream, Stream};
+use crate::proto::{LineDecoder, MAX_REPLY_BYTES};
+use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_LINE_BYTES};
+
+/// How long a close may take to say goodbye.
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+
+/// A connection over any stream: TCP, TLS, a duplex pipe, a scripted mock.
+///
+/// Tasks may share it; their commands take turns. A command whose future is dropped or that times
+/// out once its first byte may be on the way closes the connection, because the reply that is
+/// still to come could be taken for another's: every later command fails at once with
+/// [`ErrorKind::ConnectionClosed`].
+///
+/// ```
+/// use std::time::Duration;
+/// use dflockd_client::AsyncConn;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// let server = tokio_test::io::Builder::new().write(b"ping\n_\n_\n").read(b"ok\n").build();
+/// let conn = AsyncConn::new(server);
+/// let reply = conn.command("ping", "_", "_", Some(Duration::from_secs(5))).await?;
+/// assert_eq!(reply, "ok");
+/// # Ok(()) }
+/// ```
+pub struct AsyncConn {
+    /// Taken out while a command runs: whoever drops that command drops the stream with it.
+    halves: Mutex<Option<Halves>>,
+    closing: watch::Sender<bool>,
+    max_reply: usize,
+}
+
+struct Halves {
+    reader: BufReader<ReadHalf<BoxStream>>,
+    writer: BufWriter<WriteHalf<BoxStream>>,
+}
+
+impl AsyncConn {
+    /// Wraps a stream that stands at the start of the protocol.
+    pub fn new(stream: impl Stream) -> Self {
+        let (reader, writer) = tokio::io::split(Box::new(stream) as BoxStream);
+        let halves = Halves { reader: BufReader::new(reader), writer: BufWriter::new(writer) };
+        Self {
+            halves: Mutex::new(Some(halves)),
+            closing: watch::Sender::new(false),
+            max_reply: MAX_REPLY_BYTES,
+        }
+    }
+
+    /// Sets the longest reply line that is read, in bytes. Defaults to 1 MiB, which holds the
+    /// `stats` of some 10,000 keys; a longer line is a protocol error and closes the connection.
+    pub fn max_reply(mut self, bytes: usize) -> Self {
+        self.max_reply = bytes;
+        self
+    }
+
+    /// Sends one request, any three lines, and reads its one reply line, without its line end.
+    ///
+    /// `read_timeout` covers writing and reading, not the wait for other tasks' commands; `None`
+    /// waits for ever.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput), with nothing sent: a line break in a line, or a
+    /// line over its cap. [`Timeout`](ErrorKind::Timeout),
+    /// [`ConnectionClosed`](ErrorKind::ConnectionClosed), [`Protocol`](ErrorKind::Protocol) (a
+    /// reply that is too long, not UTF-8, or that nobody asked for) and [`Io`](ErrorKind::Io):
+    /// the connection is closed.
+    ///
+    /// # Cancel safety
+    /// Dropped while it waits for its turn, nothing happens. Dropped later, the connection is
+    /// closed, and the server may or may not have carried the command out.
+    pub async fn command(
+        &self,
+        cmd: &str,
+        key: &str,
+        arg: &str,
+        read_timeout: Option<Duration>,
+    ) -> Result<String> {
+        let request = encode(cmd, key, arg)?;
+        let mut slot = self.halves.lock().await;
+        let mut closing = self.closing.subscribe();
+        let mut halves = match slot.take() {
+            Some(halves) if !*closing.borrow() => halves,
+            _ => return Err(already_closed()),
+        };
+        let exchange = async {
+            tokio::select! {
+                reply = halves.exchange(&request, self.max_reply) => reply,
+                _ = closing.wait_for(|closing| *closing) => Err(already_closed()),
+            }
+        };
+        let reply = match read_timeout {
+            None => exchange.await,
+            Some(limit) => timeout(limit, exchange).await.unwrap_or_else(|_| {
+                Err(Error::new(ErrorKind::Timeout, format!("no reply within {limit:?}")))
+            }),
+        }?;
+        *slot = Some(halves);
+        Ok(reply)
+    }
+
+    /// Closes the connection: a command under way ends with
+    /// [`ConnectionClosed`](ErrorKind::ConnectionClosed), later ones fail at once. Closing twice
+    /// is no error.
+    ///
+    /// # Cancel safety
+    /// Once polled, the connection is closed for every user of it.
+    pub async fn close(&self) {
+        self.closing.send_replace(true);
+        if let Some(mut halves) = self.halves.lock().await.take() {
+            // Nobody waits for the goodbye: a peer that does not take it is gone as well.
+            let _ = timeout(CLOSE_LIMIT, halves.writer.shutdown()).await;
+        }
+    }
+
+    /// The stream itself, between two commands.
+    pub(crate) fn into_stream(self) -> Result<BoxStream> {
+        let halves = self.halves.into_inner().ok_or_else(already_closed)?;
+        if !halves.reader.buffer().is_empty() {
+            return Err(unasked(halves.reader.buffer()));
+        }
+        Ok(halves.reader.into_inner().unsplit(halves.writer.into_inner()))
+    }
+}
+
+impl fmt::Debug for AsyncConn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncConn").finish_non_exhaustive()
+    }
+}
+
+impl Halves {
+    async fn exchange(&mut self, request: &[u8], max_reply: usize) -> Result<String> {
+        self.expect_silence()?;
+        let sending = async {
+            self.writer.write_all(request).await?;
+            self.writer.flush().await
+        };
+        sending.await.map_err(|cause| Error::io("could not send the request", cause))?;
+        self.read_line(max_reply).await
+    }
+
+    /// A peer that closed, or that speaks unasked, is found out before anything is sent to it.
+    fn expect_silence(&mut self) -> Result<()> {
+        match self.reader.fill_buf().now_or_never() {
+            None => Ok(()),
+            Some(Ok([])) => Err(closed_by_peer("before the request was sent")),
+            Some(Ok(bytes)) => Err(unasked(bytes)),
+            Some(Err(cause)) => Err(Error::io("the connection failed before the request was sent", cause)),
+        }
+    }
+
+    async fn read_line(&mut self, max_reply: usize) -> Result<String> {
+        let mut decoder = LineDecoder::new();
+        loop {
+            let chunk = self.reader.fill_buf().await;
+            let chunk = chunk.map_err(|cause| Error::io("could not read the reply", cause))?;
+            if chunk.is_empty() {
+                let whole = decoder.at_boundary();
+                return Err(closed_by_peer(if whole {
+                    "without a reply"
+                } else {
+                    "in the middle of a reply"
+                }));
+            }
+            let (mut rest, len) = (chunk, chunk.len());
+            let line = decoder.next(&mut rest, max_reply).map(|line| line.map(text));
+            let used = len - rest.len();
+            self.reader.consume(used);
+            match line {
+                None => {}
+                Some(Ok(line)) => return line,
+                Some(Err(fault)) => {
+                    return Err(Error::new(ErrorKind::Protocol, "reply too long").caused_by(fault));
+                }
+            }
+        }
+    }
+}
+
+fn text(line: &[u8]) -> Result<String> {
+    match std::str::from_utf8(line) {
+        Ok(line) => Ok(line.to_owned()),
+        Err(cause) => Err(Error::new(ErrorKind::Protocol, "reply is not valid utf-8").caused_by(cause)),
+    }
+}
+
+fn encode(cmd: &str, key: &str, arg: &str) -> Result<Vec<u8>> {
+    let arg_cap = if cmd == "auth" { MAX_AUTH_TOKEN_BYTES } else { MAX_LINE_BYTES };
+    let lines = [("command", cmd, MAX_LINE_BYTES), ("key", key, MAX_LINE_BYTES), ("arg", arg, arg_cap)];
+    let mut request = Vec::with_capacity(cmd.len() + key.len() + arg.len() + 3);
+    for (field, line, cap) in lines {
+        if line.contains(['\n', '\r']) {
+            return Err(Error::invalid(field, "has a line break"));
+        }
+        if line.len() > cap {
+            return Err(Error::invalid(field, format!("is {} bytes long, the limit is {cap}", line.len())));
+        }
+        request.extend_from_slice(line.as_bytes());
+        request.push(b'\n');
+    }
+    Ok(request)
+}
+
+fn already_closed() -> Error {
+    Error::new(ErrorKind::ConnectionClosed, "it was closed, or an earlier command on it was cut off")
+}
+
+pub(crate) fn closed_by_peer(when: &str) -> Error {
+    let cause = io::Error::from(io::ErrorKind::UnexpectedEof);
+    Error::new(ErrorKind::ConnectionClosed, format!("the server closed it {when}")).caused_by(cause)
+}
+
+/// A line that came unasked: a server says `error` before it drops an idle connection.
+pub(crate) fn unasked(bytes: &[u8]) -> Error {
+    if bytes.starts_with(b"error") {
+        return Error::new(ErrorKind::ConnectionClosed, "the server ended an idle connection");
+    }
+    Error::new(ErrorKind::Protocol, "the server sent a line that nobody asked for")
+}

@@ -1,0 +1,134 @@
+//! The lock as a user has it.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::client::options::{Builder, Parts, Target};
+use crate::client::resource::{Enqueued, Resource};
+use crate::client::{LockClient, Settings};
+use crate::error::Result;
+use crate::lease::LeaseGuard;
+use crate::types::{Key, Seconds};
+
+/// A lock on one key: one holder at a time in the whole fleet, first in, first out.
+///
+/// It is a recipe, not a holding: cheap to clone, safe to share, good for any number of acquires.
+/// Each [`LeaseGuard`] that it gives is a lease of its own, renewed in the background, released on
+/// drop. Locks are not reentrant: a second acquire waits for the first to let go.
+///
+/// Made alone it is a [`LockClient`] with one lock in it; a service that takes many locks makes
+/// one client and asks that for locks.
+///
+/// ```
+/// use std::time::Duration;
+/// use dflockd_client::AsyncDistributedLock;
+/// # use dflockd_client::server::{Server, ServerConfig};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = Server::bind(ServerConfig { port: 0, ..Default::default() }).await?;
+/// # let port = server.local_addr().unwrap().port();
+/// # tokio::spawn(server.run(std::future::pending()));
+/// let lock = AsyncDistributedLock::builder("deploy-job")
+///     .servers([("127.0.0.1", port)])
+///     .lease_ttl(Duration::from_secs(30))
+///     .build()?;
+/// let guard = lock.acquire().await?;
+/// // One task in the whole fleet gets here at a time.
+/// guard.release().await?;
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct AsyncDistributedLock(pub(super) Resource);
+
+impl AsyncDistributedLock {
+    /// Starts a lock on `key`: 1 to 256 bytes without white space.
+    pub fn builder(key: impl Into<String>) -> Builder<LockTarget> {
+        Builder::new(LockTarget { key: key.into() })
+    }
+
+    /// The key.
+    pub fn key(&self) -> &Key {
+        &self.0.key
+    }
+
+    /// The same lock with other settings for its leases.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
+    pub fn with(&self, settings: Settings) -> Result<Self> {
+        self.0.with(settings).map(Self)
+    }
+
+    /// Waits for the lock, up to the acquire timeout that was built in (`l`).
+    ///
+    /// # Errors
+    /// [`Timeout`](crate::ErrorKind::Timeout) when the key stays busy, the server cannot be
+    /// reached within the connect timeout, or its answer is 30 s overdue;
+    /// [`MaxLocks`](crate::ErrorKind::MaxLocks), [`MaxWaiters`](crate::ErrorKind::MaxWaiters),
+    /// [`LimitMismatch`](crate::ErrorKind::LimitMismatch) (the key is a semaphore's),
+    /// [`Draining`](crate::ErrorKind::Draining),
+    /// [`PermissionDenied`](crate::ErrorKind::PermissionDenied) or
+    /// [`Auth`](crate::ErrorKind::Auth); [`Io`](crate::ErrorKind::Io),
+    /// [`Tls`](crate::ErrorKind::Tls), [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed)
+    /// or [`Protocol`](crate::ErrorKind::Protocol) from the connection.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the queue; a grant that crosses the drop is released.
+    pub async fn acquire(&self) -> Result<LeaseGuard> {
+        self.0.acquire(self.0.lease.acquire_timeout).await
+    }
+
+    /// Waits for the lock, up to `timeout` in whole seconds, rounded up (`l`).
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire); [`InvalidInput`](crate::ErrorKind::InvalidInput) for a
+    /// timeout over 9,223,372,036 s.
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    pub async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
+        self.0.acquire(Seconds::ceil("timeout", timeout)?).await
+    }
+
+    /// Takes the lock if it is free; `None` when it is busy (`l` with timeout 0).
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), without the key that stays busy.
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    pub async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
+        self.0.try_acquire().await
+    }
+
+    /// Takes the lock or a place in its queue, without waiting (`e`).
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), without the key that stays busy.
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    pub async fn enqueue(&self) -> Result<Enqueued> {
+        self.0.enqueue().await
+    }
+}
+
+impl fmt::Debug for AsyncDistributedLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncDistributedLock").field("key", self.key()).finish_non_exhaustive()
+    }
+}
+
+/// Builds an [`AsyncDistributedLock`].
+#[derive(Debug)]
+pub struct LockTarget {
+    key: String,
+}
+
+impl Target for LockTarget {
+    type Output = AsyncDistributedLock;
+
+    fn finish(self, parts: Parts) -> Result<AsyncDistributedLock> {
+        let key = Key::parse(&self.key)?;
+        Ok(AsyncDistributedLock(LockClient::from_parts(parts).resource(key, None)))
+    }
+}

@@ -1,0 +1,256 @@
+//! One builder's worth of settings, checked once in `build`. Knows of no connection.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::client::command::{check_auth_token, check_server, check_time, lease_seconds, server_name};
+use crate::client::tls::ClientTls;
+use crate::error::{Error, Result};
+use crate::lease::renewal::Pace;
+use crate::net::{Dial, TcpDial};
+use crate::sharding::{DEFAULT_SERVERS, ShardingStrategy, stable_hash_shard};
+use crate::types::{Key, Seconds};
+
+/// Where the servers are and how to reach them.
+pub(crate) struct Options {
+    pub(crate) servers: Vec<Server>,
+    sharding: Arc<dyn ShardingStrategy>,
+    pub(crate) tls: Option<ClientTls>,
+    pub(crate) auth_token: Option<String>,
+    pub(crate) connect_timeout: Duration,
+    pub(crate) keepalive_interval: Duration,
+    pub(crate) dial: Arc<dyn Dial>,
+}
+
+/// One server's address.
+#[derive(Clone)]
+pub(crate) struct Server {
+    pub(crate) host: String,
+    pub(crate) port: u16,
+    /// `host:port`, as errors and events name it.
+    pub(crate) name: Arc<str>,
+}
+
+impl Options {
+    /// The index of the key's server.
+    pub(crate) fn shard(&self, key: &Key) -> Result<usize> {
+        let count = self.servers.len();
+        let shard = self.sharding.shard(&key.to_text(), count);
+        if shard >= count {
+            let fault = format!("answered {shard} for key {:?}, there are {count} servers", key.to_text());
+            return Err(Error::invalid("sharding_strategy", fault));
+        }
+        Ok(shard)
+    }
+}
+
+/// How a lock is taken and kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LeaseOptions {
+    pub(crate) acquire_timeout: Seconds,
+    pub(crate) ttl: Option<Seconds>,
+    pub(crate) pace: Pace,
+}
+
+/// What a [`Builder`] makes.
+pub trait Target: Sized {
+    /// The finished thing.
+    type Output;
+
+    #[doc(hidden)]
+    fn finish(self, parts: Parts) -> Result<Self::Output>;
+}
+
+/// The checked settings on their way to a [`Target`].
+#[doc(hidden)]
+pub struct Parts {
+    pub(crate) options: Options,
+    pub(crate) lease: LeaseOptions,
+}
+
+/// The settings of a client, a lock or a semaphore. Nothing is checked, and nothing connects,
+/// before [`build`](Self::build).
+///
+/// ```
+/// use std::time::Duration;
+/// use dflockd_client::{AsyncDistributedLock, ErrorKind};
+/// let lock = AsyncDistributedLock::builder("deploy-job")
+///     .servers([("10.0.0.1", 6388), ("10.0.0.2", 6388)])
+///     .acquire_timeout(Duration::from_secs(30))
+///     .lease_ttl(Duration::from_secs(60))
+///     .build()?;
+/// let error = AsyncDistributedLock::builder("two words").build().unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::InvalidInput);
+/// # Ok::<(), dflockd_client::Error>(())
+/// ```
+#[must_use = "a builder does nothing until it is built"]
+pub struct Builder<T> {
+    target: T,
+    servers: Vec<(String, u16)>,
+    sharding: Arc<dyn ShardingStrategy>,
+    tls: Option<ClientTls>,
+    auth_token: Option<String>,
+    connect_timeout: Duration,
+    keepalive_interval: Duration,
+    dial: Arc<dyn Dial>,
+    acquire_timeout: Duration,
+    lease_ttl: Option<Duration>,
+    pace: Pace,
+}
+
+impl<T: Target> Builder<T> {
+    pub(crate) fn new(target: T) -> Self {
+        Self {
+            target,
+            servers: DEFAULT_SERVERS.iter().map(|(host, port)| ((*host).to_owned(), *port)).collect(),
+            sharding: Arc::new(stable_hash_shard),
+            tls: None,
+            auth_token: None,
+            connect_timeout: Duration::from_secs(10),
+            keepalive_interval: Duration::from_secs(10),
+            dial: Arc::new(TcpDial),
+            acquire_timeout: Duration::from_secs(10),
+            lease_ttl: None,
+            pace: Pace::default(),
+        }
+    }
+
+    /// The servers of the fleet, each host with its port, in the order that all clients share:
+    /// the order decides which key lives where. Defaults to `127.0.0.1`, port 6388.
+    pub fn servers<H: Into<String>>(mut self, servers: impl IntoIterator<Item = (H, u16)>) -> Self {
+        self.servers = servers.into_iter().map(|(host, port)| (host.into(), port)).collect();
+        self
+    }
+
+    /// Picks a key's server; every client of the fleet must answer alike. Defaults to
+    /// [`stable_hash_shard`].
+    pub fn sharding_strategy(mut self, strategy: impl ShardingStrategy) -> Self {
+        self.sharding = Arc::new(strategy);
+        self
+    }
+
+    /// Speaks TLS to every server. Defaults to plain TCP.
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, tls: ClientTls) -> Self {
+        self.tls = Some(tls);
+        self
+    }
+
+    /// Authenticates every connection: 1 byte to 64 KiB, no line break. Send it over TLS alone
+    /// where others can listen. Defaults to none.
+    pub fn auth_token(mut self, token: impl Into<String>) -> Self {
+        self.auth_token = Some(token.into());
+        self
+    }
+
+    /// How long connecting may take, TLS and authentication included; above 0. Defaults to 10 s.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// How long a connection may be quiet before it pings; above 0. Must stay below the server's
+    /// read timeout (23 s unless set), or the server drops quiet connections and frees what they
+    /// hold. Defaults to 10 s.
+    pub fn keepalive_interval(mut self, interval: Duration) -> Self {
+        self.keepalive_interval = interval;
+        self
+    }
+
+    /// Opens connections by other means than TCP: in tests, or through a proxy. Defaults to
+    /// [`TcpDial`].
+    pub fn dial(mut self, dial: impl Dial) -> Self {
+        self.dial = Arc::new(dial);
+        self
+    }
+
+    /// How long an acquire waits in the queue, in whole seconds, rounded up; 0 is a try. Defaults
+    /// to 10 s.
+    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
+        self.acquire_timeout = timeout;
+        self
+    }
+
+    /// The lease: how long the lock outlives a holder that falls silent, in whole seconds, rounded
+    /// up, at least 1. Short ones renew often; long ones keep a crashed holder's key taken for
+    /// long, where the server does not notice the crash. Defaults to the server's own (33 s unless
+    /// set there).
+    pub fn lease_ttl(mut self, ttl: Duration) -> Self {
+        self.lease_ttl = Some(ttl);
+        self
+    }
+
+    /// The share of the remaining lease after which it is renewed, above 0 and below 1: low is
+    /// careful and busy, high leaves little time for another try. Defaults to 0.5.
+    pub fn renew_ratio(mut self, ratio: f64) -> Self {
+        self.pace.ratio = ratio;
+        self
+    }
+
+    /// The share of each interval by which a renewal may come early at random, 0 to 1, so that
+    /// many leases do not renew in step. Defaults to 0.1.
+    pub fn renew_jitter(mut self, jitter: f64) -> Self {
+        self.pace.jitter = jitter;
+        self
+    }
+
+    /// Checks every setting and makes the thing. Connects to nothing.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming the setting, its fault and the
+    /// limit.
+    pub fn build(self) -> Result<T::Output> {
+        if self.servers.is_empty() {
+            return Err(Error::invalid("servers", "is empty, at least one is needed"));
+        }
+        let mut servers = Vec::with_capacity(self.servers.len());
+        for (host, port) in self.servers {
+            check_server(&host, port)?;
+            let name = server_name(&host, port).into();
+            servers.push(Server { host, port, name });
+        }
+        if let Some(token) = &self.auth_token {
+            check_auth_token(token)?;
+        }
+        check_time("connect_timeout", self.connect_timeout)?;
+        check_time("keepalive_interval", self.keepalive_interval)?;
+        let lease = LeaseOptions {
+            acquire_timeout: Seconds::ceil("acquire_timeout", self.acquire_timeout)?,
+            ttl: lease_seconds("lease_ttl", self.lease_ttl)?,
+            pace: self.pace,
+        };
+        let Pace { ratio, jitter, .. } = self.pace;
+        if !(ratio > 0.0 && ratio < 1.0) {
+            return Err(Error::invalid("renew_ratio", format!("is {ratio}, it must be above 0 and below 1")));
+        }
+        if !(0.0..=1.0).contains(&jitter) {
+            return Err(Error::invalid("renew_jitter", format!("is {jitter}, the range is 0 to 1")));
+        }
+        let options = Options {
+            servers,
+            sharding: self.sharding,
+            tls: self.tls,
+            auth_token: self.auth_token,
+            connect_timeout: self.connect_timeout,
+            keepalive_interval: self.keepalive_interval,
+            dial: self.dial,
+        };
+        self.target.finish(Parts { options, lease })
+    }
+}
+
+impl<T> fmt::Debug for Builder<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("servers", &self.servers)
+            .field("tls", &self.tls.is_some())
+            .field("auth_token", &self.auth_token.as_ref().map(|_| "set"))
+            .field("connect_timeout", &self.connect_timeout)
+            .field("keepalive_interval", &self.keepalive_interval)
+            .field("acquire_timeout", &self.acquire_timeout)
+            .field("lease_ttl", &self.lease_ttl)
+            .field("pace", &self.pace)
+            .finish_non_exhaustive()
+    }
+}

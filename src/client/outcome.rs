@@ -1,0 +1,123 @@
+//! What replies mean to a caller: statuses become errors, grants become values.
+
+use std::time::Duration;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::proto::{BadReply, Expect, Reply, StatsResult, Status};
+use crate::types::Token;
+
+/// A grant as the low-level functions answer it: nothing renews it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The proof of it, for [`renew`](crate::command::renew) and [`release`](crate::command::release).
+    pub token: Token,
+    /// For how long, unless renewed: whole seconds.
+    pub lease: Duration,
+}
+
+/// What [`enqueue`](crate::command::enqueue) comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The key was free and is held.
+    Acquired(Grant),
+    /// The connection has a place in the queue: [`wait`](crate::command::wait) for the grant.
+    Queued,
+}
+
+/// The error that a refusal is, to a request that expected `expect`.
+pub(crate) fn refusal(status: &Status, expect: Expect) -> Error {
+    let kind = match status {
+        Status::Error if expect == Expect::Lease => ErrorKind::NotHeld,
+        Status::Auth => ErrorKind::Auth,
+        Status::MaxLocks => ErrorKind::MaxLocks,
+        Status::MaxWaiters => ErrorKind::MaxWaiters,
+        Status::LimitMismatch => ErrorKind::LimitMismatch,
+        Status::NotEnqueued => ErrorKind::NotQueued,
+        Status::AlreadyEnqueued => ErrorKind::AlreadyQueued,
+        Status::LeaseExpired => ErrorKind::LeaseExpired,
+        Status::Draining => ErrorKind::Draining,
+        Status::NotLeader(_) => ErrorKind::NotLeader,
+        _ => ErrorKind::Server,
+    };
+    let raw = status.to_string();
+    let detail = if kind == ErrorKind::Server { format!("{raw:?}") } else { String::new() };
+    let leader = if let Status::NotLeader(leader) = status { leader.as_deref() } else { None };
+    Error::new(kind, detail).with_raw(&raw).with_leader(leader)
+}
+
+pub(crate) fn bad_reply(fault: BadReply) -> Error {
+    Error::new(ErrorKind::Protocol, "").caused_by(fault)
+}
+
+fn refused_or(reply: Reply, expect: Expect) -> Error {
+    match reply {
+        Reply::Refused(status) => refusal(&status, expect),
+        Reply::Timeout => Error::new(ErrorKind::Timeout, "the key stayed busy").with_raw("timeout"),
+        // `Reply::parse` lets nothing else through for what was expected.
+        _ => Error::new(ErrorKind::Protocol, "a reply to another request"),
+    }
+}
+
+/// `l`, `sl`, `w`, `sw`
+pub(crate) fn grant(reply: Reply) -> Result<Grant> {
+    match reply {
+        Reply::Granted { token, lease } => Ok(Grant { token, lease: lease.duration() }),
+        other => Err(refused_or(other, Expect::Grant)),
+    }
+}
+
+/// `e`, `se`
+pub(crate) fn place(reply: Reply) -> Result<Place> {
+    match reply {
+        Reply::Acquired { token, lease } => Ok(Place::Acquired(Grant { token, lease: lease.duration() })),
+        Reply::Queued => Ok(Place::Queued),
+        other => Err(refused_or(other, Expect::Place)),
+    }
+}
+
+/// `r`, `sr`
+pub(crate) fn released(reply: Reply) -> Result<()> {
+    match reply {
+        Reply::Done => Ok(()),
+        // To a release, as to a renewal, a bare `error` means that there is no such holder.
+        other => Err(refused_or(other, Expect::Lease)),
+    }
+}
+
+/// `n`, `sn`
+pub(crate) fn renewed(reply: Reply) -> Result<Duration> {
+    match reply {
+        Reply::Renewed(lease) => Ok(lease.duration()),
+        other => Err(refused_or(other, Expect::Lease)),
+    }
+}
+
+/// `ping`
+pub(crate) fn done(reply: Reply) -> Result<()> {
+    match reply {
+        Reply::Done => Ok(()),
+        other => Err(refused_or(other, Expect::Done)),
+    }
+}
+
+/// `auth`: whatever the server says against it, the token was refused; but a server that shuts
+/// down says so.
+pub(crate) fn authenticated(reply: Reply) -> Result<()> {
+    match reply {
+        Reply::Done => Ok(()),
+        Reply::Refused(status) if status != Status::Draining => {
+            let detail = "the server refused the auth token, or wants none";
+            Err(Error::new(ErrorKind::PermissionDenied, detail).with_raw(&status.to_string()))
+        }
+        other => Err(refused_or(other, Expect::Done)),
+    }
+}
+
+/// `stats`
+pub(crate) fn stats(reply: Reply) -> Result<StatsResult> {
+    match reply {
+        Reply::Stats(json) => StatsResult::from_json(&json)
+            .map_err(|cause| Error::new(ErrorKind::Protocol, "malformed stats").caused_by(cause)),
+        other => Err(refused_or(other, Expect::Stats)),
+    }
+}

@@ -1,0 +1,198 @@
+//! Sessions per server: dialling, handing out, taking back. A session that is handed out carries
+//! one lease or one wait; one that is taken back serves the next.
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use crate::client::command::{self, open_stream, within};
+use crate::client::conn::AsyncConn;
+use crate::client::options::{Options, Server};
+use crate::client::session::{Answer, Failure, Orphan, Session};
+use crate::error::{Error, ErrorKind, Result};
+use crate::proto::Request;
+use crate::types::Key;
+
+/// How many sessions without a lease are kept per server for the next one.
+const MAX_IDLE: usize = 16;
+/// How often a request that was not sent is made again on another session.
+const RESENDS: usize = 3;
+
+pub(crate) struct Pool {
+    pub(crate) options: Options,
+    idle: Vec<Mutex<Vec<Session>>>,
+}
+
+impl Pool {
+    pub(crate) fn new(options: Options) -> Arc<Self> {
+        let idle = options.servers.iter().map(|_| Mutex::default()).collect();
+        Arc::new(Self { options, idle })
+    }
+
+    /// Sends a request to the key's server on a session of its own, which the answer is bound to.
+    ///
+    /// A pooled session that turns out dead before anything was sent is replaced unnoticed.
+    pub(crate) async fn begin(self: &Arc<Self>, key: &Key) -> Result<Waiting> {
+        let shard = self.options.shard(key)?;
+        let session = self.checkout(shard).await?;
+        Ok(Waiting { pool: self.clone(), shard, session: Some(session), under_way: false })
+    }
+
+    /// Takes an idle session of the server's, or dials.
+    async fn checkout(self: &Arc<Self>, shard: usize) -> Result<Session> {
+        while let Some(session) = self.idle(shard).pop() {
+            if !session.is_closed() && !session.is_suspect() {
+                return Ok(session);
+            }
+        }
+        self.dial(shard).await
+    }
+
+    fn idle(&self, shard: usize) -> std::sync::MutexGuard<'_, Vec<Session>> {
+        // Nothing panics while the list is locked.
+        self.idle[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Takes a session back on which nothing is held and nothing waits.
+    pub(crate) fn give_back(&self, shard: usize, session: Session) {
+        let mut idle = self.idle(shard);
+        if idle.len() < MAX_IDLE && !session.is_closed() {
+            idle.push(session);
+        }
+    }
+
+    async fn dial(self: &Arc<Self>, shard: usize) -> Result<Session> {
+        let server = &self.options.servers[shard];
+        let stream = within(self.options.connect_timeout, self.handshake(server)).await;
+        let stream = stream.map_err(|error| error.on_server(&server.name))?;
+        tracing::debug!(server = %server.name, "connected");
+        let pool = Arc::downgrade(self);
+        let rescue = Arc::new(move |orphan| {
+            if let Some(pool) = pool.upgrade() {
+                pool.rescue(shard, orphan);
+            }
+        });
+        Ok(Session::spawn(stream, server.name.clone(), self.options.keepalive_interval, rescue))
+    }
+
+    async fn handshake(&self, server: &Server) -> Result<crate::net::BoxStream> {
+        let options = &self.options;
+        let stream = open_stream(&*options.dial, &server.host, server.port, options.tls.as_ref()).await?;
+        let conn = AsyncConn::new(stream);
+        if let Some(token) = &options.auth_token {
+            command::authenticate(&conn, token).await?;
+        }
+        conn.into_stream()
+    }
+
+    /// Releases a grant that reached nobody, over another session than the one that brought it.
+    fn rescue(self: &Arc<Self>, shard: usize, orphan: Orphan) {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else {
+            tracing::warn!(key = %orphan.key, fence = ?orphan.token.fence(), "a grant that nobody took runs out by itself");
+            return;
+        };
+        let pool = self.clone();
+        runtime.spawn(async move {
+            match pool.checkout(shard).await {
+                Ok(session) => {
+                    session.call_soon(orphan.release());
+                    pool.give_back(shard, session);
+                }
+                Err(error) => {
+                    tracing::warn!(key = %orphan.key, %error, "a grant that nobody took runs out by itself");
+                }
+            }
+        });
+    }
+
+    /// Asks one server something that holds nothing.
+    pub(crate) async fn ask(self: &Arc<Self>, shard: usize, request: Request) -> Result<crate::proto::Reply> {
+        let session = self.checkout(shard).await?;
+        let mut waiting = Waiting { pool: self.clone(), shard, session: Some(session), under_way: false };
+        let reply = waiting.call(request, command::IO_SLACK).await?.claim();
+        waiting.done();
+        Ok(reply)
+    }
+}
+
+/// A session on which something waits, or may. Dropped while a request is under way, the session
+/// is abandoned, and with it the place in the queue.
+pub(crate) struct Waiting {
+    pool: Arc<Pool>,
+    shard: usize,
+    /// Taken when the session is passed on.
+    session: Option<Session>,
+    under_way: bool,
+}
+
+impl Waiting {
+    /// Sends a request and waits for its answer.
+    pub(crate) async fn call(&mut self, request: Request, limit: std::time::Duration) -> Result<Answer> {
+        for attempt in 0.. {
+            let Some(session) = self.session.clone() else { break };
+            self.under_way = true;
+            match session.call(request.clone(), limit).await {
+                Ok(answer) => {
+                    self.under_way = false;
+                    return Ok(answer);
+                }
+                Err(Failure { error, unsent: true }) if attempt < RESENDS && session.is_closed() => {
+                    tracing::debug!(server = %session.server(), %error, "a dead connection is replaced");
+                    self.under_way = false;
+                    self.session = Some(self.pool.checkout(self.shard).await?);
+                }
+                Err(Failure { error, .. }) => return Err(error.on_server(session.server())),
+            }
+        }
+        Err(Error::new(ErrorKind::ConnectionClosed, "the wait was over already"))
+    }
+
+    pub(crate) fn server(&self) -> Option<Arc<str>> {
+        self.session.as_ref().map(|session| session.server().clone())
+    }
+
+    /// Sends a request whose reply nobody waits for, and gives the session back.
+    pub(crate) fn end_with(mut self, request: Request) {
+        if let Some(session) = self.session.take() {
+            session.call_soon(request);
+            self.pool.give_back(self.shard, session);
+        }
+    }
+
+    /// Nothing is held and nothing waits: the session serves the next.
+    pub(crate) fn done(mut self) {
+        if let Some(session) = self.session.take() {
+            self.pool.give_back(self.shard, session);
+        }
+    }
+
+    /// The session now carries a lease.
+    pub(crate) fn carry(mut self) -> Option<Held> {
+        let session = self.session.take()?;
+        Some(Held { pool: self.pool.clone(), shard: self.shard, session })
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        if let Some(session) = self.session.take() {
+            if self.under_way {
+                session.abandon();
+            } else {
+                self.pool.give_back(self.shard, session);
+            }
+        }
+    }
+}
+
+/// A session that carries a lease.
+pub(crate) struct Held {
+    pool: Arc<Pool>,
+    shard: usize,
+    pub(crate) session: Session,
+}
+
+impl Held {
+    /// The lease is let go, or its release is on its way.
+    pub(crate) fn give_back(&self) {
+        self.pool.give_back(self.shard, self.session.clone());
+    }
+}

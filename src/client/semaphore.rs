@@ -1,0 +1,131 @@
+//! The semaphore as a user has it.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::client::options::{Builder, Parts, Target};
+use crate::client::resource::{Enqueued, Resource};
+use crate::client::{LockClient, Settings};
+use crate::error::Result;
+use crate::lease::LeaseGuard;
+use crate::types::{Key, Limit, Seconds};
+
+/// A counting semaphore on one key: up to `limit` holders at a time in the whole fleet.
+///
+/// All users of a key must name the same limit: the first use fixes it until the key was idle for
+/// a while. In everything else it is as an [`AsyncDistributedLock`](crate::AsyncDistributedLock),
+/// which is a semaphore of one.
+///
+/// ```
+/// use dflockd_client::AsyncDistributedSemaphore;
+/// # use dflockd_client::server::{Server, ServerConfig};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// # let server = Server::bind(ServerConfig { port: 0, ..Default::default() }).await?;
+/// # let port = server.local_addr().unwrap().port();
+/// # tokio::spawn(server.run(std::future::pending()));
+/// let exports = AsyncDistributedSemaphore::builder("exports", 2).servers([("127.0.0.1", port)]).build()?;
+/// let first = exports.acquire().await?;
+/// let second = exports.acquire().await?;
+/// assert!(exports.try_acquire().await?.is_none());
+/// # Ok(()) }
+/// ```
+#[derive(Clone)]
+pub struct AsyncDistributedSemaphore(pub(super) Resource);
+
+impl AsyncDistributedSemaphore {
+    /// Starts a semaphore on `key` (1 to 256 bytes without white space) with `limit` slots (1 to
+    /// 2^63 - 1).
+    pub fn builder(key: impl Into<String>, limit: u64) -> Builder<SemaphoreTarget> {
+        Builder::new(SemaphoreTarget { key: key.into(), limit })
+    }
+
+    /// The key.
+    pub fn key(&self) -> &Key {
+        &self.0.key
+    }
+
+    /// How many may hold it at once.
+    pub fn limit(&self) -> u64 {
+        self.0.limit.map_or(1, Limit::get)
+    }
+
+    /// The same semaphore with other settings for its leases.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
+    pub fn with(&self, settings: Settings) -> Result<Self> {
+        self.0.with(settings).map(Self)
+    }
+
+    /// Waits for a slot, up to the acquire timeout that was built in (`sl`).
+    ///
+    /// # Errors
+    /// As [`AsyncDistributedLock::acquire`](crate::AsyncDistributedLock::acquire);
+    /// [`LimitMismatch`](crate::ErrorKind::LimitMismatch) when the key is in use with another
+    /// limit.
+    ///
+    /// # Cancel safety
+    /// Dropping the future leaves the queue; a grant that crosses the drop is released.
+    pub async fn acquire(&self) -> Result<LeaseGuard> {
+        self.0.acquire(self.0.lease.acquire_timeout).await
+    }
+
+    /// Waits for a slot, up to `timeout` in whole seconds, rounded up (`sl`).
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire); [`InvalidInput`](crate::ErrorKind::InvalidInput) for a
+    /// timeout over 9,223,372,036 s.
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    pub async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
+        self.0.acquire(Seconds::ceil("timeout", timeout)?).await
+    }
+
+    /// Takes a slot if one is free; `None` when all are taken (`sl` with timeout 0).
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), without the key that stays busy.
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    pub async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
+        self.0.try_acquire().await
+    }
+
+    /// Takes a slot or a place in the queue, without waiting (`se`).
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), without the key that stays busy.
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    pub async fn enqueue(&self) -> Result<Enqueued> {
+        self.0.enqueue().await
+    }
+}
+
+impl fmt::Debug for AsyncDistributedSemaphore {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("AsyncDistributedSemaphore")
+            .field("key", self.key())
+            .field("limit", &self.limit())
+            .finish_non_exhaustive()
+    }
+}
+
+/// Builds an [`AsyncDistributedSemaphore`].
+#[derive(Debug)]
+pub struct SemaphoreTarget {
+    key: String,
+    limit: u64,
+}
+
+impl Target for SemaphoreTarget {
+    type Output = AsyncDistributedSemaphore;
+
+    fn finish(self, parts: Parts) -> Result<AsyncDistributedSemaphore> {
+        let (key, limit) = (Key::parse(&self.key)?, Limit::new(self.limit)?);
+        Ok(AsyncDistributedSemaphore(LockClient::from_parts(parts).resource(key, Some(limit))))
+    }
+}

@@ -1,0 +1,285 @@
+//! The schedule of one lease, without a clock: when to renew next, when the lease is at risk, when
+//! it is lost. Time is an argument. Knows of no runtime and no engine.
+
+use std::fmt;
+use std::time::{Duration, Instant};
+
+/// Why a lease was lost.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum LostReason {
+    /// The connection that the grant is bound to closed; the server may have handed the key on.
+    ConnectionClosed,
+    /// The server answered a renewal with `error`: it knows no such holder any more.
+    RenewalRejected,
+    /// No renewal got through before the deadline.
+    DeadlinePassed,
+    /// The runtime that renewed the lease was shut down.
+    RuntimeShutdown,
+}
+
+impl fmt::Display for LostReason {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::ConnectionClosed => "its connection closed",
+            Self::RenewalRejected => "the server rejected its renewal",
+            Self::DeadlinePassed => "its deadline passed without a renewal",
+            Self::RuntimeShutdown => "the runtime that renewed it shut down",
+        })
+    }
+}
+
+/// How a lease stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum LeaseState {
+    /// Held, with time to spare.
+    Healthy,
+    /// Held, but renewals are late: little time is left.
+    AtRisk,
+    /// Not held any more, for good.
+    Lost(LostReason),
+}
+
+impl LeaseState {
+    /// Whether the lease is lost, and why.
+    pub fn lost(self) -> Option<LostReason> {
+        match self {
+            Self::Lost(reason) => Some(reason),
+            Self::Healthy | Self::AtRisk => None,
+        }
+    }
+}
+
+/// The pace of renewals.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Pace {
+    /// The share of the remaining time after which to renew, above 0 and below 1.
+    pub ratio: f64,
+    /// The share of each interval by which a renewal may come early, 0 to 1.
+    pub jitter: f64,
+    /// The share of the ttl left at which the lease is at risk, 0 to 1.
+    pub at_risk: f64,
+}
+
+impl Default for Pace {
+    fn default() -> Self {
+        Self { ratio: 0.5, jitter: 0.1, at_risk: 0.25 }
+    }
+}
+
+/// What to do next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Send a renewal now.
+    Renew,
+    /// Nothing until this instant.
+    Wait(Instant),
+    /// Stop: the lease is lost.
+    Lost(LostReason),
+}
+
+/// Renewals are spaced by at least this much, however little time is left.
+const LEAST_PAUSE: Duration = Duration::from_millis(20);
+
+/// One lease's schedule. The deadline counts from the instant before the last successful request
+/// was *sent*, so it is never later than the server's.
+#[derive(Clone, Debug)]
+pub struct Renewal {
+    pace: Pace,
+    ttl: Duration,
+    deadline: Instant,
+    next: Instant,
+    lost: Option<LostReason>,
+}
+
+impl Renewal {
+    /// A lease of `ttl`, granted by a request sent at `sent`. `luck` (0 to 1) picks the jitter.
+    pub fn new(pace: Pace, sent: Instant, ttl: Duration, now: Instant, luck: f64) -> Self {
+        let mut renewal = Self { pace, ttl, deadline: sent, next: sent, lost: None };
+        renewal.renewed(sent, ttl, now, luck);
+        renewal
+    }
+
+    /// A renewal sent at `sent` succeeded. Says nothing to a lease that is already lost.
+    pub fn renewed(&mut self, sent: Instant, ttl: Duration, now: Instant, luck: f64) {
+        self.ttl = ttl;
+        // A ttl past the clock's end is as good as one that ends there.
+        self.deadline = sent.checked_add(ttl).unwrap_or_else(|| sent + Duration::from_secs(u32::MAX.into()));
+        self.plan(now, luck);
+    }
+
+    /// A renewal failed in a way that says nothing about the lease: plan the next try.
+    pub fn failed(&mut self, now: Instant, luck: f64) {
+        self.plan(now, luck);
+    }
+
+    /// The lease is lost. The first reason stands.
+    pub fn lose(&mut self, reason: LostReason) {
+        self.lost.get_or_insert(reason);
+    }
+
+    /// Plans the next renewal: after a share of what remains, and while there is still time for it.
+    fn plan(&mut self, now: Instant, luck: f64) {
+        let remaining = self.deadline.saturating_duration_since(now);
+        let early = 1.0 - self.pace.jitter * luck.clamp(0.0, 1.0);
+        let pause = remaining.mul_f64((self.pace.ratio * early).clamp(0.0, 1.0));
+        let latest = remaining.saturating_sub((self.ttl / 4).min(Duration::from_millis(250)));
+        self.next = now + pause.min(latest).max(LEAST_PAUSE);
+    }
+
+    /// What to do at `now`; `in_flight` when a renewal is under way.
+    pub fn poll(&mut self, now: Instant, in_flight: bool) -> Step {
+        if now >= self.lost_at() {
+            self.lose(LostReason::DeadlinePassed);
+        }
+        if let Some(reason) = self.lost {
+            return Step::Lost(reason);
+        }
+        if !in_flight && now >= self.next {
+            return Step::Renew;
+        }
+        let mut wake = self.lost_at();
+        if now < self.at_risk_at() {
+            wake = wake.min(self.at_risk_at());
+        }
+        if !in_flight {
+            wake = wake.min(self.next);
+        }
+        Step::Wait(wake)
+    }
+
+    /// How the lease stands at `now`.
+    pub fn state(&self, now: Instant) -> LeaseState {
+        match self.lost {
+            Some(reason) => LeaseState::Lost(reason),
+            None if now >= self.lost_at() => LeaseState::Lost(LostReason::DeadlinePassed),
+            None if now >= self.at_risk_at() => LeaseState::AtRisk,
+            None => LeaseState::Healthy,
+        }
+    }
+
+    /// When the lease runs out, by this process's clock, unless renewed.
+    pub fn deadline(&self) -> Instant {
+        self.deadline
+    }
+
+    /// The lease's length as last set.
+    pub fn ttl(&self) -> Duration {
+        self.ttl
+    }
+
+    /// When the lease counts as lost: a margin (2 % of the ttl, at most 500 ms) ahead of its
+    /// deadline, for the time that hearing of it takes.
+    pub fn lost_at(&self) -> Instant {
+        self.deadline - (self.ttl / 50).min(Duration::from_millis(500))
+    }
+
+    fn at_risk_at(&self) -> Instant {
+        self.deadline - self.ttl.mul_f64(self.pace.at_risk.clamp(0.0, 1.0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    fn lease(ttl: Duration) -> (Instant, Renewal) {
+        let start = Instant::now();
+        (start, Renewal::new(Pace { jitter: 0.0, ..Pace::default() }, start, ttl, start, 0.0))
+    }
+
+    #[test]
+    fn it_renews_after_a_share_of_what_remains() {
+        let (start, mut lease) = lease(10 * S);
+        assert_eq!(lease.poll(start, false), Step::Wait(start + 5 * S));
+        assert_eq!(lease.poll(start + 5 * S, false), Step::Renew);
+        lease.renewed(start + 5 * S, 10 * S, start + 6 * S, 0.0);
+        assert_eq!(lease.deadline(), start + 15 * S);
+        assert_eq!(lease.poll(start + 6 * S, false), Step::Wait(start + 6 * S + 9 * S / 2));
+    }
+
+    #[test]
+    fn the_deadline_counts_from_sending_and_never_from_hearing() {
+        let (start, mut lease) = lease(10 * S);
+        lease.renewed(start + S, 10 * S, start + 9 * S, 0.0);
+        assert_eq!(lease.deadline(), start + 11 * S);
+    }
+
+    #[test]
+    fn jitter_only_makes_it_earlier() {
+        let start = Instant::now();
+        for luck in [0.0, 0.3, 1.0, 7.0] {
+            let mut lease = Renewal::new(Pace::default(), start, 10 * S, start, luck);
+            let Step::Wait(next) = lease.poll(start, false) else { panic!("renewed at once") };
+            assert!(next <= start + 5 * S && next >= start + 9 * S / 2, "{luck}");
+        }
+    }
+
+    #[test]
+    fn a_one_second_lease_is_renewed_in_time_at_any_ratio() {
+        let start = Instant::now();
+        for ratio in [0.001, 0.5, 0.999] {
+            let pace = Pace { ratio, ..Pace::default() };
+            let mut lease = Renewal::new(pace, start, S, start, 0.0);
+            let mut now = start;
+            let renew_at = loop {
+                match lease.poll(now, false) {
+                    Step::Renew => break now,
+                    Step::Wait(until) => now = until,
+                    Step::Lost(reason) => panic!("lost before a renewal at {ratio}: {reason}"),
+                }
+            };
+            assert!(renew_at <= start + 3 * S / 4, "{ratio}");
+        }
+    }
+
+    #[test]
+    fn failures_are_retried_until_the_lease_is_lost_at_its_deadline() {
+        let (start, mut lease) = lease(10 * S);
+        let (mut now, mut tries) = (start, 0);
+        let reason = loop {
+            match lease.poll(now, false) {
+                Step::Renew => {
+                    tries += 1;
+                    lease.failed(now, 0.0);
+                }
+                Step::Wait(until) => {
+                    assert!(until > now);
+                    now = until;
+                }
+                Step::Lost(reason) => break reason,
+            }
+        };
+        assert_eq!(reason, LostReason::DeadlinePassed);
+        assert!(now < start + 10 * S && now >= start + 9 * S);
+        assert!((4..60).contains(&tries), "{tries} tries");
+    }
+
+    #[test]
+    fn it_is_at_risk_before_it_is_lost_and_a_renewal_heals_it() {
+        let (start, mut lease) = lease(8 * S);
+        assert_eq!(lease.state(start + 5 * S), LeaseState::Healthy);
+        assert_eq!(lease.state(start + 6 * S), LeaseState::AtRisk);
+        assert_eq!(lease.poll(start + 5 * S, true), Step::Wait(start + 6 * S));
+        lease.renewed(start + 6 * S, 8 * S, start + 6 * S, 0.0);
+        assert_eq!(lease.state(start + 7 * S), LeaseState::Healthy);
+    }
+
+    #[test]
+    fn lost_stays_lost_with_its_first_reason() {
+        let (start, mut lease) = lease(10 * S);
+        lease.lose(LostReason::RenewalRejected);
+        lease.lose(LostReason::ConnectionClosed);
+        lease.renewed(start, 100 * S, start, 0.0);
+        assert_eq!(lease.state(start), LeaseState::Lost(LostReason::RenewalRejected));
+        assert_eq!(lease.poll(start, false), Step::Lost(LostReason::RenewalRejected));
+    }
+
+    #[test]
+    fn the_longest_lease_does_not_overflow_the_clock() {
+        let (start, mut lease) = lease(Duration::from_secs(crate::MAX_SECONDS));
+        assert!(matches!(lease.poll(start, false), Step::Wait(at) if at > start));
+    }
+}

@@ -1,0 +1,62 @@
+//! The renewal task: asks the schedule what to do, does it, and tells the lease. Ends when the
+//! lease is lost; aborted when it is released.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::future::{BoxFuture, FutureExt};
+use tokio::time::{Instant, sleep_until, timeout};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::lease::LostReason;
+use crate::lease::guard::Shared;
+use crate::lease::renewal::Step;
+
+/// How long one renewal may take before it counts as failed and is tried again.
+const RENEW_LIMIT: Duration = Duration::from_secs(5);
+
+/// Marks the lease lost if the task is dropped with the runtime, not by a release.
+struct Dropped<'a>(&'a Shared);
+
+impl Drop for Dropped<'_> {
+    fn drop(&mut self) {
+        self.0.lose(LostReason::RuntimeShutdown);
+    }
+}
+
+/// Keeps the lease until it is lost.
+pub(super) async fn keep(shared: Arc<Shared>) {
+    let _dropped = Dropped(&shared);
+    let mut closed = shared.engine.closed();
+    let mut renewing: Option<BoxFuture<'_, (Instant, Result<Duration>)>> = None;
+    loop {
+        let now = Instant::now();
+        let renew = shared.wants_renewal();
+        match shared.poll(now, renewing.is_some() || !renew) {
+            Step::Lost(reason) => return shared.lose(reason),
+            Step::Renew => renewing = Some(renew_once(&shared, now).boxed()),
+            Step::Wait(until) => {
+                tokio::select! {
+                    biased;
+                    reason = &mut closed => return shared.lose(reason),
+                    (sent, outcome) = async {
+                        match &mut renewing {
+                            Some(renewal) => renewal.await,
+                            None => std::future::pending().await,
+                        }
+                    } => {
+                        renewing = None;
+                        shared.settle(sent, outcome);
+                    }
+                    () = sleep_until(until.into()) => {}
+                }
+            }
+        }
+    }
+}
+
+async fn renew_once(shared: &Shared, sent: Instant) -> (Instant, Result<Duration>) {
+    let outcome = timeout(RENEW_LIMIT, shared.engine.renew()).await;
+    let silent = || Error::new(ErrorKind::Timeout, format!("no answer within {} s", RENEW_LIMIT.as_secs()));
+    (sent, outcome.unwrap_or_else(|_| Err(silent().during("renew").for_key(&shared.key))))
+}

@@ -1,0 +1,139 @@
+//! Accepts connections within the caps, and stops gracefully.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::{sleep, timeout};
+
+use crate::net::{BoxStream, Listen};
+use crate::server::session;
+use crate::server::shared::{Phase, Shared};
+
+/// How long to wait after the system refused to accept.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+
+pub(super) async fn serve(
+    shared: &Arc<Shared>,
+    mut listener: impl Listen,
+    shutdown: impl Future<Output = ()> + Send,
+) {
+    let address = listener.local_addr().ok();
+    tracing::info!(?address, config = ?shared.config, "listening");
+    let mut shutdown = std::pin::pin!(shutdown);
+    let per_ip = PerIp::default();
+    loop {
+        let accepted = tokio::select! {
+            () = &mut shutdown => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => admit(shared, &per_ip, Box::new(stream), peer.ip()),
+            Err(error) => {
+                tracing::warn!(%error, "could not accept a connection");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+    drop(listener);
+    stop(shared).await;
+}
+
+/// Serves a connection in a task of its own, unless a cap is reached.
+fn admit(shared: &Arc<Shared>, per_ip: &PerIp, stream: BoxStream, peer: IpAddr) {
+    let config = &shared.config;
+    let open = *shared.connections.borrow();
+    if config.max_connections > 0 && open >= config.max_connections as u64 {
+        tracing::warn!(%peer, limit = config.max_connections, "connection refused: max-connections");
+        return;
+    }
+    let Some(counted) = per_ip.count(peer, config.max_connections_per_ip) else {
+        tracing::warn!(%peer, limit = config.max_connections_per_ip, "connection refused: max-connections-per-ip");
+        return;
+    };
+    tracing::debug!(%peer, "connected");
+    // Counted from here, so that a burst cannot outrun the cap before its tasks run.
+    let connected = shared.connect();
+    let shared = shared.clone();
+    tokio::spawn(async move {
+        if let Some(stream) = secure(&shared, stream, peer).await {
+            session::serve_connected(shared, connected, stream).await;
+        }
+        tracing::debug!(%peer, "disconnected");
+        drop(counted);
+    });
+}
+
+/// The TLS handshake, where TLS is on.
+#[cfg_attr(not(feature = "tls"), allow(clippy::unused_async))]
+async fn secure(shared: &Shared, stream: BoxStream, peer: IpAddr) -> Option<BoxStream> {
+    #[cfg(feature = "tls")]
+    if let Some(tls) = &shared.tls {
+        return match timeout(shared.config.read_limit(), tls.accept(stream)).await {
+            Ok(Ok(stream)) => Some(stream),
+            Ok(Err(error)) => {
+                tracing::warn!(%peer, %error, "handshake failed");
+                None
+            }
+            Err(_) => {
+                tracing::warn!(%peer, "handshake timed out");
+                None
+            }
+        };
+    }
+    let _ = (shared, peer);
+    Some(stream)
+}
+
+/// Lets holders let go, up to the shutdown timeout, then ends every connection.
+async fn stop(shared: &Arc<Shared>) {
+    tracing::info!("draining");
+    shared.drain();
+    let mut connections = shared.connections.subscribe();
+    let all_gone = connections.wait_for(|count| *count == 0);
+    match shared.config.shutdown_timeout {
+        0 => drop(all_gone.await),
+        seconds => {
+            if timeout(Duration::from_secs(seconds), all_gone).await.is_err() {
+                tracing::warn!("shutdown timeout: closing the connections that still hold locks");
+            }
+        }
+    }
+    shared.phase.send_replace(Phase::Stopped);
+    tracing::info!("stopped");
+}
+
+/// Open connections by address.
+#[derive(Clone, Default)]
+struct PerIp(Arc<Mutex<HashMap<IpAddr, usize>>>);
+
+impl PerIp {
+    fn count(&self, peer: IpAddr, cap: usize) -> Option<Counted> {
+        // Nothing panics while the map is locked.
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(peer).or_default();
+        if cap > 0 && *count >= cap {
+            return None;
+        }
+        *count += 1;
+        Some(Counted { counts: self.clone(), peer })
+    }
+}
+
+struct Counted {
+    counts: PerIp,
+    peer: IpAddr,
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let mut counts = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(&self.peer) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(&self.peer);
+            }
+        }
+    }
+}

@@ -1,0 +1,319 @@
+//! One connection: frames in, replies out, strictly in order. Replies are gathered and written
+//! once per batch; while a command waits, the peer is watched.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep, sleep_until, timeout};
+
+use crate::net::Stream;
+use crate::proto::{Frame, FrameDecoder, Reply, Request, Status};
+use crate::server::shared::{Connected, Phase, Shared, Wait};
+use crate::server::table::{Answer, Grant, Place, WaiterId};
+use crate::types::{Key, Limit, Seconds};
+
+/// How much is read at once.
+const READ_CHUNK: usize = 4 * 1024;
+/// How much may be read ahead of a command that waits.
+const READ_AHEAD: usize = 64 * 1024;
+/// How many bytes of replies are gathered before they are written.
+const WRITE_BATCH: usize = 16 * 1024;
+/// How long a connection that failed to authenticate stays open.
+const AUTH_PAUSE: Duration = Duration::from_millis(100);
+/// How often a draining server looks whether a holder's lease has run out.
+const DRAIN_LOOK: Duration = Duration::from_millis(200);
+
+/// Why a connection ends; nobody asks further.
+struct Closed;
+
+pub(super) async fn serve(shared: Arc<Shared>, stream: impl Stream) {
+    let connected = shared.connect();
+    serve_connected(shared, connected, stream).await;
+}
+
+pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, stream: impl Stream) {
+    let (reader, writer) = tokio::io::split(stream);
+    let mut session = Session {
+        reader,
+        writer,
+        inbox: BytesMut::new(),
+        out: Vec::new(),
+        decoder: FrameDecoder::new(),
+        authenticated: shared.auth_token.is_none(),
+        phase: shared.phase.subscribe(),
+        line_started: Instant::now(),
+        shared,
+        connected,
+    };
+    let mut phase = session.phase.clone();
+    tokio::select! {
+        Closed = session.run() => {}
+        _ = phase.wait_for(|phase| *phase == Phase::Stopped) => {}
+    }
+    // The peer may be gone already.
+    let _ = timeout(AUTH_PAUSE, session.writer.shutdown()).await;
+}
+
+struct Session<S> {
+    reader: ReadHalf<S>,
+    writer: WriteHalf<S>,
+    inbox: BytesMut,
+    out: Vec<u8>,
+    decoder: FrameDecoder,
+    authenticated: bool,
+    phase: watch::Receiver<Phase>,
+    line_started: Instant,
+    shared: Arc<Shared>,
+    connected: Connected,
+}
+
+impl<S: Stream> Session<S> {
+    async fn run(&mut self) -> Closed {
+        loop {
+            if let Err(closed) = self.serve_inbox().await {
+                return closed;
+            }
+            if let Err(closed) = self.flush().await {
+                return closed;
+            }
+            if let Err(closed) = self.read().await {
+                return closed;
+            }
+        }
+    }
+
+    /// Serves every whole frame that has been read.
+    async fn serve_inbox(&mut self) -> Result<(), Closed> {
+        loop {
+            let mut rest = &self.inbox[..];
+            let frame = self.decoder.next(&mut rest);
+            let used = self.inbox.len() - rest.len();
+            self.inbox.advance(used);
+            match frame {
+                None => return Ok(()),
+                Some(Frame::Request(request)) => self.serve(request).await?,
+                Some(Frame::Malformed(fault)) => {
+                    tracing::debug!(%fault, "refused a request");
+                    self.check_auth().await?;
+                    self.refuse(Status::Error);
+                }
+                Some(Frame::TooLong(fault)) => {
+                    tracing::debug!(%fault, "closing a connection");
+                    self.refuse(Status::Error);
+                    self.flush().await?;
+                    return Err(Closed);
+                }
+            }
+            if self.out.len() >= WRITE_BATCH {
+                self.flush().await?;
+            }
+        }
+    }
+
+    /// Reads more, while the line that has begun is within its time and the server goes on.
+    async fn read(&mut self) -> Result<(), Closed> {
+        let limit = self.line_started + self.shared.config.read_limit();
+        loop {
+            let draining = *self.phase.borrow_and_update() != Phase::Serving;
+            if draining && self.decoder.at_boundary() && !self.holds() {
+                return Err(Closed);
+            }
+            self.inbox.reserve(READ_CHUNK);
+            tokio::select! {
+                read = self.reader.read_buf(&mut self.inbox) => {
+                    let n = read.ok().filter(|n| *n > 0).ok_or(Closed)?;
+                    let fresh = &self.inbox[self.inbox.len() - n..];
+                    if memchr::memchr(b'\n', fresh).is_some() {
+                        self.line_started = Instant::now();
+                    }
+                    return Ok(());
+                }
+                () = sleep_until(limit) => {
+                    tracing::debug!("read timeout: closing a connection");
+                    self.refuse(Status::Error);
+                    self.flush().await?;
+                    return Err(Closed);
+                }
+                _ = self.phase.changed() => {}
+                () = sleep(DRAIN_LOOK), if draining => {}
+            }
+        }
+    }
+
+    async fn flush(&mut self) -> Result<(), Closed> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let writing = async {
+            self.writer.write_all(&self.out).await?;
+            self.writer.flush().await
+        };
+        let written = timeout(self.shared.config.write_limit(), writing).await;
+        self.out.clear();
+        match written {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) => Err(Closed),
+            Err(_) => {
+                tracing::debug!("write timeout: closing a connection");
+                Err(Closed)
+            }
+        }
+    }
+
+    fn reply(&mut self, reply: &Reply) {
+        reply.encode(&mut self.out);
+    }
+
+    fn refuse(&mut self, status: Status) {
+        self.reply(&Reply::Refused(status));
+    }
+
+    fn holds(&self) -> bool {
+        self.shared.with(|table, _| table.holds(self.connected.id))
+    }
+
+    async fn check_auth(&mut self) -> Result<(), Closed> {
+        if self.authenticated { Ok(()) } else { self.deny().await }
+    }
+
+    async fn deny(&mut self) -> Result<(), Closed> {
+        tracing::warn!("authentication failed");
+        self.refuse(Status::Auth);
+        self.flush().await?;
+        sleep(AUTH_PAUSE).await;
+        Err(Closed)
+    }
+
+    async fn serve(&mut self, request: Request) -> Result<(), Closed> {
+        if let Request::Auth { token } = &request {
+            return self.authenticate(token.expose()).await;
+        }
+        self.check_auth().await?;
+        match request {
+            Request::Auth { .. } => {}
+            Request::Ping => self.reply(&Reply::Done),
+            Request::Stats => {
+                let stats = self.shared.stats().to_json();
+                self.reply(&Reply::Stats(stats));
+            }
+            Request::Acquire { key, timeout, limit, lease } => {
+                let limit = limit.unwrap_or(Limit::ONE);
+                return self.acquire(key, timeout, limit, lease).await;
+            }
+            Request::Wait { key, timeout, .. } => return self.wait(key, timeout).await,
+            Request::Enqueue { key, limit, lease } => {
+                let (conn, limit) = (self.connected.id, limit.unwrap_or(Limit::ONE));
+                let place = self.shared.with(|table, now| table.enqueue(now, conn, &key, limit, lease));
+                self.reply(&match place {
+                    Place::Acquired(Grant { token, lease }) => Reply::Acquired { token, lease },
+                    Place::Queued => Reply::Queued,
+                    Place::Refused(status) => Reply::Refused(status),
+                });
+            }
+            Request::Release { key, token, .. } => {
+                let released = self.shared.with(|table, now| table.release(now, &key, &token));
+                self.reply(&if released { Reply::Done } else { Reply::Refused(Status::Error) });
+            }
+            Request::Renew { key, token, lease, .. } => {
+                let renewed = self.shared.with(|table, now| table.renew(now, &key, &token, lease));
+                self.reply(&renewed.map_or(Reply::Refused(Status::Error), Reply::Renewed));
+            }
+        }
+        Ok(())
+    }
+
+    async fn authenticate(&mut self, token: &[u8]) -> Result<(), Closed> {
+        let right = self.shared.auth_token.as_ref().map(|right| same(right.as_bytes(), token));
+        match right {
+            None => self.refuse(Status::Error),
+            Some(true) => {
+                self.authenticated = true;
+                self.reply(&Reply::Done);
+            }
+            Some(false) => return self.deny().await,
+        }
+        Ok(())
+    }
+
+    async fn acquire(
+        &mut self,
+        key: Key,
+        patience: Seconds,
+        limit: Limit,
+        lease: Option<Seconds>,
+    ) -> Result<(), Closed> {
+        let (conn, may_wait) = (self.connected.id, patience > Seconds::ZERO);
+        let (answer, wait) = self
+            .shared
+            .with_wait(&key, |table, now| pending(table.acquire(now, conn, &key, limit, lease, may_wait)));
+        self.answer(answer, wait, patience).await
+    }
+
+    async fn wait(&mut self, key: Key, patience: Seconds) -> Result<(), Closed> {
+        let (conn, may_wait) = (self.connected.id, patience > Seconds::ZERO);
+        let (answer, wait) =
+            self.shared.with_wait(&key, |table, now| pending(table.wait(now, conn, &key, may_wait)));
+        self.answer(answer, wait, patience).await
+    }
+
+    /// Answers a command that may wait; meanwhile everything before it is written, and a peer that
+    /// goes away is noticed.
+    async fn answer(&mut self, answer: Answer, wait: Option<Wait>, patience: Seconds) -> Result<(), Closed> {
+        let outcome = match (answer, wait) {
+            (Answer::Granted(grant), _) => Some(Ok(grant)),
+            (Answer::Refused(status), _) => Some(Err(status)),
+            (Answer::Busy, _) | (Answer::Waiting(_), None) => None,
+            (Answer::Waiting(_), Some(wait)) => self.watch(wait, patience).await?,
+        };
+        self.reply(&match outcome {
+            Some(Ok(Grant { token, lease })) => Reply::Granted { token, lease },
+            Some(Err(status)) => Reply::Refused(status),
+            None => Reply::Timeout,
+        });
+        Ok(())
+    }
+
+    async fn watch(
+        &mut self,
+        mut wait: Wait,
+        patience: Seconds,
+    ) -> Result<Option<Result<Grant, Status>>, Closed> {
+        let limit = Instant::now() + patience.duration();
+        self.flush().await?;
+        let outcome = loop {
+            let room = self.inbox.len() < READ_AHEAD;
+            if room {
+                self.inbox.reserve(READ_CHUNK);
+            }
+            tokio::select! {
+                biased;
+                outcome = wait.outcome() => break Some(outcome),
+                () = sleep_until(limit) => break wait.give_up(),
+                read = self.reader.read_buf(&mut self.inbox), if room => {
+                    read.ok().filter(|n| *n > 0).ok_or(Closed)?;
+                }
+            }
+        };
+        // The time limit of lines does not run while a command waits.
+        self.line_started = Instant::now();
+        Ok(outcome)
+    }
+}
+
+/// An answer, and the wait that it begins.
+fn pending(answer: Answer) -> (Answer, Option<WaiterId>) {
+    let waiter = if let Answer::Waiting(waiter) = &answer { Some(*waiter) } else { None };
+    (answer, waiter)
+}
+
+/// Compares in a time that does not depend on where the two differ.
+fn same(right: &[u8], given: &[u8]) -> bool {
+    let mut differ = right.len() ^ given.len();
+    for (index, byte) in given.iter().enumerate() {
+        differ |= usize::from(byte ^ right.get(index).copied().unwrap_or(0));
+    }
+    differ == 0
+}

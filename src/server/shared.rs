@@ -1,0 +1,228 @@
+//! What all connections of a server share: the table under its lock, the waits that it answers,
+//! the count of connections, and the phase that the server is in.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use tokio::sync::{oneshot, watch};
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::proto::{StatsResult, Status};
+use crate::server::config::ServerConfig;
+use crate::server::fence::FenceCounter;
+use crate::server::table::{ConnId, Grant, LockTable, TableConfig, WaiterId};
+use crate::types::{Key, Seconds};
+
+/// Where a server stands in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Phase {
+    Serving,
+    Draining,
+    Stopped,
+}
+
+pub(super) struct Shared {
+    pub(super) config: ServerConfig,
+    pub(super) auth_token: Option<String>,
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<crate::tls::ServerTls>,
+    state: Mutex<State>,
+    next_conn: AtomicU64,
+    pub(super) connections: watch::Sender<u64>,
+    pub(super) phase: watch::Sender<Phase>,
+    upkeep: AtomicBool,
+}
+
+type Outcome = Result<Grant, Status>;
+
+struct State {
+    table: LockTable,
+    waits: HashMap<WaiterId, oneshot::Sender<Outcome>>,
+}
+
+impl Shared {
+    pub(super) fn new(config: ServerConfig) -> Result<Arc<Self>> {
+        config.validate()?;
+        let auth_token = config.read_auth_token()?;
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let now = u64::try_from(now).unwrap_or(u64::MAX);
+        let mut fences = match &config.fence_state_file {
+            None => FenceCounter::in_memory(now),
+            Some(path) => FenceCounter::open(path, now).map_err(|cause| {
+                let doing = format!("could not use the fence state file {}", path.display());
+                Error::new(ErrorKind::Io, doing).caused_by(cause)
+            })?,
+        };
+        let default_lease =
+            Seconds::ceil("default_lease_ttl", Duration::from_secs(config.default_lease_ttl))?;
+        let table = TableConfig {
+            default_lease,
+            max_locks: config.max_locks,
+            max_waiters: config.max_waiters,
+            gc_max_idle: Duration::from_secs(config.gc_max_idle),
+            auto_release: config.auto_release_on_disconnect,
+        };
+        let table = LockTable::new(table, Box::new(move || fences.mint()));
+        Ok(Arc::new(Self {
+            auth_token,
+            #[cfg(feature = "tls")]
+            tls: match (&config.tls_cert, &config.tls_key) {
+                (Some(cert), Some(key)) => Some(crate::tls::ServerTls::from_pem_files(cert, key)?),
+                _ => None,
+            },
+            #[cfg(not(feature = "tls"))]
+            config: match config.tls_cert {
+                Some(_) => return Err(Error::invalid("tls_cert", "is set, but this build has no tls")),
+                None => config,
+            },
+            #[cfg(feature = "tls")]
+            config,
+            state: Mutex::new(State { table, waits: HashMap::new() }),
+            next_conn: AtomicU64::new(1),
+            connections: watch::Sender::new(0),
+            phase: watch::Sender::new(Phase::Serving),
+            upkeep: AtomicBool::new(false),
+        }))
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // A panic in the table is a bug, and would be one in every later call as well: go on.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Does one thing to the table, and delivers whatever comes of it to those who wait.
+    pub(super) fn with<T>(&self, act: impl FnOnce(&mut LockTable, std::time::Instant) -> T) -> T {
+        let mut state = self.state();
+        let outcome = act(&mut state.table, Instant::now().into_std());
+        state.deliver();
+        outcome
+    }
+
+    /// Registers a wait that the table has just begun; to be called in the same turn.
+    pub(super) fn with_wait<T>(
+        self: &Arc<Self>,
+        key: &Key,
+        act: impl FnOnce(&mut LockTable, std::time::Instant) -> (T, Option<WaiterId>),
+    ) -> (T, Option<Wait>) {
+        let mut state = self.state();
+        let (outcome, waiter) = act(&mut state.table, Instant::now().into_std());
+        let wait = waiter.map(|waiter| {
+            let (sender, receiver) = oneshot::channel();
+            state.waits.insert(waiter, sender);
+            Wait { shared: self.clone(), waiter, key: key.clone(), receiver, over: false }
+        });
+        state.deliver();
+        (outcome, wait)
+    }
+
+    pub(super) fn stats(&self) -> StatsResult {
+        let stats = self.state().table.stats(Instant::now().into_std());
+        StatsResult { connections: *self.connections.borrow(), ..stats }
+    }
+
+    /// Refuses new grants and tells everyone.
+    pub(super) fn drain(&self) {
+        self.with(|table, _| table.drain());
+        self.phase.send_replace(Phase::Draining);
+    }
+
+    /// A new connection's number; counts until the guard drops.
+    pub(super) fn connect(self: &Arc<Self>) -> Connected {
+        self.start_upkeep();
+        self.connections.send_modify(|count| *count += 1);
+        Connected { shared: self.clone(), id: ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed)) }
+    }
+
+    /// Sweeps and collects in the background, from the first connection on, while the server lives.
+    fn start_upkeep(self: &Arc<Self>) {
+        if self.upkeep.swap(true, Ordering::Relaxed) {
+            return;
+        }
+        let shared = Arc::downgrade(self);
+        let mut sweep = tokio::time::interval(Duration::from_secs(self.config.lease_sweep_interval));
+        let mut collect = tokio::time::interval(Duration::from_secs(self.config.gc_interval));
+        tokio::spawn(async move {
+            loop {
+                let sweeps = tokio::select! {
+                    _ = sweep.tick() => true,
+                    _ = collect.tick() => false,
+                };
+                let Some(shared) = shared.upgrade() else { return };
+                shared.with(|table, now| if sweeps { table.sweep(now) } else { table.collect(now) });
+            }
+        });
+    }
+}
+
+impl State {
+    fn deliver(&mut self) {
+        while let Some(delivery) = self.table.poll_delivery() {
+            if let Some(wait) = self.waits.remove(&delivery.waiter) {
+                // Whoever drops the receiver looks into it first.
+                let _ = wait.send(delivery.outcome);
+            }
+        }
+    }
+}
+
+/// An open connection: everything it has goes when this drops.
+pub(super) struct Connected {
+    shared: Arc<Shared>,
+    pub(super) id: ConnId,
+}
+
+impl Drop for Connected {
+    fn drop(&mut self) {
+        self.shared.with(|table, now| table.disconnect(now, self.id));
+        self.shared.connections.send_modify(|count| *count -= 1);
+    }
+}
+
+/// A command that waits. Dropped before its outcome was taken, it leaves the queue, and a grant
+/// that had come already is released.
+pub(super) struct Wait {
+    shared: Arc<Shared>,
+    waiter: WaiterId,
+    key: Key,
+    receiver: oneshot::Receiver<Outcome>,
+    over: bool,
+}
+
+impl Wait {
+    /// The outcome, once it is there.
+    pub(super) async fn outcome(&mut self) -> Outcome {
+        let outcome = (&mut self.receiver).await.unwrap_or(Err(Status::Error));
+        self.over = true;
+        outcome
+    }
+
+    /// The time is up: the outcome, where it came at the last moment.
+    pub(super) fn give_up(mut self) -> Option<Outcome> {
+        self.over = true;
+        self.leave()
+    }
+
+    fn leave(&mut self) -> Option<Outcome> {
+        let mut state = self.shared.state();
+        state.waits.remove(&self.waiter);
+        if let Ok(outcome) = self.receiver.try_recv() {
+            return Some(outcome);
+        }
+        let outcome = state.table.cancel_wait(Instant::now().into_std(), self.waiter);
+        state.deliver();
+        outcome
+    }
+}
+
+impl Drop for Wait {
+    fn drop(&mut self) {
+        if !self.over
+            && let Some(Ok(grant)) = self.leave()
+        {
+            self.shared.with(|table, now| table.release(now, &self.key, &grant.token));
+        }
+    }
+}
