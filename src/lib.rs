@@ -34,3 +34,7 @@ pub use types::{
 
 /// This crate's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+#[cfg(all(doctest, feature = "client", feature = "server", feature = "tls"))]
+#[doc = include_str!("../README.md")]
+struct Readme;
