@@ -1,84 +1,20 @@
 //! The lock table, without I/O: FIFO queues, leases, limits, two-phase registrations, collection.
 //! Time is an argument. Knows of no socket, runtime or clock.
 
+mod answer;
 mod holders;
 mod stats;
 #[cfg(test)]
 mod tests;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use crate::proto::Status;
 use crate::types::{Fence, Key, Limit, Seconds, Token};
 use holders::{Holder, Holders};
 
-/// A connection, as the server numbers them (from 1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct ConnId(pub u64);
-
-/// A place in a key's queue, from [`Answer::Waiting`] until it is delivered or cancelled.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct WaiterId(pub u64);
-
-/// The settings that the table obeys.
-#[derive(Clone, Debug)]
-pub struct TableConfig {
-    /// The lease of commands that name none.
-    pub default_lease: Seconds,
-    /// How many keys may be in use or idle at once.
-    pub max_locks: usize,
-    /// How many may wait for one key; 0 for no limit.
-    pub max_waiters: usize,
-    /// How long a key without holder and waiter is kept.
-    pub gc_max_idle: Duration,
-    /// Whether a disconnect releases what the connection holds.
-    pub auto_release: bool,
-}
-
-/// A key held.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Grant {
-    /// The proof of it.
-    pub token: Token,
-    /// For how long, unless renewed.
-    pub lease: Seconds,
-}
-
-/// What a command that may wait comes to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
-    /// The key is held.
-    Granted(Grant),
-    /// In the queue: [`LockTable::poll_delivery`] brings the outcome under this id.
-    Waiting(WaiterId),
-    /// Busy, and the command would not wait.
-    Busy,
-    /// Refused.
-    Refused(Status),
-}
-
-/// What an enqueue comes to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// The key is held at once.
-    Acquired(Grant),
-    /// In the queue.
-    Queued,
-    /// Refused.
-    Refused(Status),
-}
-
-/// The outcome of a waiting command, for the connection that waits.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delivery {
-    /// Who waits.
-    pub conn: ConnId,
-    /// Under which id.
-    pub waiter: WaiterId,
-    /// The grant, or why there will be none (`error_draining`, `error_lease_expired`).
-    pub outcome: Result<Grant, Status>,
-}
+pub use answer::{Answer, ConnId, Delivery, Grant, Place, TableConfig, WaiterId};
 
 /// Makes each grant's token; `None` where no fence can be had.
 pub type Mint = Box<dyn FnMut() -> Option<Token> + Send>;
