@@ -42,7 +42,7 @@ pub struct Grant {
 pub enum Answer {
     /// The key is held.
     Granted(Grant),
-    /// In the queue: [`LockTable::poll_delivery`] brings the outcome under this id.
+    /// In the queue: [`LockTable::poll_delivery`](super::LockTable::poll_delivery) brings the outcome under this id.
     Waiting(WaiterId),
     /// Busy, and the command would not wait.
     Busy,
