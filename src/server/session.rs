@@ -13,7 +13,7 @@ use crate::net::Stream;
 use crate::proto::{Frame, FrameDecoder, Reply, Request, Status};
 use crate::server::shared::{Connected, Phase, Shared, Wait};
 use crate::server::table::{Answer, Grant, Place, WaiterId};
-use crate::types::{Key, Limit, Seconds};
+use crate::types::{Key, Limit, Seconds, Token};
 
 /// How much is read at once.
 const READ_CHUNK: usize = 4 * 1024;
@@ -41,6 +41,7 @@ pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, s
         writer,
         inbox: BytesMut::new(),
         out: Vec::new(),
+        unsent: Vec::new(),
         decoder: FrameDecoder::new(),
         authenticated: shared.auth_token.is_none(),
         phase: shared.phase.subscribe(),
@@ -62,12 +63,23 @@ struct Session<S> {
     writer: WriteHalf<S>,
     inbox: BytesMut,
     out: Vec<u8>,
+    /// The grants in `out`: they are undone if it cannot be written.
+    unsent: Vec<(Key, Token)>,
     decoder: FrameDecoder,
     authenticated: bool,
     phase: watch::Receiver<Phase>,
     line_started: Instant,
     shared: Arc<Shared>,
     connected: Connected,
+}
+
+/// A grant whose reply was never written reached nobody.
+impl<S> Drop for Session<S> {
+    fn drop(&mut self) {
+        for (key, token) in self.unsent.drain(..) {
+            self.shared.with(|table, now| table.release(now, &key, &token));
+        }
+    }
 }
 
 impl<S: Stream> Session<S> {
@@ -154,7 +166,10 @@ impl<S: Stream> Session<S> {
         let written = timeout(self.shared.config.write_limit(), writing).await;
         self.out.clear();
         match written {
-            Ok(Ok(())) => Ok(()),
+            Ok(Ok(())) => {
+                self.unsent.clear();
+                Ok(())
+            }
             Ok(Err(_)) => Err(Closed),
             Err(_) => {
                 tracing::debug!("write timeout: closing a connection");
@@ -207,11 +222,15 @@ impl<S: Stream> Session<S> {
             Request::Enqueue { key, limit, lease } => {
                 let (conn, limit) = (self.connected.id, limit.unwrap_or(Limit::ONE));
                 let place = self.shared.with(|table, now| table.enqueue(now, conn, &key, limit, lease));
-                self.reply(&match place {
-                    Place::Acquired(Grant { token, lease }) => Reply::Acquired { token, lease },
+                let reply = match place {
+                    Place::Acquired(Grant { token, lease }) => {
+                        self.unsent.push((key, token.clone()));
+                        Reply::Acquired { token, lease }
+                    }
                     Place::Queued => Reply::Queued,
                     Place::Refused(status) => Reply::Refused(status),
-                });
+                };
+                self.reply(&reply);
             }
             Request::Release { key, token, .. } => {
                 let released = self.shared.with(|table, now| table.release(now, &key, &token));
@@ -249,30 +268,40 @@ impl<S: Stream> Session<S> {
         let (answer, wait) = self
             .shared
             .with_wait(&key, |table, now| pending(table.acquire(now, conn, &key, limit, lease, may_wait)));
-        self.answer(answer, wait, patience).await
+        self.answer(key, answer, wait, patience).await
     }
 
     async fn wait(&mut self, key: Key, patience: Seconds) -> Result<(), Closed> {
         let (conn, may_wait) = (self.connected.id, patience > Seconds::ZERO);
         let (answer, wait) =
             self.shared.with_wait(&key, |table, now| pending(table.wait(now, conn, &key, may_wait)));
-        self.answer(answer, wait, patience).await
+        self.answer(key, answer, wait, patience).await
     }
 
     /// Answers a command that may wait; meanwhile everything before it is written, and a peer that
     /// goes away is noticed.
-    async fn answer(&mut self, answer: Answer, wait: Option<Wait>, patience: Seconds) -> Result<(), Closed> {
+    async fn answer(
+        &mut self,
+        key: Key,
+        answer: Answer,
+        wait: Option<Wait>,
+        patience: Seconds,
+    ) -> Result<(), Closed> {
         let outcome = match (answer, wait) {
             (Answer::Granted(grant), _) => Some(Ok(grant)),
             (Answer::Refused(status), _) => Some(Err(status)),
             (Answer::Busy, _) | (Answer::Waiting(_), None) => None,
             (Answer::Waiting(_), Some(wait)) => self.watch(wait, patience).await?,
         };
-        self.reply(&match outcome {
-            Some(Ok(Grant { token, lease })) => Reply::Granted { token, lease },
+        let reply = match outcome {
+            Some(Ok(Grant { token, lease })) => {
+                self.unsent.push((key, token.clone()));
+                Reply::Granted { token, lease }
+            }
             Some(Err(status)) => Reply::Refused(status),
             None => Reply::Timeout,
-        });
+        };
+        self.reply(&reply);
         Ok(())
     }
 
