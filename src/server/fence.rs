@@ -1,170 +1,183 @@
-//! The fence counter and its state file: numbers that never repeat and never go back, over crashes
-//! and clock steps too where a file is set. Knows of no lock and no runtime.
+//! The fence counter: numbers that only ever grow, also over restarts where a state file is set,
+//! and the tokens minted from them. Knows of no lock and no connection; the wall clock is the
+//! caller's.
 
-use std::fs::{self, File};
-use std::io::{self, Write};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
 use crate::types::{Fence, Token};
 
-/// How many fences are reserved ahead at a time.
-const RESERVE: u64 = 1_000_000;
+/// How many fences one write of the state file reserves.
+const RESERVATION: u64 = 1_000_000;
 
-/// Hands out fences, each above all before it.
+/// Hands out fences, each greater than all before it.
 ///
-/// With a state file, the file always holds a ceiling above every fence handed out: it is written,
-/// with fsync, before the first fence under it is used, and the next start begins at it.
+/// [`in_memory`](Self::in_memory) trusts the wall clock to have moved on since the last run;
+/// [`open`](Self::open) keeps a ceiling on disk that no earlier run has reached, so a crash or a
+/// clock set back does no harm.
 #[derive(Debug)]
 pub struct FenceCounter {
     next: u64,
+    /// Fences below this may be used.
     ceiling: u64,
-    path: Option<PathBuf>,
+    state: Option<StateFile>,
+    /// Whether the last reservation failed: a failure is logged once, not at every grant.
+    failing: bool,
 }
 
 impl FenceCounter {
-    /// Starts from the wall clock (nanoseconds since 1970): it grows over restarts as long as the
-    /// clock does.
+    /// Counts from the wall clock (`now_nanos` since 1970) and remembers nothing.
     pub fn in_memory(now_nanos: u64) -> Self {
-        Self { next: now_nanos, ceiling: u64::MAX, path: None }
+        Self { next: now_nanos, ceiling: u64::MAX, state: None, failing: false }
     }
 
-    /// Starts from the wall clock or the file's ceiling, whichever is higher.
+    /// Counts from the wall clock or from where the state file at `path` says that an earlier run
+    /// may have come to, whichever is later. A file that is missing is made.
+    ///
+    /// Beside it, `<path>.lock` keeps a second server off and `<path>.tmp` holds what is being
+    /// written.
     ///
     /// # Errors
-    /// When the file cannot be read or written, or does not hold exactly 8 bytes.
-    pub fn open(path: impl Into<PathBuf>, now_nanos: u64) -> io::Result<Self> {
-        let path = path.into();
-        let stored = match fs::read(&path) {
-            Ok(bytes) => stored_ceiling(&bytes)?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => 0,
-            Err(error) => return Err(error),
-        };
-        let start = stored.max(now_nanos);
-        let mut counter = Self { next: start, ceiling: start, path: Some(path) };
+    /// When another process has the file, when it is not 8 bytes long, or when it cannot be read
+    /// or replaced; the text names the path.
+    pub fn open(path: impl AsRef<Path>, now_nanos: u64) -> io::Result<Self> {
+        Self::open_reserving(path.as_ref(), now_nanos, RESERVATION)
+    }
+
+    fn open_reserving(path: &Path, now_nanos: u64, reservation: u64) -> io::Result<Self> {
+        let (state, stored) = StateFile::open(path, reservation)?;
+        // One past it, for the sake of a writer that counted its ceiling in.
+        let next = stored.map_or(now_nanos, |ceiling| now_nanos.max(ceiling.saturating_add(1)));
+        let mut counter = Self { next, ceiling: next, state: Some(state), failing: false };
+        // Now rather than at the first grant: a path that cannot be written stops the start.
         counter.reserve()?;
         Ok(counter)
     }
 
-    /// The next fence; `None`, with the reason in the log, while no more can be reserved.
-    pub fn next_fence(&mut self) -> Option<Fence> {
+    /// The next fence; `None` when no more can be reserved (it tries again at the next call) or
+    /// when all 2^64 - 1 are used up.
+    #[allow(clippy::should_implement_trait, reason = "a counter that may fail now and go on later")]
+    pub fn next(&mut self) -> Option<Fence> {
         if self.next >= self.ceiling
             && let Err(error) = self.reserve()
         {
-            tracing::error!(%error, path = ?self.path, "no fences could be reserved: nothing is granted");
+            if !self.failing {
+                tracing::error!(%error, "no fence to be had, grants stop until there is one");
+            }
+            self.failing = true;
             return None;
         }
+        self.failing = false;
         let fence = self.next;
         self.next += 1;
         Some(Fence::new(fence))
     }
 
-    /// The next fence with random salt: a token that nobody can guess.
-    pub fn mint(&mut self) -> Option<Token> {
-        let salt = getrandom::u64()
-            .inspect_err(|error| tracing::error!(%error, "no randomness: nothing is granted"));
-        Some(Token::mint(self.next_fence()?, salt.ok()?))
-    }
-
     fn reserve(&mut self) -> io::Result<()> {
-        let exhausted = || io::Error::other("the fence counter has reached its end");
-        let Some(path) = &self.path else { return Err(exhausted()) };
-        let ceiling = self.next.checked_add(RESERVE).ok_or_else(exhausted)?;
-        write_durably(path, &ceiling.to_be_bytes())?;
+        let Some(state) = &self.state else { return Err(io::Error::other("all fences are used up")) };
+        let ceiling = self.next.saturating_add(state.reservation);
+        if ceiling == self.next {
+            return Err(state.fault("has used up all fences", io::ErrorKind::Other.into()));
+        }
+        state.write(ceiling)?;
         self.ceiling = ceiling;
         Ok(())
     }
 }
 
-fn stored_ceiling(bytes: &[u8]) -> io::Result<u64> {
-    let wrong = |_| {
-        let fault = format!("a fence state file holds 8 bytes, this one {}", bytes.len());
-        io::Error::new(io::ErrorKind::InvalidData, fault)
-    };
-    bytes.try_into().map(u64::from_be_bytes).map_err(wrong)
+/// Mints a token for each call: the counter's next fence and 64 cryptographically random bits.
+///
+/// `None` when there is no fence to be had, or no randomness.
+pub fn token_mint(mut fences: FenceCounter) -> impl FnMut() -> Option<Token> + Send + 'static {
+    move || {
+        let salt = getrandom::u64()
+            .inspect_err(|error| tracing::error!(%error, "no randomness for a token"))
+            .ok()?;
+        Some(Token::mint(fences.next()?, salt))
+    }
 }
 
-/// Replaces a file so that a crash leaves either the old bytes or the new ones.
-fn write_durably(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    let mut beside = path.as_os_str().to_owned();
-    beside.push(".tmp");
-    let beside = PathBuf::from(beside);
-    let mut file = File::create(&beside)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    drop(file);
-    fs::rename(&beside, path)?;
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."));
-    // The rename itself must survive a crash too; not every system can sync a directory.
-    #[cfg(unix)]
-    File::open(directory)?.sync_all()?;
-    #[cfg(not(unix))]
-    let _ = directory;
+/// The file that holds the ceiling, as 8 bytes, big-endian.
+#[derive(Debug)]
+struct StateFile {
+    path: PathBuf,
+    reservation: u64,
+    /// Held, not read: closing it lets the next server in.
+    _lock: File,
+}
+
+impl StateFile {
+    fn open(path: &Path, reservation: u64) -> io::Result<(Self, Option<u64>)> {
+        let fault = |what: &str, error: io::Error| fault(path, what, error);
+        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(beside(path, ".lock"));
+        let lock = lock.map_err(|error| fault("cannot be locked", error))?;
+        lock.try_lock().map_err(|error| match error {
+            TryLockError::WouldBlock => {
+                fault("is in use by another server", io::ErrorKind::ResourceBusy.into())
+            }
+            TryLockError::Error(error) => fault("cannot be locked", error),
+        })?;
+        let state = Self { path: path.to_owned(), reservation, _lock: lock };
+        let stored = match File::open(path) {
+            Ok(file) => Some(read_ceiling(file).map_err(|error| fault("cannot be used", error))?),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(fault("cannot be opened", error)),
+        };
+        Ok((state, stored))
+    }
+
+    /// Replaces the file whole: a crash leaves the old ceiling or the new one.
+    fn write(&self, ceiling: u64) -> io::Result<()> {
+        self.replace(ceiling).map_err(|error| self.fault("cannot be written", error))
+    }
+
+    fn replace(&self, ceiling: u64) -> io::Result<()> {
+        let temporary = beside(&self.path, ".tmp");
+        let mut file = File::create(&temporary)?;
+        file.write_all(&ceiling.to_be_bytes())?;
+        file.sync_all()?;
+        drop(file);
+        fs::rename(&temporary, &self.path)?;
+        sync_directory(&self.path)
+    }
+
+    fn fault(&self, what: &str, error: io::Error) -> io::Error {
+        fault(&self.path, what, error)
+    }
+}
+
+fn read_ceiling(file: File) -> io::Result<u64> {
+    let mut bytes = Vec::new();
+    // One byte more than it may have shows that it is too long, whatever its size.
+    file.take(9).read_to_end(&mut bytes)?;
+    let ceiling = <[u8; 8]>::try_from(bytes.as_slice())
+        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not 8 bytes long"))?;
+    Ok(u64::from_be_bytes(ceiling))
+}
+
+/// Makes the rename last: a directory is written back apart from its files.
+#[cfg(unix)]
+fn sync_directory(path: &Path) -> io::Result<()> {
+    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
+}
+
+/// Elsewhere a directory cannot be opened like a file, and a rename is written through.
+#[cfg(not(unix))]
+fn sync_directory(_path: &Path) -> io::Result<()> {
     Ok(())
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn take(counter: &mut FenceCounter) -> u64 {
-        counter.next_fence().unwrap().get()
-    }
-
-    #[test]
-    fn fences_grow_from_the_clock() {
-        let mut counter = FenceCounter::in_memory(100);
-        assert_eq!((take(&mut counter), take(&mut counter)), (100, 101));
-        assert_eq!(counter.mint().unwrap().fence(), Some(Fence::new(102)));
-    }
-
-    #[test]
-    fn a_restart_goes_on_above_all_that_was_handed_out_even_if_the_clock_went_back() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("fence");
-        let mut counter = FenceCounter::open(&path, 5_000).unwrap();
-        let last = (0..10).map(|_| take(&mut counter)).last().unwrap();
-        drop(counter);
-        let mut counter = FenceCounter::open(&path, 7).unwrap();
-        assert!(take(&mut counter) > last);
-    }
-
-    #[test]
-    fn the_file_stays_ahead_of_the_counter_past_a_reservation() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("fence");
-        let mut counter = FenceCounter::open(&path, 0).unwrap();
-        counter.next = RESERVE - 1;
-        assert_eq!((take(&mut counter), take(&mut counter)), (RESERVE - 1, RESERVE));
-        assert_eq!(stored_ceiling(&fs::read(&path).unwrap()).unwrap(), 2 * RESERVE);
-    }
-
-    #[test]
-    fn a_file_that_is_none_is_refused() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("fence");
-        fs::write(&path, b"short").unwrap();
-        let error = FenceCounter::open(&path, 0).unwrap_err();
-        assert_eq!(error.to_string(), "a fence state file holds 8 bytes, this one 5");
-        assert!(FenceCounter::open(dir.path().join("no/such/dir"), 0).is_err());
-    }
-
-    #[test]
-    fn nothing_is_handed_out_while_nothing_can_be_reserved() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("sub").join("fence");
-        fs::create_dir(dir.path().join("sub")).unwrap();
-        let mut counter = FenceCounter::open(&path, 0).unwrap();
-        counter.next = RESERVE;
-        fs::remove_dir_all(dir.path().join("sub")).unwrap();
-        assert_eq!(counter.next_fence(), None);
-        fs::create_dir(dir.path().join("sub")).unwrap();
-        assert_eq!(take(&mut counter), RESERVE);
-    }
-
-    #[test]
-    fn the_end_of_the_numbers_is_no_beginning() {
-        let mut counter = FenceCounter::in_memory(u64::MAX - 1);
-        assert_eq!(take(&mut counter), u64::MAX - 1);
-        assert_eq!(counter.next_fence(), None);
-    }
+fn beside(path: &Path, suffix: &str) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(suffix);
+    name.into()
 }
+
+fn fault(path: &Path, what: &str, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("fence state file {} {what}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests;

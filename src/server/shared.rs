@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::proto::{StatsResult, Status};
 use crate::server::config::ServerConfig;
-use crate::server::fence::FenceCounter;
+use crate::server::fence::{FenceCounter, token_mint};
 use crate::server::table::{ConnId, Grant, LockTable, TableConfig, WaiterId};
 use crate::types::{Key, Seconds};
 
@@ -49,7 +49,7 @@ impl Shared {
         let auth_token = config.read_auth_token()?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let now = u64::try_from(now).unwrap_or(u64::MAX);
-        let mut fences = match &config.fence_state_file {
+        let fences = match &config.fence_state_file {
             None => FenceCounter::in_memory(now),
             Some(path) => FenceCounter::open(path, now).map_err(|cause| {
                 let doing = format!("could not use the fence state file {}", path.display());
@@ -65,7 +65,7 @@ impl Shared {
             gc_max_idle: Duration::from_secs(config.gc_max_idle),
             auto_release: config.auto_release_on_disconnect,
         };
-        let table = LockTable::new(table, Box::new(move || fences.mint()));
+        let table = LockTable::new(table, Box::new(token_mint(fences)));
         Ok(Arc::new(Self {
             auth_token,
             #[cfg(feature = "tls")]

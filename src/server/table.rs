@@ -1,93 +1,146 @@
 //! The lock table, without I/O: FIFO queues, leases, limits, two-phase registrations, collection.
 //! Time is an argument. Knows of no socket, runtime or clock.
 
-mod answer;
 mod holders;
-mod stats;
+mod keys;
+mod slab;
+mod steps;
+mod waiters;
+
+#[cfg(test)]
+mod model;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::time::{Duration, Instant};
 
-use crate::proto::Status;
-use crate::types::{Fence, Key, Limit, Seconds, Token};
-use holders::{Holder, Holders};
+use self::holders::{Holder, HolderSlot, Holders};
+use self::keys::{KeySlot, Keys};
+use self::waiters::Waiters;
+use crate::proto::{HeldLock, HeldSemaphore, IdleKey, StatsResult, Status};
+use crate::types::{Key, Limit, Seconds, Token};
 
-pub use answer::{Answer, ConnId, Delivery, Grant, Place, TableConfig, WaiterId};
+/// A connection, as the server numbers them (from 1).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct ConnId(pub u64);
 
-/// Makes each grant's token; `None` where no fence can be had.
-pub type Mint = Box<dyn FnMut() -> Option<Token> + Send>;
+/// A place in a key's queue, from [`Answer::Waiting`] until it is delivered or cancelled.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct WaiterId(pub u64);
 
-/// The table. After each call, drain [`poll_delivery`](Self::poll_delivery).
-///
-/// Acquire, enqueue, wait and renew first evict what has expired on their key. No call looks at
-/// all keys or at all waiters, but for [`stats`](Self::stats) and [`drain`](Self::drain).
-pub struct LockTable {
-    config: TableConfig,
-    mint: Mint,
-    keys: HashMap<Key, Resource>,
-    conns: HashMap<ConnId, Conn>,
-    waiters: BTreeMap<WaiterId, Waiter>,
-    next_waiter: u64,
-    /// Every holder's deadline, the earliest first.
-    expiry: BTreeMap<(Instant, Fence), Key>,
-    /// Keys with neither holder nor waiter, the longest idle first.
-    idle: BTreeMap<(Instant, u64), Key>,
-    next_idle: u64,
-    deliveries: VecDeque<Delivery>,
-    draining: bool,
+/// The settings that the table obeys.
+#[derive(Clone, Debug)]
+pub struct TableConfig {
+    /// The lease of commands that name none.
+    pub default_lease: Seconds,
+    /// How many keys may be in use or idle at once.
+    pub max_locks: usize,
+    /// How many may wait for one key; 0 for no limit.
+    pub max_waiters: usize,
+    /// How long a key without holder and waiter is kept.
+    pub gc_max_idle: Duration,
+    /// Whether a disconnect releases what the connection holds.
+    pub auto_release: bool,
 }
 
-/// A key in use or idle.
-struct Resource {
-    limit: Limit,
-    holders: Holders,
-    /// Ids grow, so the least is the first in line.
-    queue: BTreeSet<WaiterId>,
-    idle: Option<(Instant, u64)>,
+/// A key held.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Grant {
+    /// The proof of it.
+    pub token: Token,
+    /// For how long, unless renewed.
+    pub lease: Seconds,
 }
 
-/// What belongs to a connection.
-#[derive(Default)]
-struct Conn {
-    held: BTreeMap<Fence, Key>,
-    waiting: BTreeSet<WaiterId>,
-    registered: HashMap<Key, Registration>,
+/// What a command that may wait comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Answer {
+    /// The key is held.
+    Granted(Grant),
+    /// In the queue: [`LockTable::poll_delivery`] brings the outcome under this id.
+    Waiting(WaiterId),
+    /// Busy, and the command would not wait.
+    Busy,
+    /// Refused.
+    Refused(Status),
 }
 
-/// What became of a connection's enqueue, until its wait collects it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// What an enqueue comes to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// The key is held at once.
+    Acquired(Grant),
+    /// In the queue.
+    Queued,
+    /// Refused.
+    Refused(Status),
+}
+
+/// The outcome of a waiting command, for the connection that waits.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// Who waits.
+    pub conn: ConnId,
+    /// Under which id.
+    pub waiter: WaiterId,
+    /// The grant, or why there will be none (`error_draining`, `error_lease_expired`).
+    pub outcome: Result<Grant, Status>,
+}
+
+/// An enqueue that no wait has collected yet.
+#[derive(Clone)]
 enum Registration {
     Queued(WaiterId),
-    Granted(Fence),
-    /// Granted, and lost before it was collected.
-    Lost,
+    Holding {
+        holder: HolderSlot,
+        lease: Seconds,
+        /// Whether the connection knows the token: false for a grant that came while it queued.
+        told: bool,
+    },
 }
 
-struct Waiter {
-    key: Key,
-    conn: ConnId,
-    lease: Seconds,
-    /// Nobody waits for the outcome yet: an enqueue without its wait.
-    background: bool,
+/// What the fast path comes to.
+enum Fast {
+    Held(HolderSlot, Grant),
+    /// No room, or others wait; the queue takes one more.
+    Full(KeySlot),
+}
+
+/// The table. A lease has run out once `now` reaches its deadline; acquire, enqueue, wait and
+/// renew first evict what has run out on their key and hand it on.
+/// After each call, drain [`poll_delivery`](Self::poll_delivery).
+pub struct LockTable {
+    config: TableConfig,
+    mint: Box<dyn FnMut() -> Option<Token> + Send>,
+    draining: bool,
+    /// The last `now` seen, for [`drain`](Self::drain), which is told none.
+    latest: Option<Instant>,
+    keys: Keys,
+    holders: Holders,
+    waiters: Waiters,
+    /// Each of them has a holder or a waiter, so its key cannot be collected under it.
+    registrations: BTreeMap<(ConnId, KeySlot), Registration>,
+    /// Registrations whose lease ran out: a wait must say so, even after the key is collected.
+    lost: BTreeMap<ConnId, HashSet<Key>>,
+    /// Keys with room and waiters for which no token could be minted.
+    stalled: BTreeSet<KeySlot>,
 }
 
 impl LockTable {
-    /// An empty table.
-    pub fn new(config: TableConfig, mint: Mint) -> Self {
+    /// An empty table; `mint` makes each grant's token, or `None` where no fence can be had.
+    pub fn new(config: TableConfig, mint: Box<dyn FnMut() -> Option<Token> + Send>) -> Self {
         Self {
             config,
             mint,
-            keys: HashMap::new(),
-            conns: HashMap::new(),
-            waiters: BTreeMap::new(),
-            next_waiter: 0,
-            expiry: BTreeMap::new(),
-            idle: BTreeMap::new(),
-            next_idle: 0,
-            deliveries: VecDeque::new(),
             draining: false,
+            latest: None,
+            keys: Keys::new(),
+            holders: Holders::new(),
+            waiters: Waiters::default(),
+            registrations: BTreeMap::new(),
+            lost: BTreeMap::new(),
+            stalled: BTreeSet::new(),
         }
     }
 
@@ -101,11 +154,19 @@ impl LockTable {
         lease: Option<Seconds>,
         may_wait: bool,
     ) -> Answer {
-        match self.take(now, conn, key, limit, lease) {
+        self.latest = Some(now);
+        if self.draining {
+            return Answer::Refused(Status::Draining);
+        }
+        let lease = lease.unwrap_or(self.config.default_lease);
+        if let Some(slot) = self.keys.find(key) {
+            self.refresh(now, slot);
+        }
+        match self.fast_path(now, conn, key, limit, lease) {
             Err(status) => Answer::Refused(status),
-            Ok(Some(grant)) => Answer::Granted(grant),
-            Ok(None) if !may_wait => Answer::Busy,
-            Ok(None) => Answer::Waiting(self.join(conn, key, lease, false)),
+            Ok(Fast::Held(_, grant)) => Answer::Granted(grant),
+            Ok(Fast::Full(slot)) if may_wait => Answer::Waiting(self.join(conn, slot, lease, true)),
+            Ok(Fast::Full(_)) => Answer::Busy,
         }
     }
 
@@ -118,48 +179,62 @@ impl LockTable {
         limit: Limit,
         lease: Option<Seconds>,
     ) -> Place {
+        self.latest = Some(now);
         if self.draining {
             return Place::Refused(Status::Draining);
         }
-        self.evict_from(now, key);
-        let registered = self.conns.get(&conn).and_then(|conn| conn.registered.get(key));
-        if registered.is_some_and(|registration| *registration != Registration::Lost) {
-            return Place::Refused(Status::AlreadyEnqueued);
-        }
-        let (place, registration) = match self.take(now, conn, key, limit, lease) {
-            Err(status) => return Place::Refused(status),
-            Ok(Some(grant)) => {
-                let fence = minted_fence(&grant.token);
-                (Place::Acquired(grant), Registration::Granted(fence))
+        let lease = lease.unwrap_or(self.config.default_lease);
+        if let Some(slot) = self.keys.find(key) {
+            self.refresh(now, slot);
+            if self.registrations.contains_key(&(conn, slot)) {
+                return Place::Refused(Status::AlreadyEnqueued);
             }
-            Ok(None) => (Place::Queued, Registration::Queued(self.join(conn, key, lease, true))),
+        }
+        let (slot, registration, place) = match self.fast_path(now, conn, key, limit, lease) {
+            Err(status) => return Place::Refused(status),
+            Ok(Fast::Held(holder, grant)) => {
+                let Some(slot) = self.holders.get(holder).map(|holder| holder.key) else {
+                    return Place::Refused(Status::Error);
+                };
+                (slot, Registration::Holding { holder, lease, told: true }, Place::Acquired(grant))
+            }
+            Ok(Fast::Full(slot)) => {
+                (slot, Registration::Queued(self.join(conn, slot, lease, false)), Place::Queued)
+            }
         };
-        self.conns.entry(conn).or_default().registered.insert(key.clone(), registration);
+        self.forget_lost(conn, key);
+        self.registrations.insert((conn, slot), registration);
         place
     }
 
     /// `w`, `sw`: collects the connection's registration for the key; clears it in every case.
     pub fn wait(&mut self, now: Instant, conn: ConnId, key: &Key, may_wait: bool) -> Answer {
+        self.latest = Some(now);
+        let slot = self.keys.find(key);
+        if let Some(slot) = slot {
+            self.refresh(now, slot);
+        }
+        let found = slot.and_then(|slot| Some((slot, self.registrations.remove(&(conn, slot))?)));
+        let lost = self.forget_lost(conn, key);
         if self.draining {
             return Answer::Refused(Status::Draining);
         }
-        self.evict_from(now, key);
-        let registration = self.conns.get_mut(&conn).and_then(|conn| conn.registered.remove(key));
-        match registration {
+        match found {
+            None if lost => Answer::Refused(Status::LeaseExpired),
             None => Answer::Refused(Status::NotEnqueued),
-            Some(Registration::Lost) => Answer::Refused(Status::LeaseExpired),
-            Some(Registration::Granted(fence)) => match self.refresh(now, key, fence) {
-                Some(grant) => Answer::Granted(grant),
-                None => Answer::Refused(Status::LeaseExpired),
-            },
-            Some(Registration::Queued(id)) if may_wait => {
-                if let Some(waiter) = self.waiters.get_mut(&id) {
-                    waiter.background = false;
+            Some((slot, Registration::Holding { holder, lease, .. })) => {
+                match self.extend(now, slot, holder, lease) {
+                    Some(token) => Answer::Granted(Grant { token, lease }),
+                    None => Answer::Refused(Status::LeaseExpired),
                 }
-                Answer::Waiting(id)
             }
-            Some(Registration::Queued(id)) => {
-                self.leave(now, id);
+            Some((_, Registration::Queued(waiter))) if may_wait => {
+                self.waiters.attend(waiter);
+                Answer::Waiting(waiter)
+            }
+            Some((slot, Registration::Queued(waiter))) => {
+                self.leave(waiter);
+                self.hand_on(now, slot);
                 Answer::Busy
             }
         }
@@ -168,18 +243,24 @@ impl LockTable {
     /// The wait timed out: leaves the queue. `Some` where the outcome had come first and was not
     /// polled yet (it is then not delivered any more).
     pub fn cancel_wait(&mut self, now: Instant, waiter: WaiterId) -> Option<Result<Grant, Status>> {
-        if let Some(at) = self.deliveries.iter().position(|delivery| delivery.waiter == waiter) {
-            return self.deliveries.remove(at).map(|delivery| delivery.outcome);
+        self.latest = Some(now);
+        if let Some((_, outcome)) = self.waiters.take_ready(waiter) {
+            return Some(outcome);
         }
-        self.leave(now, waiter);
+        if self.waiters.get(waiter).is_some_and(|waiter| waiter.attended)
+            && let Some(waiter) = self.leave(waiter)
+        {
+            self.hand_on(now, waiter.key);
+        }
         None
     }
 
     /// `r`, `sr`: whether there was such a holder (an expired one counts until it is evicted).
     pub fn release(&mut self, now: Instant, key: &Key, token: &Token) -> bool {
-        let Some(fence) = self.holder(key, token) else { return false };
-        self.drop_holder(key, fence, None);
-        self.hand_on(now, key);
+        self.latest = Some(now);
+        let Some((slot, holder)) = self.find(key, token) else { return false };
+        self.remove_holder(slot, holder);
+        self.hand_on(now, slot);
         true
     }
 
@@ -191,244 +272,128 @@ impl LockTable {
         token: &Token,
         lease: Option<Seconds>,
     ) -> Option<Seconds> {
-        self.evict_from(now, key);
-        let fence = self.holder(key, token)?;
+        self.latest = Some(now);
+        let slot = self.keys.find(key)?;
+        self.refresh(now, slot);
+        let (_, holder) = self.find(key, token)?;
         let lease = lease.unwrap_or(self.config.default_lease);
-        self.prolong(now, key, fence, lease);
-        Some(lease)
+        self.extend(now, slot, holder, lease).map(|_| lease)
     }
 
-    /// The connection is gone: its waiters and registrations leave; its holders too where
-    /// `auto_release` is set.
+    /// The connection is gone: its waiters and registrations leave, with grants that it was never
+    /// told of; its other holders too where `auto_release` is set.
     pub fn disconnect(&mut self, now: Instant, conn: ConnId) {
-        let Some(gone) = self.conns.remove(&conn) else { return };
-        for waiter in gone.waiting {
-            self.leave(now, waiter);
-        }
-        if self.config.auto_release {
-            for (fence, key) in gone.held {
-                self.drop_holder(&key, fence, None);
-                self.hand_on(now, &key);
+        self.latest = Some(now);
+        // All its places go before any hand-off, lest it is granted something once more.
+        let mut touched = Vec::new();
+        for id in self.waiters.of_conn(conn) {
+            if let Some((waiter, outcome)) = self.waiters.take_ready(id) {
+                self.take_back(&waiter, &outcome);
+                touched.push(waiter.key);
+            } else if let Some(waiter) = self.leave(id) {
+                touched.push(waiter.key);
             }
         }
+        for (slot, registration) in self.registrations_of(conn) {
+            self.registrations.remove(&(conn, slot));
+            if let Registration::Holding { holder, told: false, .. } = registration {
+                self.remove_holder(slot, holder);
+                touched.push(slot);
+            }
+        }
+        self.lost.remove(&conn);
+        if self.config.auto_release {
+            let held: Vec<_> = self.holders.of_conn(conn).collect();
+            for holder in held {
+                if let Some(slot) = self.holders.get(holder).map(|holder| holder.key) {
+                    self.remove_holder(slot, holder);
+                    touched.push(slot);
+                }
+            }
+        }
+        self.hand_on_all(now, touched);
     }
 
     /// Evicts every expired lease; costs what expires.
     pub fn sweep(&mut self, now: Instant) {
-        while let Some(entry) = self.expiry.first_entry() {
-            let (deadline, fence) = *entry.key();
-            if deadline > now {
+        self.latest = Some(now);
+        let mut touched = Vec::new();
+        while let Some((holder, slot)) = self.holders.expired(now) {
+            self.evict(slot, holder);
+            touched.push(slot);
+        }
+        self.hand_on_all(now, touched);
+        // As long as no token can be minted, one key's failure speaks for the rest.
+        while let Some(slot) = self.stalled.first().copied() {
+            self.hand_on(now, slot);
+            if self.stalled.contains(&slot) {
                 break;
             }
-            let key = entry.get().clone();
-            self.drop_holder(&key, fence, Some(Registration::Lost));
-            self.hand_on(now, &key);
         }
     }
 
     /// Drops keys idle for `gc_max_idle`; costs what is dropped.
     pub fn collect(&mut self, now: Instant) {
-        while let Some(entry) = self.idle.first_entry() {
-            if now.saturating_duration_since(entry.key().0) < self.config.gc_max_idle {
-                break;
-            }
-            let key = entry.remove();
-            self.keys.remove(&key);
-        }
+        self.latest = Some(now);
+        self.keys.collect(now, self.config.gc_max_idle);
     }
 
     /// From now on acquire, enqueue and wait are refused with `error_draining`, and so is everyone
-    /// who waits.
+    /// who waits. Grants that nobody was told of are taken back: nobody could release them.
     pub fn drain(&mut self) {
         self.draining = true;
-        for (id, waiter) in std::mem::take(&mut self.waiters) {
-            if let Some(resource) = self.keys.get_mut(&waiter.key) {
-                resource.queue.remove(&id);
-            }
-            if let Some(conn) = self.conns.get_mut(&waiter.conn) {
-                conn.waiting.remove(&id);
-            }
-            if !waiter.background {
-                let outcome = Err(Status::Draining);
-                self.deliveries.push_back(Delivery { conn: waiter.conn, waiter: id, outcome });
+        // Before the first command there is nothing to drain.
+        let Some(now) = self.latest else { return };
+        let mut touched = Vec::new();
+        for id in self.waiters.ids() {
+            let Some(waiter) = self.leave(id) else { continue };
+            touched.push(waiter.key);
+            if waiter.attended {
+                self.waiters.deliver(id, waiter, Err(Status::Draining));
             }
         }
+        for ((_, slot), registration) in std::mem::take(&mut self.registrations) {
+            if let Registration::Holding { holder, told: false, .. } = registration {
+                self.remove_holder(slot, holder);
+                touched.push(slot);
+            }
+        }
+        self.lost.clear();
+        self.hand_on_all(now, touched);
     }
 
     /// Whether the connection holds anything.
     pub fn holds(&self, conn: ConnId) -> bool {
-        self.conns.get(&conn).is_some_and(|conn| !conn.held.is_empty())
+        self.holders.of_conn(conn).next().is_some()
     }
 
     /// The next outcome for a waiting connection.
     pub fn poll_delivery(&mut self) -> Option<Delivery> {
-        self.deliveries.pop_front()
+        self.waiters.poll()
     }
 
-    /// The fast path: a grant where there is capacity and nobody waits, `None` where there is not.
-    fn take(
-        &mut self,
-        now: Instant,
-        conn: ConnId,
-        key: &Key,
-        limit: Limit,
-        lease: Option<Seconds>,
-    ) -> Result<Option<Grant>, Status> {
-        if self.draining {
-            return Err(Status::Draining);
-        }
-        self.evict_from(now, key);
-        match self.keys.get(key) {
-            Some(resource) if resource.limit != limit => return Err(Status::LimitMismatch),
-            None if self.keys.len() >= self.config.max_locks => return Err(Status::MaxLocks),
-            Some(resource) if !resource.queue.is_empty() || !resource.has_room() => {
-                let full = self.config.max_waiters > 0 && resource.queue.len() >= self.config.max_waiters;
-                return if full { Err(Status::MaxWaiters) } else { Ok(None) };
-            }
-            _ => {}
-        }
-        let token = (self.mint)().ok_or(Status::Error)?;
-        let lease = lease.unwrap_or(self.config.default_lease);
-        if !self.keys.contains_key(key) {
-            let resource = Resource { limit, holders: Holders::None, queue: BTreeSet::new(), idle: None };
-            self.keys.insert(key.clone(), resource);
-        }
-        Ok(Some(self.hold(now, conn, key, token, lease)))
-    }
-
-    /// Makes the connection a holder of an existing key.
-    fn hold(&mut self, now: Instant, conn: ConnId, key: &Key, token: Token, lease: Seconds) -> Grant {
-        let fence = minted_fence(&token);
-        let deadline = now + lease.duration();
-        if let Some(resource) = self.keys.get_mut(key) {
-            resource.holders.insert(fence, Holder { token: token.clone(), conn, deadline, lease });
-            if let Some(since) = resource.idle.take() {
-                self.idle.remove(&since);
-            }
-        }
-        self.expiry.insert((deadline, fence), key.clone());
-        self.conns.entry(conn).or_default().held.insert(fence, key.clone());
-        Grant { token, lease }
-    }
-
-    fn join(&mut self, conn: ConnId, key: &Key, lease: Option<Seconds>, background: bool) -> WaiterId {
-        let id = WaiterId(self.next_waiter);
-        self.next_waiter += 1;
-        let lease = lease.unwrap_or(self.config.default_lease);
-        self.waiters.insert(id, Waiter { key: key.clone(), conn, lease, background });
-        if let Some(resource) = self.keys.get_mut(key) {
-            resource.queue.insert(id);
-        }
-        self.conns.entry(conn).or_default().waiting.insert(id);
-        id
-    }
-
-    fn leave(&mut self, now: Instant, id: WaiterId) {
-        let Some(waiter) = self.waiters.remove(&id) else { return };
-        if let Some(conn) = self.conns.get_mut(&waiter.conn) {
-            conn.waiting.remove(&id);
-        }
-        if let Some(resource) = self.keys.get_mut(&waiter.key) {
-            resource.queue.remove(&id);
-        }
-        self.hand_on(now, &waiter.key);
-    }
-
-    /// Gives free capacity to whoever is first in line; notes when the key falls idle.
-    fn hand_on(&mut self, now: Instant, key: &Key) {
-        loop {
-            let Some(resource) = self.keys.get_mut(key) else { return };
-            let Some(&id) = resource.queue.first().filter(|_| resource.has_room()) else { break };
-            // Without a fence nobody is granted: the queue waits for the next chance.
-            let Some(token) = (self.mint)() else { break };
-            resource.queue.remove(&id);
-            let Some(waiter) = self.waiters.remove(&id) else { continue };
-            let grant = self.hold(now, waiter.conn, key, token, waiter.lease);
-            let conn = self.conns.entry(waiter.conn).or_default();
-            conn.waiting.remove(&id);
-            if waiter.background {
-                let fence = minted_fence(&grant.token);
-                conn.registered.insert(key.clone(), Registration::Granted(fence));
+    /// What is held, waited for and idle; `connections` is the caller's to fill in.
+    pub fn stats(&self, now: Instant) -> StatsResult {
+        let mut stats = StatsResult::default();
+        for entry in self.keys.iter() {
+            let key = entry.key.to_text().into_owned();
+            let (lock, waiters) = (entry.limit == Limit::ONE, u64::from(entry.waiters));
+            if let Some(since) = entry.idle_since {
+                let idle_s = now.saturating_duration_since(since).as_secs_f64();
+                let list = if lock { &mut stats.idle_locks } else { &mut stats.idle_semaphores };
+                list.push(IdleKey { key, idle_s });
+            } else if lock {
+                let holder = entry.holder.and_then(|slot| self.holders.get(slot));
+                let left = |holder: &Holder| holder.deadline.saturating_duration_since(now).as_secs_f64();
+                let lease_expires_in_s = holder.map_or(0.0, left);
+                let owner_conn_id =
+                    holder.map_or(0, |holder| i64::try_from(holder.conn.0).unwrap_or(i64::MAX));
+                stats.locks.push(HeldLock { key, owner_conn_id, lease_expires_in_s, waiters });
             } else {
-                self.deliveries.push_back(Delivery { conn: waiter.conn, waiter: id, outcome: Ok(grant) });
+                let (limit, holders) = (entry.limit.get(), u64::from(entry.holders));
+                stats.semaphores.push(HeldSemaphore { key, limit, holders, waiters });
             }
         }
-        if let Some(resource) = self.keys.get_mut(key)
-            && resource.is_unused()
-            && resource.idle.is_none()
-        {
-            let since = (now, self.next_idle);
-            self.next_idle += 1;
-            resource.idle = Some(since);
-            self.idle.insert(since, key.clone());
-        }
+        stats
     }
-
-    /// Evicts what has expired on one key and hands its slots on.
-    fn evict_from(&mut self, now: Instant, key: &Key) {
-        let mut evicted = false;
-        while let Some(fence) = self.keys.get(key).and_then(|resource| resource.holders.expired(now)) {
-            self.drop_holder(key, fence, Some(Registration::Lost));
-            evicted = true;
-        }
-        if evicted {
-            self.hand_on(now, key);
-        }
-    }
-
-    /// The fence of the holder that the token proves, if it is one.
-    fn holder(&self, key: &Key, token: &Token) -> Option<Fence> {
-        let fence = token.fence()?;
-        let holder = self.keys.get(key)?.holders.get(fence)?;
-        (holder.token == *token).then_some(fence)
-    }
-
-    /// Removes a holder everywhere; a registration that points to it becomes `registration`.
-    fn drop_holder(&mut self, key: &Key, fence: Fence, registration: Option<Registration>) {
-        let Some(holder) = self.keys.get_mut(key).and_then(|resource| resource.holders.remove(fence)) else {
-            return;
-        };
-        self.expiry.remove(&(holder.deadline, fence));
-        let Some(conn) = self.conns.get_mut(&holder.conn) else { return };
-        conn.held.remove(&fence);
-        if conn.registered.get(key) == Some(&Registration::Granted(fence)) {
-            match registration {
-                Some(registration) => conn.registered.insert(key.clone(), registration),
-                None => conn.registered.remove(key),
-            };
-        }
-    }
-
-    /// Sets a holder's deadline anew.
-    fn prolong(&mut self, now: Instant, key: &Key, fence: Fence, lease: Seconds) {
-        let deadline = now + lease.duration();
-        let holder = self.keys.get_mut(key).and_then(|resource| resource.holders.set(fence, deadline, lease));
-        if let Some(before) = holder {
-            self.expiry.remove(&(before, fence));
-            self.expiry.insert((deadline, fence), key.clone());
-        }
-    }
-
-    /// The grant behind a registration, with its lease counting from now.
-    fn refresh(&mut self, now: Instant, key: &Key, fence: Fence) -> Option<Grant> {
-        let holder = self.keys.get(key)?.holders.get(fence)?;
-        let grant = Grant { token: holder.token.clone(), lease: holder.lease };
-        self.prolong(now, key, fence, grant.lease);
-        Some(grant)
-    }
-}
-
-impl Resource {
-    fn has_room(&self) -> bool {
-        (self.holders.len() as u64) < self.limit.get()
-    }
-
-    fn is_unused(&self) -> bool {
-        self.holders.len() == 0 && self.queue.is_empty()
-    }
-}
-
-/// The fence of a token that this server minted.
-fn minted_fence(token: &Token) -> Fence {
-    token.fence().unwrap_or(Fence::new(0))
 }

@@ -1,122 +1,119 @@
-//! Who holds one key: none, one (kept inline, the common case) or many.
+//! The grants in force, found by key and token, by connection and by deadline. Knows of no queue
+//! and no limit but whether it is 1.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Instant;
 
 use super::ConnId;
-use crate::types::{Fence, Seconds, Token};
+use super::keys::{Entry, KeySlot};
+use super::slab::Slab;
+use crate::types::{Limit, Token};
 
+/// Where a holder lies; taken again by another once the holder is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct HolderSlot(u32);
+
+/// One grant in force.
 pub(super) struct Holder {
     pub(super) token: Token,
-    pub(super) conn: ConnId,
     pub(super) deadline: Instant,
-    /// The lease as granted or last set.
-    pub(super) lease: Seconds,
+    pub(super) conn: ConnId,
+    pub(super) key: KeySlot,
 }
 
-pub(super) enum Holders {
-    None,
-    One(Fence, Holder),
-    Many(Box<Many>),
-}
-
-/// Holders by fence, and their deadlines in order.
-#[derive(Default)]
-pub(super) struct Many {
-    holders: BTreeMap<Fence, Holder>,
-    deadlines: BTreeSet<(Instant, Fence)>,
-}
-
-impl Many {
-    fn insert(&mut self, fence: Fence, holder: Holder) {
-        self.deadlines.insert((holder.deadline, fence));
-        self.holders.insert(fence, holder);
-    }
+pub(super) struct Holders {
+    slab: Slab<Holder>,
+    by_deadline: BTreeSet<(Instant, HolderSlot)>,
+    by_conn: BTreeSet<(ConnId, HolderSlot)>,
+    /// Of keys with a limit above 1 alone: the entry of a lock names its holder itself.
+    shared: BTreeSet<(KeySlot, Instant, HolderSlot)>,
+    shared_tokens: HashMap<(KeySlot, Token), HolderSlot>,
 }
 
 impl Holders {
-    pub(super) fn len(&self) -> usize {
-        match self {
-            Self::None => 0,
-            Self::One(..) => 1,
-            Self::Many(many) => many.holders.len(),
+    pub(super) fn new() -> Self {
+        Self {
+            slab: Slab::new(),
+            by_deadline: BTreeSet::new(),
+            by_conn: BTreeSet::new(),
+            shared: BTreeSet::new(),
+            shared_tokens: HashMap::new(),
         }
     }
 
-    pub(super) fn get(&self, fence: Fence) -> Option<&Holder> {
-        match self {
-            Self::One(only, holder) if *only == fence => Some(holder),
-            Self::Many(many) => many.holders.get(&fence),
-            _ => None,
-        }
+    pub(super) fn get(&self, slot: HolderSlot) -> Option<&Holder> {
+        self.slab.get(slot.0)
     }
 
-    /// One of the holders, where there is one.
-    pub(super) fn any(&self) -> Option<&Holder> {
-        match self {
-            Self::None => None,
-            Self::One(_, holder) => Some(holder),
-            Self::Many(many) => many.holders.values().next(),
-        }
-    }
-
-    pub(super) fn insert(&mut self, fence: Fence, holder: Holder) {
-        *self = match std::mem::replace(self, Self::None) {
-            Self::None => Self::One(fence, holder),
-            Self::One(first, first_holder) => {
-                let mut many = Box::<Many>::default();
-                many.insert(first, first_holder);
-                many.insert(fence, holder);
-                Self::Many(many)
-            }
-            Self::Many(mut many) => {
-                many.insert(fence, holder);
-                Self::Many(many)
-            }
-        };
-    }
-
-    pub(super) fn remove(&mut self, fence: Fence) -> Option<Holder> {
-        if let Self::Many(many) = self {
-            let holder = many.holders.remove(&fence)?;
-            many.deadlines.remove(&(holder.deadline, fence));
-            if many.holders.is_empty() {
-                *self = Self::None;
-            }
-            return Some(holder);
-        }
-        match std::mem::replace(self, Self::None) {
-            Self::One(only, holder) if only == fence => Some(holder),
-            other => {
-                *self = other;
-                None
+    pub(super) fn insert(&mut self, entry: &mut Entry, holder: Holder) -> HolderSlot {
+        let (conn, key, deadline) = (holder.conn, holder.key, holder.deadline);
+        let token = (entry.limit != Limit::ONE).then(|| holder.token.clone());
+        let slot = HolderSlot(self.slab.insert(holder));
+        self.by_deadline.insert((deadline, slot));
+        self.by_conn.insert((conn, slot));
+        match token {
+            None => entry.holder = Some(slot),
+            Some(token) => {
+                self.shared.insert((key, deadline, slot));
+                self.shared_tokens.insert((key, token), slot);
             }
         }
+        entry.holders += 1;
+        slot
     }
 
-    /// Sets a deadline and answers the one before.
-    pub(super) fn set(&mut self, fence: Fence, deadline: Instant, lease: Seconds) -> Option<Instant> {
-        let holder = match self {
-            Self::One(only, holder) if *only == fence => holder,
-            Self::Many(many) => {
-                let holder = many.holders.get_mut(&fence)?;
-                many.deadlines.remove(&(holder.deadline, fence));
-                many.deadlines.insert((deadline, fence));
-                holder
-            }
-            _ => return None,
-        };
-        holder.lease = lease;
-        Some(std::mem::replace(&mut holder.deadline, deadline))
+    pub(super) fn remove(&mut self, entry: &mut Entry, slot: HolderSlot) -> Option<Holder> {
+        let holder = self.slab.remove(slot.0)?;
+        self.by_deadline.remove(&(holder.deadline, slot));
+        self.by_conn.remove(&(holder.conn, slot));
+        if entry.limit == Limit::ONE {
+            entry.holder = None;
+        } else {
+            self.shared.remove(&(holder.key, holder.deadline, slot));
+            self.shared_tokens.remove(&(holder.key, holder.token.clone()));
+        }
+        entry.holders -= 1;
+        Some(holder)
     }
 
-    /// A holder whose lease has run out.
-    pub(super) fn expired(&self, now: Instant) -> Option<Fence> {
-        let (deadline, fence) = match self {
-            Self::None => return None,
-            Self::One(fence, holder) => (holder.deadline, *fence),
-            Self::Many(many) => *many.deadlines.first()?,
-        };
-        (deadline <= now).then_some(fence)
+    /// Sets the deadline and returns the token.
+    pub(super) fn extend(&mut self, entry: &Entry, slot: HolderSlot, deadline: Instant) -> Option<Token> {
+        let holder = self.slab.get_mut(slot.0)?;
+        let old = std::mem::replace(&mut holder.deadline, deadline);
+        self.by_deadline.remove(&(old, slot));
+        self.by_deadline.insert((deadline, slot));
+        if entry.limit != Limit::ONE {
+            self.shared.remove(&(holder.key, old, slot));
+            self.shared.insert((holder.key, deadline, slot));
+        }
+        Some(holder.token.clone())
+    }
+
+    pub(super) fn find(&self, entry: &Entry, key: KeySlot, token: &Token) -> Option<HolderSlot> {
+        if entry.limit == Limit::ONE {
+            return entry.holder.filter(|slot| self.get(*slot).is_some_and(|holder| holder.token == *token));
+        }
+        self.shared_tokens.get(&(key, token.clone())).copied()
+    }
+
+    /// A holder whose lease has run out, on any key.
+    pub(super) fn expired(&self, now: Instant) -> Option<(HolderSlot, KeySlot)> {
+        let (_, slot) = self.by_deadline.first().filter(|(deadline, _)| *deadline <= now)?;
+        Some((*slot, self.get(*slot)?.key))
+    }
+
+    /// A holder of this key whose lease has run out.
+    pub(super) fn expired_of(&self, entry: &Entry, key: KeySlot, now: Instant) -> Option<HolderSlot> {
+        if entry.limit == Limit::ONE {
+            return entry.holder.filter(|slot| self.get(*slot).is_some_and(|holder| holder.deadline <= now));
+        }
+        let mut until_now = self.shared.range(..=(key, now, HolderSlot(u32::MAX)));
+        until_now.next_back().filter(|(of, ..)| *of == key).map(|(.., slot)| *slot)
+    }
+
+    /// What the connection holds.
+    pub(super) fn of_conn(&self, conn: ConnId) -> impl Iterator<Item = HolderSlot> {
+        let all = (conn, HolderSlot(0))..=(conn, HolderSlot(u32::MAX));
+        self.by_conn.range(all).map(|(_, slot)| *slot)
     }
 }

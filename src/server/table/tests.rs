@@ -1,229 +1,519 @@
-//! The table's rules, one by one, in virtual time.
+//! One test for each rule of the table, in virtual time.
 
-use std::time::{Duration, Instant};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::types::Fence;
 
-struct World {
-    table: LockTable,
-    now: Instant,
-}
+const A: ConnId = ConnId(1);
+const B: ConnId = ConnId(2);
+const C: ConnId = ConnId(3);
 
-fn world(change: impl FnOnce(&mut TableConfig)) -> World {
-    let mut config = TableConfig {
-        default_lease: Seconds::new(33).unwrap(),
+pub(super) fn config() -> TableConfig {
+    TableConfig {
+        default_lease: seconds(33),
         max_locks: 1024,
         max_waiters: 0,
         gc_max_idle: Duration::from_secs(60),
         auto_release: true,
-    };
-    change(&mut config);
-    let mut fence = 0;
+    }
+}
+
+pub(super) fn seconds(seconds: u64) -> Seconds {
+    Seconds::new(seconds).unwrap()
+}
+
+/// A table whose mint counts from 1, and fails while the switch is on.
+pub(super) fn table(config: TableConfig) -> (LockTable, Arc<AtomicBool>) {
+    let broken = Arc::new(AtomicBool::new(false));
+    let (mut last, switch) = (0, broken.clone());
     let mint = move || {
-        fence += 1;
-        Some(Token::mint(Fence::new(fence), 7))
+        (!switch.load(Ordering::Relaxed)).then(|| {
+            last += 1;
+            Token::mint(Fence::new(last), 0)
+        })
     };
-    World { table: LockTable::new(config, Box::new(mint)), now: Instant::now() }
+    (LockTable::new(config, Box::new(mint)), broken)
 }
 
-fn key(name: &str) -> Key {
-    Key::parse(name).unwrap()
+/// A table, its clock, and the commands in short.
+struct Bench {
+    table: LockTable,
+    broken: Arc<AtomicBool>,
+    now: Instant,
 }
 
-fn limit(n: u64) -> Limit {
-    Limit::new(n).unwrap()
+fn bench() -> Bench {
+    bench_with(|_| {})
 }
 
-impl World {
+fn bench_with(change: impl FnOnce(&mut TableConfig)) -> Bench {
+    let mut config = config();
+    change(&mut config);
+    let (table, broken) = table(config);
+    Bench { table, broken, now: Instant::now() }
+}
+
+fn key(key: &str) -> Key {
+    Key::parse(key).unwrap()
+}
+
+impl Bench {
     fn pass(&mut self, seconds: u64) {
         self.now += Duration::from_secs(seconds);
     }
 
-    fn acquire(&mut self, conn: u64, name: &str, n: u64) -> Answer {
-        self.table.acquire(self.now, ConnId(conn), &key(name), limit(n), None, true)
+    fn acquire(&mut self, conn: ConnId, name: &str, lease: u64) -> Answer {
+        self.shared(conn, name, 1, lease)
     }
 
-    fn granted(&mut self, conn: u64, name: &str, n: u64) -> Token {
-        match self.acquire(conn, name, n) {
-            Answer::Granted(grant) => grant.token,
-            other => panic!("{other:?}"),
+    fn shared(&mut self, conn: ConnId, name: &str, limit: u64, lease: u64) -> Answer {
+        let limit = Limit::new(limit).unwrap();
+        self.table.acquire(self.now, conn, &key(name), limit, Some(seconds(lease)), true)
+    }
+
+    fn attempt(&mut self, conn: ConnId, name: &str) -> Answer {
+        self.table.acquire(self.now, conn, &key(name), Limit::ONE, None, false)
+    }
+
+    fn enqueue(&mut self, conn: ConnId, name: &str, lease: u64) -> Place {
+        self.table.enqueue(self.now, conn, &key(name), Limit::ONE, Some(seconds(lease)))
+    }
+
+    fn wait(&mut self, conn: ConnId, name: &str) -> Answer {
+        self.table.wait(self.now, conn, &key(name), true)
+    }
+
+    fn release(&mut self, name: &str, grant: &Grant) -> bool {
+        self.table.release(self.now, &key(name), &grant.token)
+    }
+
+    fn renew(&mut self, name: &str, grant: &Grant, lease: Option<u64>) -> Option<u64> {
+        let lease = lease.map(seconds);
+        self.table.renew(self.now, &key(name), &grant.token, lease).map(Seconds::get)
+    }
+
+    /// The next outcome must be a grant for this waiter.
+    fn delivered(&mut self, conn: ConnId, waiter: WaiterId) -> Grant {
+        let delivery = self.table.poll_delivery().expect("a delivery");
+        assert_eq!((delivery.conn, delivery.waiter), (conn, waiter));
+        delivery.outcome.expect("a grant")
+    }
+
+    fn quiet(&mut self) {
+        assert_eq!(self.table.poll_delivery(), None);
+    }
+}
+
+#[track_caller]
+fn granted(answer: Answer) -> Grant {
+    let Answer::Granted(grant) = answer else { panic!("not granted: {answer:?}") };
+    grant
+}
+
+#[track_caller]
+fn waiting(answer: Answer) -> WaiterId {
+    let Answer::Waiting(waiter) = answer else { panic!("not waiting: {answer:?}") };
+    waiter
+}
+
+#[track_caller]
+fn acquired(place: Place) -> Grant {
+    let Place::Acquired(grant) = place else { panic!("not acquired: {place:?}") };
+    grant
+}
+
+#[test]
+fn a_lock_goes_to_waiters_in_the_order_of_their_arrival() {
+    let mut t = bench();
+    let first = granted(t.acquire(A, "k", 10));
+    let second = waiting(t.acquire(B, "k", 20));
+    let third = waiting(t.acquire(C, "k", 30));
+    t.quiet();
+    assert!(t.release("k", &first));
+    let grant = t.delivered(B, second);
+    assert_eq!(grant.lease, seconds(20));
+    assert!(grant.token.fence() > first.token.fence());
+    t.quiet();
+    assert!(!t.release("k", &first), "released once");
+    assert!(t.release("k", &grant));
+    t.delivered(C, third);
+}
+
+#[test]
+fn a_lock_is_not_reentrant() {
+    let mut t = bench();
+    granted(t.acquire(A, "k", 10));
+    waiting(t.acquire(A, "k", 10));
+}
+
+#[test]
+fn a_try_is_busy_and_does_not_queue() {
+    let mut t = bench();
+    let held = granted(t.attempt(A, "k"));
+    assert_eq!(held.lease, seconds(33), "the default");
+    assert_eq!(t.attempt(B, "k"), Answer::Busy);
+    t.release("k", &held);
+    t.quiet();
+    granted(t.attempt(B, "k"));
+}
+
+#[test]
+fn a_semaphore_has_as_many_holders_as_its_limit() {
+    let mut t = bench();
+    let first = granted(t.shared(A, "s", 2, 10));
+    let second = granted(t.shared(A, "s", 2, 10));
+    let third = waiting(t.shared(B, "s", 2, 10));
+    assert!(t.release("s", &second));
+    t.delivered(B, third);
+    assert_eq!(t.renew("s", &first, Some(5)), Some(5));
+    assert_eq!(t.renew("s", &second, Some(5)), None);
+    t.pass(5);
+    let stats = t.table.stats(t.now);
+    assert_eq!(stats.semaphores[0].holders, 2, "not evicted before it is touched");
+    granted(t.shared(C, "s", 2, 10));
+}
+
+#[test]
+fn the_first_use_fixes_the_limit_until_the_key_is_collected() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "k", 10));
+    assert_eq!(t.shared(B, "k", 2, 10), Answer::Refused(Status::LimitMismatch));
+    t.release("k", &held);
+    assert_eq!(t.shared(B, "k", 2, 10), Answer::Refused(Status::LimitMismatch));
+    t.pass(59);
+    t.table.collect(t.now);
+    assert_eq!(t.shared(B, "k", 2, 10), Answer::Refused(Status::LimitMismatch));
+    t.pass(1);
+    t.table.collect(t.now);
+    granted(t.shared(B, "k", 2, 10));
+}
+
+#[test]
+fn limits_are_checked_before_the_queue_and_a_full_queue_before_a_try() {
+    let mut t = bench_with(|config| config.max_waiters = 1);
+    granted(t.acquire(A, "k", 10));
+    assert_eq!(t.attempt(B, "k"), Answer::Busy);
+    let waiter = waiting(t.acquire(B, "k", 10));
+    assert_eq!(t.shared(C, "k", 2, 10), Answer::Refused(Status::LimitMismatch));
+    assert_eq!(t.acquire(C, "k", 10), Answer::Refused(Status::MaxWaiters));
+    assert_eq!(t.attempt(C, "k"), Answer::Refused(Status::MaxWaiters));
+    assert_eq!(t.enqueue(C, "k", 10), Place::Refused(Status::MaxWaiters));
+    assert_eq!(t.table.cancel_wait(t.now, waiter), None);
+    assert_eq!(t.enqueue(C, "k", 10), Place::Queued);
+}
+
+#[test]
+fn idle_keys_count_to_the_cap_until_they_are_collected() {
+    let mut t = bench_with(|config| config.max_locks = 1);
+    let held = granted(t.acquire(A, "k", 10));
+    assert_eq!(t.acquire(A, "other", 10), Answer::Refused(Status::MaxLocks));
+    t.release("k", &held);
+    assert_eq!(t.enqueue(A, "other", 10), Place::Refused(Status::MaxLocks));
+    assert_eq!(t.table.stats(t.now).idle_locks.len(), 1);
+    t.pass(60);
+    t.table.collect(t.now);
+    granted(t.acquire(A, "other", 10));
+}
+
+#[test]
+fn a_key_in_use_is_not_collected() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "k", 1000));
+    t.pass(100);
+    t.table.collect(t.now);
+    assert!(t.release("k", &held));
+    granted(t.acquire(A, "k", 1000));
+    t.pass(100);
+    t.table.collect(t.now);
+    assert_eq!(t.attempt(B, "k"), Answer::Busy);
+}
+
+#[test]
+fn the_next_acquire_evicts_an_expired_holder_in_favour_of_who_waits_already() {
+    let mut t = bench();
+    granted(t.acquire(A, "k", 5));
+    let second = waiting(t.acquire(B, "k", 10));
+    t.pass(5);
+    let third = waiting(t.acquire(C, "k", 10));
+    let grant = t.delivered(B, second);
+    t.quiet();
+    assert!(t.release("k", &grant));
+    t.delivered(C, third);
+}
+
+#[test]
+fn a_sweep_evicts_what_has_expired_and_hands_it_on() {
+    let mut t = bench();
+    granted(t.acquire(A, "k", 5));
+    let waiter = waiting(t.acquire(B, "k", 7));
+    granted(t.acquire(A, "other", 6));
+    t.pass(4);
+    t.table.sweep(t.now);
+    t.quiet();
+    t.pass(1);
+    t.table.sweep(t.now);
+    let grant = t.delivered(B, waiter);
+    assert!(t.table.holds(A) && t.table.holds(B));
+    t.pass(6);
+    t.table.sweep(t.now);
+    assert!(!t.table.holds(A));
+    assert_eq!(t.renew("k", &grant, None), Some(33), "its lease counts from the grant");
+}
+
+#[test]
+fn an_expired_holder_can_be_released_until_it_is_evicted_but_never_renewed() {
+    let mut t = bench();
+    let first = granted(t.acquire(A, "k", 5));
+    t.pass(5);
+    assert!(t.release("k", &first));
+    let second = granted(t.acquire(A, "k", 5));
+    t.pass(5);
+    assert_eq!(t.renew("k", &second, Some(100)), None);
+    assert!(!t.release("k", &second), "the renew evicted it");
+}
+
+#[test]
+fn a_renew_moves_the_deadline_from_any_connection() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "k", 5));
+    t.pass(4);
+    assert_eq!(t.renew("k", &held, Some(5)), Some(5));
+    t.pass(4);
+    assert_eq!(t.attempt(B, "k"), Answer::Busy);
+    t.pass(1);
+    granted(t.attempt(B, "k"));
+}
+
+#[test]
+fn a_second_enqueue_is_refused_until_the_first_is_waited_for_released_or_lost() {
+    let mut t = bench();
+    let held = acquired(t.enqueue(A, "k", 5));
+    assert_eq!(t.enqueue(A, "k", 5), Place::Refused(Status::AlreadyEnqueued));
+    assert_eq!(granted(t.wait(A, "k")), held);
+    assert_eq!(t.wait(A, "k"), Answer::Refused(Status::NotEnqueued));
+    t.release("k", &held);
+
+    let released = acquired(t.enqueue(A, "k", 5));
+    t.release("k", &released);
+    assert_eq!(t.wait(A, "k"), Answer::Refused(Status::NotEnqueued));
+
+    acquired(t.enqueue(A, "k", 5));
+    t.pass(5);
+    acquired(t.enqueue(A, "k", 5));
+    assert_eq!(t.enqueue(B, "k", 5), Place::Queued);
+    assert_eq!(t.enqueue(B, "k", 5), Place::Refused(Status::AlreadyEnqueued));
+}
+
+#[test]
+fn a_wait_after_an_acquired_enqueue_starts_its_lease_afresh() {
+    let mut t = bench();
+    let held = acquired(t.enqueue(A, "k", 5));
+    t.pass(4);
+    assert_eq!(granted(t.wait(A, "k")), held);
+    t.pass(4);
+    assert_eq!(t.attempt(B, "k"), Answer::Busy);
+    t.pass(1);
+    granted(t.attempt(B, "k"));
+}
+
+#[test]
+fn a_wait_for_a_lost_lease_says_so_once_even_after_the_key_is_collected() {
+    let mut t = bench();
+    for (swept, collected) in [(false, false), (true, false), (true, true)] {
+        acquired(t.enqueue(A, "k", 5));
+        t.pass(5);
+        if swept {
+            t.table.sweep(t.now);
         }
-    }
-
-    fn waiting(&mut self, conn: u64, name: &str, n: u64) -> WaiterId {
-        match self.acquire(conn, name, n) {
-            Answer::Waiting(id) => id,
-            other => panic!("{other:?}"),
+        if collected {
+            t.pass(60);
+            t.table.collect(t.now);
+            assert_eq!(t.table.stats(t.now), StatsResult::default());
         }
-    }
-
-    fn delivered(&mut self) -> Vec<u64> {
-        std::iter::from_fn(|| self.table.poll_delivery()).map(|delivery| delivery.conn.0).collect()
+        assert_eq!(t.wait(A, "k"), Answer::Refused(Status::LeaseExpired));
+        assert_eq!(t.wait(A, "k"), Answer::Refused(Status::NotEnqueued));
     }
 }
 
 #[test]
-fn grants_are_first_in_first_out_and_fences_grow() {
-    let mut w = world(|_| {});
-    let first = w.granted(1, "k", 1);
-    w.waiting(2, "k", 1);
-    w.waiting(3, "k", 1);
-    assert!(w.table.release(w.now, &key("k"), &first));
-    assert_eq!(w.delivered(), [2]);
-    w.table.disconnect(w.now, ConnId(2));
-    assert_eq!(w.delivered(), [3]);
-    assert!(!w.table.release(w.now, &key("k"), &first));
+fn a_queued_enqueue_granted_before_its_wait_keeps_the_grant() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "k", 50));
+    assert_eq!(t.enqueue(B, "k", 5), Place::Queued);
+    t.release("k", &held);
+    t.quiet();
+    assert!(t.table.holds(B));
+    t.pass(4);
+    let grant = granted(t.wait(B, "k"));
+    assert_eq!(grant.lease, seconds(5));
+    t.pass(4);
+    assert_eq!(t.renew("k", &grant, Some(5)), Some(5), "the wait set the lease afresh");
 }
 
 #[test]
-fn a_waiter_that_left_is_passed_over() {
-    let mut w = world(|_| {});
-    let token = w.granted(1, "k", 1);
-    let leaver = w.waiting(2, "k", 1);
-    w.waiting(3, "k", 1);
-    assert_eq!(w.table.cancel_wait(w.now, leaver), None);
-    w.table.release(w.now, &key("k"), &token);
-    assert_eq!(w.delivered(), [3]);
+fn a_background_grant_whose_lease_ran_out_is_never_handed_out() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "k", 50));
+    assert_eq!(t.enqueue(B, "k", 5), Place::Queued);
+    t.release("k", &held);
+    t.pass(5);
+    granted(t.attempt(C, "k"));
+    assert_eq!(t.wait(B, "k"), Answer::Refused(Status::LeaseExpired));
+    assert_eq!(t.wait(B, "k"), Answer::Refused(Status::NotEnqueued));
 }
 
 #[test]
-fn an_outcome_that_came_before_the_cancel_is_handed_out_by_it() {
-    let mut w = world(|_| {});
-    let token = w.granted(1, "k", 1);
-    let waiter = w.waiting(2, "k", 1);
-    w.table.release(w.now, &key("k"), &token);
-    assert!(matches!(w.table.cancel_wait(w.now, waiter), Some(Ok(_))));
-    assert!(w.delivered().is_empty());
+fn a_wait_takes_the_place_of_its_enqueue() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "k", 50));
+    assert_eq!(t.enqueue(B, "k", 5), Place::Queued);
+    let third = waiting(t.acquire(C, "k", 5));
+    let second = waiting(t.wait(B, "k"));
+    t.release("k", &held);
+    let grant = t.delivered(B, second);
+    t.release("k", &grant);
+    t.delivered(C, third);
 }
 
 #[test]
-fn an_expired_lease_goes_to_the_next_and_is_never_revived() {
-    let mut w = world(|_| {});
-    let token = w.granted(1, "k", 1);
-    w.waiting(2, "k", 1);
-    w.pass(32);
-    assert_eq!(w.table.renew(w.now, &key("k"), &token, None), Seconds::new(33));
-    w.pass(32);
-    w.table.sweep(w.now);
-    assert!(w.delivered().is_empty());
-    w.pass(1);
-    assert_eq!(w.table.renew(w.now, &key("k"), &token, None), None);
-    assert_eq!(w.delivered(), [2]);
+fn a_wait_that_will_not_wait_leaves_the_queue() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "k", 50));
+    assert_eq!(t.enqueue(B, "k", 5), Place::Queued);
+    assert_eq!(t.table.wait(t.now, B, &key("k"), false), Answer::Busy);
+    t.release("k", &held);
+    assert!(!t.table.holds(B));
+    assert_eq!(t.wait(B, "k"), Answer::Refused(Status::NotEnqueued));
 }
 
 #[test]
-fn an_expired_holder_can_be_released_until_it_is_evicted() {
-    let mut w = world(|_| {});
-    let token = w.granted(1, "k", 1);
-    w.pass(40);
-    assert!(w.table.release(w.now, &key("k"), &token));
-    let token = w.granted(1, "k", 1);
-    w.pass(40);
-    w.table.sweep(w.now);
-    assert!(!w.table.release(w.now, &key("k"), &token));
+fn a_cancelled_wait_is_passed_over_unless_its_grant_came_first() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "k", 50));
+    let second = waiting(t.acquire(B, "k", 5));
+    let third = waiting(t.acquire(C, "k", 5));
+    assert_eq!(t.table.cancel_wait(t.now, second), None);
+    t.release("k", &held);
+    let outcome = t.table.cancel_wait(t.now, third).expect("the grant came first");
+    t.quiet();
+    assert!(t.release("k", &outcome.expect("a grant")));
+    assert_eq!(t.table.cancel_wait(t.now, third), None);
 }
 
 #[test]
-fn a_semaphore_has_its_limit_and_no_other() {
-    let mut w = world(|_| {});
-    let tokens = [w.granted(1, "k", 2), w.granted(1, "k", 2)];
-    w.waiting(2, "k", 2);
-    assert_eq!(w.acquire(3, "k", 1), Answer::Refused(Status::LimitMismatch));
-    assert!(w.table.release(w.now, &key("k"), &tokens[1]));
-    assert_eq!(w.delivered(), [2]);
-    w.pass(33);
-    w.table.sweep(w.now);
-    assert_eq!(w.acquire(3, "k", 3), Answer::Refused(Status::LimitMismatch));
-    w.pass(60);
-    w.table.collect(w.now);
-    w.granted(3, "k", 3);
+fn a_disconnect_takes_waiters_and_registrations_and_hands_on_what_was_held() {
+    let mut t = bench();
+    granted(t.acquire(A, "k", 50));
+    waiting(t.acquire(A, "k", 50));
+    assert_eq!(t.enqueue(A, "k", 50), Place::Queued);
+    acquired(t.enqueue(A, "own", 50));
+    let waiter = waiting(t.acquire(B, "k", 50));
+    t.table.disconnect(t.now, A);
+    t.delivered(B, waiter);
+    t.quiet();
+    assert!(!t.table.holds(A));
+    assert_eq!(t.wait(A, "own"), Answer::Refused(Status::NotEnqueued));
+    granted(t.attempt(C, "own"));
 }
 
 #[test]
-fn the_caps_hold() {
-    let mut w = world(|config| (config.max_locks, config.max_waiters) = (1, 1));
-    w.granted(1, "a", 1);
-    assert_eq!(w.acquire(1, "b", 1), Answer::Refused(Status::MaxLocks));
-    w.waiting(2, "a", 1);
-    assert_eq!(w.acquire(3, "a", 1), Answer::Refused(Status::MaxWaiters));
-    let tried = w.table.acquire(w.now, ConnId(3), &key("a"), Limit::ONE, None, false);
-    assert_eq!(tried, Answer::Refused(Status::MaxWaiters));
+fn without_auto_release_a_disconnect_keeps_what_the_connection_knew_of_alone() {
+    let mut t = bench_with(|config| config.auto_release = false);
+    let held = granted(t.acquire(A, "known", 50));
+    let other = granted(t.acquire(B, "unpolled", 50));
+    let second = granted(t.acquire(B, "unwaited", 50));
+    waiting(t.acquire(A, "unpolled", 50));
+    assert_eq!(t.enqueue(A, "unwaited", 50), Place::Queued);
+    t.release("unpolled", &other);
+    t.release("unwaited", &second);
+    t.table.disconnect(t.now, A);
+    t.quiet();
+    granted(t.attempt(B, "unpolled"));
+    granted(t.attempt(B, "unwaited"));
+    assert_eq!(t.attempt(B, "known"), Answer::Busy);
+    assert!(t.release("known", &held));
 }
 
 #[test]
-fn an_enqueue_is_registered_until_its_wait() {
-    let mut w = world(|_| {});
-    let k = key("k");
-    let (one, two) = (ConnId(1), ConnId(2));
-    assert_eq!(w.table.wait(w.now, one, &k, true), Answer::Refused(Status::NotEnqueued));
-    let Place::Acquired(grant) = w.table.enqueue(w.now, one, &k, Limit::ONE, None) else { panic!() };
-    let again = w.table.enqueue(w.now, one, &k, Limit::ONE, None);
-    assert_eq!(again, Place::Refused(Status::AlreadyEnqueued));
-    assert_eq!(w.table.enqueue(w.now, two, &k, Limit::ONE, None), Place::Queued);
-    w.pass(20);
-    assert_eq!(w.table.wait(w.now, one, &k, true), Answer::Granted(grant.clone()));
-    w.pass(20);
-    assert!(w.table.renew(w.now, &k, &grant.token, None).is_some(), "the wait set the lease anew");
-    assert!(w.table.release(w.now, &k, &grant.token));
-    assert!(w.delivered().is_empty(), "nobody waits yet");
-    assert!(matches!(w.table.wait(w.now, two, &k, true), Answer::Granted(_)));
+fn where_no_token_can_be_minted_nothing_is_granted_and_waiters_stay() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "k", 50));
+    let waiter = waiting(t.acquire(B, "k", 50));
+    t.broken.store(true, Ordering::Relaxed);
+    assert_eq!(t.acquire(A, "new", 50), Answer::Refused(Status::Error));
+    assert_eq!(t.enqueue(A, "new", 50), Place::Refused(Status::Error));
+    assert!(t.release("k", &held));
+    t.quiet();
+    let stats = t.table.stats(t.now);
+    assert_eq!((stats.locks.len(), stats.idle_locks.len()), (1, 0), "waited for is not idle");
+    assert_eq!((stats.locks[0].owner_conn_id, stats.locks[0].waiters), (0, 1));
+    t.table.sweep(t.now);
+    t.quiet();
+    t.broken.store(false, Ordering::Relaxed);
+    t.table.sweep(t.now);
+    t.delivered(B, waiter);
 }
 
 #[test]
-fn a_background_grant_that_ran_out_is_never_handed_out() {
-    let mut w = world(|_| {});
-    let (k, two) = (key("k"), ConnId(2));
-    let token = w.granted(1, "k", 1);
-    assert_eq!(w.table.enqueue(w.now, two, &k, Limit::ONE, None), Place::Queued);
-    w.table.release(w.now, &k, &token);
-    w.pass(33);
-    w.granted(3, "k", 1);
-    assert_eq!(w.table.wait(w.now, two, &k, true), Answer::Refused(Status::LeaseExpired));
-    assert_eq!(w.table.wait(w.now, two, &k, true), Answer::Refused(Status::NotEnqueued));
+fn draining_refuses_who_waits_and_who_comes_but_lets_holders_go() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "k", 50));
+    let waiter = waiting(t.acquire(B, "k", 50));
+    assert_eq!(t.enqueue(C, "k", 50), Place::Queued);
+    t.table.drain();
+    let delivery = t.table.poll_delivery().expect("a delivery");
+    assert_eq!(delivery, Delivery { conn: B, waiter, outcome: Err(Status::Draining) });
+    t.quiet();
+    assert_eq!(t.acquire(B, "new", 50), Answer::Refused(Status::Draining));
+    assert_eq!(t.enqueue(B, "new", 50), Place::Refused(Status::Draining));
+    assert_eq!(t.wait(C, "k"), Answer::Refused(Status::Draining));
+    assert_eq!(t.renew("k", &held, None), Some(33));
+    assert!(t.release("k", &held));
+    t.quiet();
+    assert!(!t.table.holds(A));
 }
 
 #[test]
-fn without_auto_release_a_disconnect_frees_waiters_alone() {
-    let mut w = world(|config| config.auto_release = false);
-    w.granted(1, "k", 1);
-    w.waiting(2, "k", 1);
-    w.waiting(3, "k", 1);
-    w.table.disconnect(w.now, ConnId(1));
-    w.table.disconnect(w.now, ConnId(2));
-    assert!(w.delivered().is_empty());
-    w.pass(33);
-    w.table.sweep(w.now);
-    assert_eq!(w.delivered(), [3]);
+fn draining_takes_back_what_nobody_could_release() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "k", 50));
+    assert_eq!(t.enqueue(B, "k", 50), Place::Queued);
+    t.release("k", &held);
+    assert!(t.table.holds(B));
+    t.table.drain();
+    assert!(!t.table.holds(B));
+    bench().table.drain();
 }
 
 #[test]
-fn a_draining_table_grants_nothing_and_lets_holders_go() {
-    let mut w = world(|_| {});
-    let token = w.granted(1, "k", 1);
-    w.waiting(2, "k", 1);
-    w.table.drain();
-    let delivery = w.table.poll_delivery().unwrap();
-    assert_eq!((delivery.conn, delivery.outcome), (ConnId(2), Err(Status::Draining)));
-    assert_eq!(w.acquire(3, "x", 1), Answer::Refused(Status::Draining));
-    assert!(w.table.holds(ConnId(1)));
-    assert!(w.table.renew(w.now, &key("k"), &token, None).is_some());
-    assert!(w.table.release(w.now, &key("k"), &token));
-    assert!(!w.table.holds(ConnId(1)));
+fn stats_tell_held_from_idle_and_locks_from_semaphores() {
+    let mut t = bench();
+    let held = granted(t.acquire(A, "held", 10));
+    let idle = granted(t.acquire(A, "idle", 10));
+    granted(t.shared(B, "sem", 3, 10));
+    let shared = granted(t.shared(B, "idle-sem", 3, 10));
+    waiting(t.acquire(C, "held", 10));
+    t.release("idle", &idle);
+    t.release("idle-sem", &shared);
+    t.pass(4);
+    let stats = t.table.stats(t.now);
+    let lock = HeldLock { key: "held".into(), owner_conn_id: 1, lease_expires_in_s: 6.0, waiters: 1 };
+    assert_eq!(stats.locks, [lock]);
+    let semaphore = HeldSemaphore { key: "sem".into(), limit: 3, holders: 1, waiters: 0 };
+    assert_eq!(stats.semaphores, [semaphore]);
+    assert_eq!(stats.idle_locks, [IdleKey { key: "idle".into(), idle_s: 4.0 }]);
+    assert_eq!(stats.idle_semaphores, [IdleKey { key: "idle-sem".into(), idle_s: 4.0 }]);
+    t.pass(60);
+    assert_eq!(t.table.stats(t.now).locks[0].lease_expires_in_s, 0.0, "never negative");
+    assert_eq!(t.renew("held", &held, None), None);
 }
 
 #[test]
-fn stats_tell_held_waited_for_and_idle_apart() {
-    let mut w = world(|_| {});
-    let token = w.granted(1, "held", 1);
-    w.waiting(2, "held", 1);
-    w.granted(1, "slots", 2);
-    let idle = w.granted(1, "idle", 1);
-    w.table.release(w.now, &key("idle"), &idle);
-    w.pass(3);
-    let stats = w.table.stats(w.now);
-    assert_eq!((stats.locks[0].owner_conn_id, stats.locks[0].waiters), (1, 1));
-    assert!((stats.locks[0].lease_expires_in_s - 30.0).abs() < 1e-9);
-    assert_eq!((stats.semaphores[0].limit, stats.semaphores[0].holders), (2, 1));
-    assert!((stats.idle_locks[0].idle_s - 3.0).abs() < 1e-9);
-    drop(token);
+fn the_longest_lease_does_not_overflow_the_clock() {
+    let mut t = bench();
+    granted(t.acquire(A, "k", crate::types::MAX_SECONDS));
+    t.table.sweep(t.now);
+    assert_eq!(t.attempt(B, "k"), Answer::Busy);
 }

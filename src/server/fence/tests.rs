@@ -1,0 +1,134 @@
+//! The counter over restarts, crashes, clock steps and broken disks.
+
+use std::fs;
+
+use super::*;
+
+fn take(counter: &mut FenceCounter, count: usize) -> Vec<u64> {
+    (0..count).map(|_| counter.next().unwrap().get()).collect()
+}
+
+fn stored(path: &Path) -> u64 {
+    u64::from_be_bytes(fs::read(path).unwrap().try_into().unwrap())
+}
+
+#[test]
+fn counts_up_from_the_wall_clock() {
+    assert_eq!(take(&mut FenceCounter::in_memory(42), 3), [42, 43, 44]);
+    let directory = tempfile::tempdir().unwrap();
+    let mut counter = FenceCounter::open(directory.path().join("fence"), 42).unwrap();
+    assert_eq!(take(&mut counter, 3), [42, 43, 44]);
+}
+
+#[test]
+fn stops_at_the_last_number_instead_of_starting_over() {
+    let mut counter = FenceCounter::in_memory(u64::MAX - 2);
+    assert_eq!(take(&mut counter, 2), [u64::MAX - 2, u64::MAX - 1]);
+    assert_eq!((counter.next(), counter.next()), (None, None));
+
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fence");
+    let mut counter = FenceCounter::open(&path, u64::MAX - 2).unwrap();
+    assert_eq!(take(&mut counter, 2), [u64::MAX - 2, u64::MAX - 1]);
+    assert_eq!(counter.next(), None);
+    drop(counter);
+    assert!(FenceCounter::open(&path, 1).unwrap_err().to_string().contains("used up all fences"));
+}
+
+#[test]
+fn the_ceiling_on_disk_is_above_every_fence_in_use() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fence");
+    let mut counter = FenceCounter::open_reserving(&path, 1000, 3).unwrap();
+    for expected in 1000..1020 {
+        let fence = counter.next().unwrap().get();
+        assert_eq!(fence, expected);
+        assert!(fence < stored(&path), "{fence} is used before it is reserved");
+    }
+    assert!(stored(&path) <= 1020 + 3, "no more than a reservation is skipped");
+}
+
+#[test]
+fn goes_on_above_the_last_run_though_the_clock_is_set_back() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fence");
+    let mut highest = 0;
+    for (now, count) in [(5_000_000_000, 3), (7, 5), (0, 1), (4_000_000_000, 2)] {
+        let mut counter = FenceCounter::open(&path, now).unwrap();
+        let fences = take(&mut counter, count);
+        assert!(fences[0] > highest, "{} after {highest}", fences[0]);
+        highest = *fences.last().unwrap();
+    }
+    let later = highest + 1_000_000_000;
+    assert_eq!(take(&mut FenceCounter::open(&path, later).unwrap(), 1), [later]);
+}
+
+#[test]
+fn a_crash_between_writing_and_renaming_does_no_harm() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fence");
+    let used = take(&mut FenceCounter::open(&path, 100).unwrap(), 1)[0];
+    fs::write(beside(&path, ".tmp"), b"half").unwrap();
+    assert!(take(&mut FenceCounter::open(&path, 0).unwrap(), 1)[0] > used);
+    assert!(!beside(&path, ".tmp").exists());
+}
+
+#[test]
+fn a_file_of_another_size_is_refused_and_left_alone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fence");
+    for content in [&b""[..], b"1234567", b"123456789", &[0; 4096]] {
+        fs::write(&path, content).unwrap();
+        let error = FenceCounter::open(&path, 1).unwrap_err();
+        assert_eq!(error.kind(), io::ErrorKind::InvalidData);
+        assert!(error.to_string().contains("not 8 bytes long"), "{error}");
+        assert!(error.to_string().contains(path.to_str().unwrap()), "{error}");
+        assert_eq!(fs::read(&path).unwrap(), content);
+    }
+}
+
+#[test]
+fn a_second_server_on_the_same_file_is_kept_off_until_the_first_is_gone() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fence");
+    let first = FenceCounter::open(&path, 1).unwrap();
+    let error = FenceCounter::open(&path, 1).unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::ResourceBusy);
+    assert!(error.to_string().contains("in use by another server"), "{error}");
+    drop(first);
+    FenceCounter::open(&path, 1).unwrap();
+}
+
+#[test]
+fn a_path_that_cannot_be_written_stops_the_start() {
+    let directory = tempfile::tempdir().unwrap();
+    let missing = directory.path().join("missing").join("fence");
+    assert_eq!(FenceCounter::open(&missing, 1).unwrap_err().kind(), io::ErrorKind::NotFound);
+    assert!(FenceCounter::open(directory.path(), 1).is_err(), "a directory is no state file");
+}
+
+#[test]
+fn no_fence_is_handed_out_while_none_can_be_reserved() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fence");
+    let mut counter = FenceCounter::open_reserving(&path, 10, 2).unwrap();
+    assert_eq!(take(&mut counter, 2), [10, 11]);
+    // A directory in the way of the temporary file fails whoever runs the test, root too.
+    let obstacle = beside(&path, ".tmp");
+    fs::create_dir(&obstacle).unwrap();
+    assert_eq!((counter.next(), counter.next()), (None, None));
+    fs::remove_dir(&obstacle).unwrap();
+    assert_eq!(take(&mut counter, 2), [12, 13]);
+    assert!(stored(&path) > 13);
+}
+
+#[test]
+fn tokens_carry_the_fences_in_order_and_differ_in_salt() {
+    let mut mint = token_mint(FenceCounter::in_memory(7));
+    let (first, second) = (mint().unwrap(), mint().unwrap());
+    assert_eq!(first.fence(), Some(Fence::new(7)));
+    assert_eq!(second.fence(), Some(Fence::new(8)));
+    assert!(first.expose() < second.expose());
+    assert_ne!(first.expose()[16..], second.expose()[16..]);
+    assert_eq!(token_mint(FenceCounter::in_memory(u64::MAX))(), None);
+}

@@ -1,0 +1,116 @@
+//! The keys in use or idle, each stored once, with its limit and its counts. Keeps the idle ones in
+//! the order in which they fell idle. Knows of no lease and no connection.
+
+use std::collections::BTreeSet;
+use std::hash::{BuildHasher, RandomState};
+use std::time::{Duration, Instant};
+
+use hashbrown::HashTable;
+
+use super::holders::HolderSlot;
+use super::slab::Slab;
+use crate::types::{Key, Limit};
+
+/// Where a key lies; taken again by another once the key is collected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct KeySlot(pub(super) u32);
+
+/// A key in use or idle.
+pub(super) struct Entry {
+    pub(super) key: Key,
+    pub(super) limit: Limit,
+    /// The holder of a key of limit 1: there is no second, so no further index is paid for.
+    pub(super) holder: Option<HolderSlot>,
+    pub(super) holders: u32,
+    pub(super) waiters: u32,
+    pub(super) idle_since: Option<Instant>,
+}
+
+impl Entry {
+    /// Whether the limit allows one holder more.
+    pub(super) fn has_room(&self) -> bool {
+        u64::from(self.holders) < self.limit.get()
+    }
+
+    fn unused(&self) -> bool {
+        self.holders == 0 && self.waiters == 0
+    }
+}
+
+pub(super) struct Keys {
+    entries: Slab<Entry>,
+    index: HashTable<u32>,
+    // Keys come from strangers: std's hasher keeps them from aiming at one bucket.
+    hasher: RandomState,
+    idle: BTreeSet<(Instant, KeySlot)>,
+}
+
+impl Keys {
+    pub(super) fn new() -> Self {
+        let hasher = RandomState::new();
+        Self { entries: Slab::new(), index: HashTable::new(), hasher, idle: BTreeSet::new() }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn find(&self, key: &Key) -> Option<KeySlot> {
+        let same = |slot: &u32| self.entries.get(*slot).is_some_and(|entry| entry.key == *key);
+        self.index.find(self.hasher.hash_one(key), same).copied().map(KeySlot)
+    }
+
+    /// Adds a key that [`find`](Self::find) does not know.
+    pub(super) fn insert(&mut self, key: &Key, limit: Limit) -> KeySlot {
+        let (holder, idle_since) = (None, None);
+        let entry = Entry { key: key.clone(), limit, holder, holders: 0, waiters: 0, idle_since };
+        let slot = self.entries.insert(entry);
+        let (entries, hasher) = (&self.entries, &self.hasher);
+        let rehash = |slot: &u32| entries.get(*slot).map_or(0, |entry| hasher.hash_one(&entry.key));
+        self.index.insert_unique(hasher.hash_one(key), slot, rehash);
+        KeySlot(slot)
+    }
+
+    pub(super) fn get(&self, slot: KeySlot) -> Option<&Entry> {
+        self.entries.get(slot.0)
+    }
+
+    pub(super) fn get_mut(&mut self, slot: KeySlot) -> Option<&mut Entry> {
+        self.entries.get_mut(slot.0)
+    }
+
+    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
+        self.entries.iter()
+    }
+
+    /// Puts the key among the idle ones, or takes it out, as its counts say.
+    pub(super) fn settle(&mut self, now: Instant, slot: KeySlot) {
+        let Some(entry) = self.entries.get_mut(slot.0) else { return };
+        match entry.idle_since {
+            None if entry.unused() => {
+                entry.idle_since = Some(now);
+                self.idle.insert((now, slot));
+            }
+            Some(since) if !entry.unused() => {
+                entry.idle_since = None;
+                self.idle.remove(&(since, slot));
+            }
+            _ => {}
+        }
+    }
+
+    /// Drops the keys that have been idle for `max_idle`.
+    pub(super) fn collect(&mut self, now: Instant, max_idle: Duration) {
+        while let Some(&(since, slot)) = self.idle.first() {
+            if now.saturating_duration_since(since) < max_idle {
+                break;
+            }
+            self.idle.pop_first();
+            let Some(entry) = self.entries.remove(slot.0) else { continue };
+            let hash = self.hasher.hash_one(&entry.key);
+            if let Ok(found) = self.index.find_entry(hash, |other| *other == slot.0) {
+                found.remove();
+            }
+        }
+    }
+}

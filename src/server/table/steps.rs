@@ -1,0 +1,179 @@
+//! The steps that the table's commands share: the fast path, joining and leaving a queue, eviction,
+//! the hand-off. Knows of no command.
+
+use std::time::{Duration, Instant};
+
+use super::holders::{Holder, HolderSlot};
+use super::keys::KeySlot;
+use super::waiters::Waiter;
+use super::{ConnId, Fast, Grant, LockTable, Registration, WaiterId};
+use crate::proto::Status;
+use crate::types::{Key, Limit, Seconds, Token};
+
+/// How many lost registrations a connection is told of at least.
+const LOST_KEPT: usize = 1024;
+
+impl LockTable {
+    /// Takes the key if it has room and nobody waits. Refuses by limits first, then by the queue's
+    /// cap; a key is added only once it is held.
+    pub(super) fn fast_path(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        key: &Key,
+        limit: Limit,
+        lease: Seconds,
+    ) -> Result<Fast, Status> {
+        let found = self.keys.find(key);
+        match found.and_then(|slot| self.keys.get(slot)) {
+            None if self.keys.len() >= self.config.max_locks => return Err(Status::MaxLocks),
+            None => {}
+            Some(entry) if entry.limit != limit => return Err(Status::LimitMismatch),
+            Some(entry) if entry.has_room() && entry.waiters == 0 => {}
+            Some(entry) => {
+                let cap = self.config.max_waiters;
+                let full = cap != 0 && entry.waiters as usize >= cap;
+                return found.filter(|_| !full).map(Fast::Full).ok_or(Status::MaxWaiters);
+            }
+        }
+        let token = (self.mint)().ok_or(Status::Error)?;
+        let slot = found.unwrap_or_else(|| self.keys.insert(key, limit));
+        let holder = self.hold(now, slot, conn, token.clone(), lease).ok_or(Status::Error)?;
+        self.keys.settle(now, slot);
+        Ok(Fast::Held(holder, Grant { token, lease }))
+    }
+
+    fn hold(
+        &mut self,
+        now: Instant,
+        slot: KeySlot,
+        conn: ConnId,
+        token: Token,
+        lease: Seconds,
+    ) -> Option<HolderSlot> {
+        let deadline = deadline(now, lease);
+        let entry = self.keys.get_mut(slot)?;
+        Some(self.holders.insert(entry, Holder { token, deadline, conn, key: slot }))
+    }
+
+    pub(super) fn join(&mut self, conn: ConnId, key: KeySlot, lease: Seconds, attended: bool) -> WaiterId {
+        if let Some(entry) = self.keys.get_mut(key) {
+            entry.waiters += 1;
+        }
+        self.waiters.join(Waiter { conn, key, lease, attended })
+    }
+
+    pub(super) fn leave(&mut self, id: WaiterId) -> Option<Waiter> {
+        let waiter = self.waiters.leave(id)?;
+        if let Some(entry) = self.keys.get_mut(waiter.key) {
+            entry.waiters -= 1;
+        }
+        Some(waiter)
+    }
+
+    pub(super) fn find(&self, key: &Key, token: &Token) -> Option<(KeySlot, HolderSlot)> {
+        let slot = self.keys.find(key)?;
+        Some((slot, self.holders.find(self.keys.get(slot)?, slot, token)?))
+    }
+
+    pub(super) fn extend(
+        &mut self,
+        now: Instant,
+        slot: KeySlot,
+        holder: HolderSlot,
+        lease: Seconds,
+    ) -> Option<Token> {
+        self.holders.extend(self.keys.get(slot)?, holder, deadline(now, lease))
+    }
+
+    /// Takes the holder out and clears the registration that it belongs to; tells whose that was.
+    pub(super) fn remove_holder(&mut self, slot: KeySlot, holder: HolderSlot) -> Option<ConnId> {
+        let conn = self.holders.remove(self.keys.get_mut(slot)?, holder)?.conn;
+        match self.registrations.get(&(conn, slot)) {
+            Some(Registration::Holding { holder: registered, .. }) if *registered == holder => {
+                self.registrations.remove(&(conn, slot));
+                Some(conn)
+            }
+            _ => None,
+        }
+    }
+
+    /// Takes out a holder whose lease has run out; a wait for it will hear so.
+    pub(super) fn evict(&mut self, slot: KeySlot, holder: HolderSlot) {
+        let Some(conn) = self.remove_holder(slot, holder) else { return };
+        let Some(entry) = self.keys.get(slot) else { return };
+        let lost = self.lost.entry(conn).or_default();
+        // A connection that enqueues and never waits must not grow without bound.
+        if lost.len() < self.config.max_locks.max(LOST_KEPT) {
+            lost.insert(entry.key.clone());
+        }
+    }
+
+    pub(super) fn forget_lost(&mut self, conn: ConnId, key: &Key) -> bool {
+        let Some(lost) = self.lost.get_mut(&conn) else { return false };
+        let was = lost.remove(key);
+        if lost.is_empty() {
+            self.lost.remove(&conn);
+        }
+        was
+    }
+
+    /// Takes back a grant that was delivered but not polled: nobody knows its token.
+    pub(super) fn take_back(&mut self, waiter: &Waiter, outcome: &Result<Grant, Status>) {
+        let (Ok(grant), Some(entry)) = (outcome, self.keys.get(waiter.key)) else { return };
+        if let Some(holder) = self.holders.find(entry, waiter.key, &grant.token) {
+            self.remove_holder(waiter.key, holder);
+        }
+    }
+
+    pub(super) fn registrations_of(&self, conn: ConnId) -> Vec<(KeySlot, Registration)> {
+        let all = (conn, KeySlot(0))..=(conn, KeySlot(u32::MAX));
+        self.registrations.range(all).map(|((_, slot), kept)| (*slot, kept.clone())).collect()
+    }
+
+    /// Evicts what has run out on the key and hands it on.
+    pub(super) fn refresh(&mut self, now: Instant, slot: KeySlot) {
+        while let Some(entry) = self.keys.get(slot)
+            && let Some(holder) = self.holders.expired_of(entry, slot, now)
+        {
+            self.evict(slot, holder);
+        }
+        self.hand_on(now, slot);
+    }
+
+    /// Grants what room there is to those who wait, in their order. The last step of every change
+    /// to a key: it also decides whether the key is idle.
+    pub(super) fn hand_on(&mut self, now: Instant, slot: KeySlot) {
+        self.stalled.remove(&slot);
+        while self.keys.get(slot).is_some_and(|entry| entry.has_room())
+            && let Some(id) = self.waiters.first(slot)
+        {
+            let Some(token) = (self.mint)() else {
+                self.stalled.insert(slot);
+                return;
+            };
+            let Some(waiter) = self.leave(id) else { return };
+            let (conn, lease) = (waiter.conn, waiter.lease);
+            let Some(holder) = self.hold(now, slot, conn, token.clone(), lease) else { return };
+            if waiter.attended {
+                self.waiters.deliver(id, waiter, Ok(Grant { token, lease }));
+            } else {
+                let kept = Registration::Holding { holder, lease, told: false };
+                self.registrations.insert((conn, slot), kept);
+            }
+        }
+        self.keys.settle(now, slot);
+    }
+
+    pub(super) fn hand_on_all(&mut self, now: Instant, slots: Vec<KeySlot>) {
+        for slot in slots {
+            self.hand_on(now, slot);
+        }
+    }
+}
+
+/// When a lease set now runs out; a clock that cannot count so far gives it a century.
+fn deadline(now: Instant, lease: Seconds) -> Instant {
+    const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
+    now.checked_add(lease.duration()).or_else(|| now.checked_add(CENTURY)).unwrap_or(now)
+}
