@@ -100,6 +100,23 @@ impl Error {
     }
 
     /// What kind of failure this is.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// use dflockd_client::ErrorKind;
+    /// use std::time::Duration;
+    /// let lock = locks.lock("account:17")?;
+    /// let guard = lock.acquire().await?;
+    /// match lock.acquire_within(Duration::ZERO).await {
+    ///     Ok(_) => unreachable!("it is taken"),
+    ///     Err(error) if error.kind() == ErrorKind::Timeout => println!("busy: {error}"),
+    ///     Err(error) => return Err(error),
+    /// }
+    /// # Ok(()) }
+    /// ```
     pub fn kind(&self) -> ErrorKind {
         self.0.kind
     }

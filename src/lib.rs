@@ -12,6 +12,8 @@ pub mod proto;
 #[cfg(feature = "server")]
 pub mod server;
 mod sharding;
+#[cfg(feature = "test-util")]
+pub mod test_util;
 #[cfg(feature = "tls")]
 pub mod tls;
 mod types;

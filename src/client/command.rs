@@ -19,18 +19,22 @@
 //! # Ok(()) }
 //! ```
 
+mod semaphore;
+
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::client::check::{check_auth_token, check_server, check_time, lease_seconds, server_name};
 use crate::client::conn::AsyncConn;
 use crate::client::outcome;
 use crate::client::tls::ClientTls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{BoxStream, Dial, TcpDial};
 use crate::proto::{Family, Reply, Request, Secret, StatsResult};
-use crate::types::{Key, Limit, MAX_AUTH_TOKEN_BYTES, Seconds, Token};
+use crate::types::{Key, Limit, Seconds, Token};
 
 pub use crate::client::outcome::{Grant, Place};
+pub use semaphore::{sem_acquire, sem_enqueue, sem_release, sem_renew, sem_wait};
 
 /// How much longer than its own timeout a command's reply may take.
 pub(crate) const IO_SLACK: Duration = Duration::from_secs(30);
@@ -44,6 +48,20 @@ pub(crate) const IO_SLACK: Duration = Duration::from_secs(30);
 ///
 /// # Cancel safety
 /// Dropping the future gives the attempt up.
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::server::{Server, ServerConfig};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let server = Server::bind(ServerConfig { port: 0, ..Default::default() }).await?;
+/// # let port = server.local_addr().unwrap().port();
+/// # tokio::spawn(server.run(std::future::pending()));
+/// use dflockd_client::command;
+/// use std::time::Duration;
+/// let conn = command::open_conn("127.0.0.1", port, None, Duration::from_secs(5)).await?;
+/// command::ping(&conn).await?;
+/// # Ok(()) }
+/// ```
 pub async fn open_conn(
     host: &str,
     port: u16,
@@ -79,54 +97,6 @@ pub(crate) async fn open_stream(
     }
 }
 
-/// `host:port`, an IPv6 host in brackets.
-pub(crate) fn server_name(host: &str, port: u16) -> String {
-    if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
-}
-
-pub(crate) fn check_server(host: &str, port: u16) -> Result<()> {
-    if host.is_empty() {
-        return Err(Error::invalid("host", "is empty"));
-    }
-    if host.contains(char::is_whitespace) {
-        return Err(Error::invalid("host", format!("{host:?} has white space")));
-    }
-    if port == 0 {
-        return Err(Error::invalid("port", "is 0, the range is 1 to 65535"));
-    }
-    Ok(())
-}
-
-pub(crate) fn check_time(field: &'static str, time: Duration) -> Result<()> {
-    if time.is_zero() {
-        return Err(Error::invalid(field, "is 0, it must be longer"));
-    }
-    Seconds::ceil(field, time)?;
-    Ok(())
-}
-
-pub(crate) fn lease_seconds(field: &'static str, lease: Option<Duration>) -> Result<Option<Seconds>> {
-    let Some(lease) = lease else { return Ok(None) };
-    if lease.is_zero() {
-        return Err(Error::invalid(field, "is 0, the least is 1 s"));
-    }
-    Ok(Some(Seconds::ceil(field, lease)?))
-}
-
-pub(crate) fn check_auth_token(token: &str) -> Result<()> {
-    if token.is_empty() {
-        return Err(Error::invalid("auth_token", "is empty"));
-    }
-    if token.contains(['\n', '\r']) {
-        return Err(Error::invalid("auth_token", "has a line break"));
-    }
-    if token.len() > MAX_AUTH_TOKEN_BYTES {
-        let fault = format!("is {} bytes long, the limit is {MAX_AUTH_TOKEN_BYTES}", token.len());
-        return Err(Error::invalid("auth_token", fault));
-    }
-    Ok(())
-}
-
 /// Sends a request and reads the reply that fits it.
 async fn ask(conn: &AsyncConn, request: &Request, read_timeout: Duration) -> Result<Reply> {
     let arg = request.arg();
@@ -146,6 +116,17 @@ fn named<T>(outcome: Result<T>, operation: &'static str, key: &Key) -> Result<T>
 /// # Errors
 /// [`PermissionDenied`](ErrorKind::PermissionDenied) when the server refuses the token (or has
 /// none configured); otherwise as [`AsyncConn::command`].
+///
+/// # Examples
+/// ```
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// use dflockd_client::{command, server::ServerConfig, test_util::TestServer};
+/// let config = ServerConfig { auth_token: Some("s3cret".into()), ..Default::default() };
+/// let conn = TestServer::with(config)?.conn();
+/// command::authenticate(&conn, "s3cret").await?;
+/// command::ping(&conn).await?;
+/// # Ok(()) }
+/// ```
 pub async fn authenticate(conn: &AsyncConn, auth_token: &str) -> Result<()> {
     check_auth_token(auth_token)?;
     let request = Request::Auth { token: Secret::new(auth_token) };
@@ -158,6 +139,16 @@ pub async fn authenticate(conn: &AsyncConn, auth_token: &str) -> Result<()> {
 /// # Errors
 /// [`Server`](ErrorKind::Server) from a server too old to know it (the connection goes on);
 /// otherwise as [`AsyncConn::command`].
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// command::ping(&conn).await?;
+/// # Ok(()) }
+/// ```
 pub async fn ping(conn: &AsyncConn) -> Result<()> {
     ask(conn, &Request::Ping, IO_SLACK).await.and_then(outcome::done).map_err(|error| error.during("ping"))
 }
@@ -167,6 +158,17 @@ pub async fn ping(conn: &AsyncConn) -> Result<()> {
 /// # Errors
 /// [`Protocol`](ErrorKind::Protocol) when the answer is not the JSON that it should be; otherwise
 /// as [`AsyncConn::command`].
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// let stats = command::stats(&conn).await?;
+/// assert_eq!(stats.connections, 1);
+/// # Ok(()) }
+/// ```
 pub async fn stats(conn: &AsyncConn) -> Result<StatsResult> {
     ask(conn, &Request::Stats, IO_SLACK).await.and_then(outcome::stats).map_err(|error| error.during("stats"))
 }
@@ -178,6 +180,18 @@ pub async fn stats(conn: &AsyncConn) -> Result<StatsResult> {
 /// [`MaxLocks`](ErrorKind::MaxLocks), [`MaxWaiters`](ErrorKind::MaxWaiters),
 /// [`LimitMismatch`](ErrorKind::LimitMismatch), [`Draining`](ErrorKind::Draining); otherwise as
 /// [`AsyncConn::command`].
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// let grant = command::acquire(&conn, "job", Duration::from_secs(5), None).await?;
+/// assert_eq!(grant.lease, Duration::from_secs(33)); // the server's default
+/// command::release(&conn, "job", &grant.token).await?;
+/// # Ok(()) }
+/// ```
 pub async fn acquire(
     conn: &AsyncConn,
     key: &str,
@@ -185,20 +199,6 @@ pub async fn acquire(
     lease: Option<Duration>,
 ) -> Result<Grant> {
     acquire_any(conn, key, timeout, None, lease).await
-}
-
-/// `sl`: takes one of `limit` slots, waiting up to `timeout`. Reply within `timeout` + 30 s.
-///
-/// # Errors
-/// As [`acquire`].
-pub async fn sem_acquire(
-    conn: &AsyncConn,
-    key: &str,
-    timeout: Duration,
-    limit: u64,
-    lease: Option<Duration>,
-) -> Result<Grant> {
-    acquire_any(conn, key, timeout, Some(Limit::new(limit)?), lease).await
 }
 
 async fn acquire_any(
@@ -221,16 +221,21 @@ async fn acquire_any(
 /// # Errors
 /// [`AlreadyQueued`](ErrorKind::AlreadyQueued) on a second enqueue before its [`wait`]; otherwise
 /// as [`acquire`], without the timeout.
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// use command::Place;
+/// let Place::Acquired(grant) = command::enqueue(&conn, "job", None).await? else { panic!("it is free") };
+/// command::release(&conn, "job", &grant.token).await?;
+/// assert!(matches!(command::enqueue(&conn, "job", None).await?, Place::Acquired(_)));
+/// # Ok(()) }
+/// ```
 pub async fn enqueue(conn: &AsyncConn, key: &str, lease: Option<Duration>) -> Result<Place> {
     enqueue_any(conn, key, None, lease).await
-}
-
-/// `se`: takes one of `limit` slots or a place in the queue. Reply within 30 s.
-///
-/// # Errors
-/// As [`enqueue`].
-pub async fn sem_enqueue(conn: &AsyncConn, key: &str, limit: u64, lease: Option<Duration>) -> Result<Place> {
-    enqueue_any(conn, key, Some(Limit::new(limit)?), lease).await
 }
 
 async fn enqueue_any(
@@ -253,16 +258,22 @@ async fn enqueue_any(
 /// [`Timeout`](ErrorKind::Timeout), [`NotQueued`](ErrorKind::NotQueued),
 /// [`LeaseExpired`](ErrorKind::LeaseExpired) when the grant came and ran out before this call,
 /// [`Draining`](ErrorKind::Draining); otherwise as [`AsyncConn::command`].
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// let first = command::acquire(&conn, "job", Duration::ZERO, None).await?;
+/// command::enqueue(&conn, "job", None).await?;
+/// command::release(&conn, "job", &first.token).await?;
+/// let second = command::wait(&conn, "job", Duration::from_secs(5)).await?;
+/// assert!(second.token.fence() > first.token.fence());
+/// # Ok(()) }
+/// ```
 pub async fn wait(conn: &AsyncConn, key: &str, timeout: Duration) -> Result<Grant> {
     wait_any(conn, key, timeout, Family::Lock).await
-}
-
-/// `sw`: [`wait`] for a semaphore.
-///
-/// # Errors
-/// As [`wait`].
-pub async fn sem_wait(conn: &AsyncConn, key: &str, timeout: Duration) -> Result<Grant> {
-    wait_any(conn, key, timeout, Family::Semaphore).await
 }
 
 async fn wait_any(conn: &AsyncConn, key: &str, timeout: Duration, family: Family) -> Result<Grant> {
@@ -278,16 +289,22 @@ async fn wait_any(conn: &AsyncConn, key: &str, timeout: Duration, family: Family
 /// # Errors
 /// [`NotHeld`](ErrorKind::NotHeld) when the server knows no such holder; otherwise as
 /// [`AsyncConn::command`].
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// use dflockd_client::ErrorKind;
+/// let grant = command::acquire(&conn, "job", Duration::ZERO, None).await?;
+/// command::release(&conn, "job", &grant.token).await?;
+/// let error = command::release(&conn, "job", &grant.token).await.unwrap_err();
+/// assert_eq!(error.kind(), ErrorKind::NotHeld);
+/// # Ok(()) }
+/// ```
 pub async fn release(conn: &AsyncConn, key: &str, token: &Token) -> Result<()> {
     release_any(conn, key, token, Family::Lock).await
-}
-
-/// `sr`: [`release`] for a semaphore.
-///
-/// # Errors
-/// As [`release`].
-pub async fn sem_release(conn: &AsyncConn, key: &str, token: &Token) -> Result<()> {
-    release_any(conn, key, token, Family::Semaphore).await
 }
 
 async fn release_any(conn: &AsyncConn, key: &str, token: &Token, family: Family) -> Result<()> {
@@ -303,21 +320,20 @@ async fn release_any(conn: &AsyncConn, key: &str, token: &Token, family: Family)
 /// # Errors
 /// [`NotHeld`](ErrorKind::NotHeld) when the token is not held or its lease has run out; otherwise
 /// as [`AsyncConn::command`].
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// let grant = command::acquire(&conn, "job", Duration::ZERO, None).await?;
+/// let minute = Duration::from_secs(60);
+/// assert_eq!(command::renew(&conn, "job", &grant.token, Some(minute)).await?, minute);
+/// # Ok(()) }
+/// ```
 pub async fn renew(conn: &AsyncConn, key: &str, token: &Token, lease: Option<Duration>) -> Result<Duration> {
     renew_any(conn, key, token, lease, Family::Lock).await
-}
-
-/// `sn`: [`renew`] for a semaphore.
-///
-/// # Errors
-/// As [`renew`].
-pub async fn sem_renew(
-    conn: &AsyncConn,
-    key: &str,
-    token: &Token,
-    lease: Option<Duration>,
-) -> Result<Duration> {
-    renew_any(conn, key, token, lease, Family::Semaphore).await
 }
 
 async fn renew_any(

@@ -54,8 +54,20 @@ impl AsyncDistributedLock {
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// use dflockd_client::Settings;
+    /// use std::time::Duration;
+    /// let lock = locks.lock("deploy-job")?.with(Settings::new().lease_ttl(Duration::from_secs(5)))?;
+    /// assert_eq!(lock.acquire().await?.ttl(), Duration::from_secs(5));
+    /// # Ok(()) }
+    /// ```
     pub fn with(&self, settings: Settings) -> Result<Self> {
-        self.0.with(settings).map(Self)
+        Ok(Self(Resource { lease: self.0.lease.with(settings)?, ..self.0.clone() }))
     }
 
     /// Waits for the lock, up to the acquire timeout that was built in (`l`).
@@ -73,6 +85,17 @@ impl AsyncDistributedLock {
     ///
     /// # Cancel safety
     /// Dropping the future leaves the queue; a grant that crosses the drop is released.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let guard = locks.lock("deploy-job")?.acquire().await?;
+    /// assert!(guard.is_held());
+    /// guard.release().await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn acquire(&self) -> Result<LeaseGuard> {
         self.0.acquire(self.0.lease.acquire_timeout).await
     }
@@ -85,6 +108,19 @@ impl AsyncDistributedLock {
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// use std::time::Duration;
+    /// let lock = locks.lock("deploy-job")?;
+    /// let guard = lock.acquire().await?;
+    /// let error = lock.acquire_within(Duration::from_secs(1)).await.unwrap_err();
+    /// assert!(error.is_timeout());
+    /// # Ok(()) }
+    /// ```
     pub async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
         self.0.acquire(Seconds::ceil("timeout", timeout)?).await
     }
@@ -96,6 +132,17 @@ impl AsyncDistributedLock {
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let lock = locks.lock("deploy-job")?;
+    /// let guard = lock.acquire().await?;
+    /// assert!(lock.try_acquire().await?.is_none());
+    /// # Ok(()) }
+    /// ```
     pub async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
         self.0.try_acquire().await
     }
@@ -107,6 +154,21 @@ impl AsyncDistributedLock {
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// use dflockd_client::Enqueued;
+    /// use std::time::Duration;
+    /// let lock = locks.lock("nightly-report")?;
+    /// let guard = match lock.enqueue().await? {
+    ///     Enqueued::Acquired(guard) => guard,
+    ///     Enqueued::Queued(ticket) => ticket.wait(Duration::from_secs(60)).await?,
+    /// };
+    /// # Ok(()) }
+    /// ```
     pub async fn enqueue(&self) -> Result<Enqueued> {
         self.0.enqueue().await
     }

@@ -1,6 +1,7 @@
 //! The async client: [`LockClient`], the locks and semaphores that it makes, and the plumbing
 //! below them. Knows nothing of the embedded server.
 
+mod check;
 pub mod command;
 mod conn;
 mod lock;
@@ -10,17 +11,17 @@ mod pool;
 mod resource;
 mod semaphore;
 mod session;
+mod settings;
 pub(crate) mod tls;
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use options::{LeaseOptions, Parts};
 use pool::Pool;
 use resource::Resource;
 
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::proto::{Request, StatsResult};
 use crate::types::{Key, Limit};
 
@@ -29,6 +30,7 @@ pub use lock::{AsyncDistributedLock, LockTarget};
 pub use options::{Builder, Target};
 pub use resource::{Enqueued, Ticket};
 pub use semaphore::{AsyncDistributedSemaphore, SemaphoreTarget};
+pub use settings::Settings;
 
 /// What a service keeps in its state: makes locks and semaphores that share its connections.
 ///
@@ -64,6 +66,17 @@ impl LockClient {
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a key that cannot be sent.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// assert_eq!(locks.lock("account:17")?.key().to_string(), "account:17");
+    /// let error = locks.lock("two words").unwrap_err();
+    /// assert!(error.is_invalid_input());
+    /// # Ok(()) }
+    /// ```
     pub fn lock(&self, key: impl AsRef<str>) -> Result<AsyncDistributedLock> {
         Ok(AsyncDistributedLock(self.resource(Key::parse(key.as_ref())?, None)))
     }
@@ -72,6 +85,16 @@ impl LockClient {
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a key or limit that cannot be sent.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let exports = locks.semaphore("exports", 3)?;
+    /// assert_eq!(exports.limit(), 3);
+    /// # Ok(()) }
+    /// ```
     pub fn semaphore(&self, key: impl AsRef<str>, limit: u64) -> Result<AsyncDistributedSemaphore> {
         let (key, limit) = (Key::parse(key.as_ref())?, Limit::new(limit)?);
         Ok(AsyncDistributedSemaphore(self.resource(key, Some(limit))))
@@ -85,6 +108,17 @@ impl LockClient {
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let guard = locks.lock("account:17")?.acquire().await?;
+    /// let stats = locks.stats().await?;
+    /// assert_eq!(stats[0].locks[0].key, "account:17");
+    /// # Ok(()) }
+    /// ```
     pub async fn stats(&self) -> Result<Vec<StatsResult>> {
         let servers = self.pool.options.servers.iter().enumerate();
         let asking = servers.map(|(shard, server)| async move {
@@ -120,61 +154,5 @@ impl Target for ClientTarget {
 
     fn finish(self, parts: Parts) -> Result<LockClient> {
         Ok(LockClient::from_parts(parts))
-    }
-}
-
-/// Settings of one lock that differ from its client's; what is not set stays as it is.
-///
-/// ```
-/// use std::time::Duration;
-/// use dflockd_client::{LockClient, Settings};
-/// let locks = LockClient::builder().build()?;
-/// let quick = Settings::new().lease_ttl(Duration::from_secs(5)).acquire_timeout(Duration::ZERO);
-/// let lock = locks.lock("cache:rebuild")?.with(quick)?;
-/// # Ok::<(), dflockd_client::Error>(())
-/// ```
-#[derive(Clone, Copy, Debug, Default)]
-#[must_use = "settings do nothing until a lock is made with them"]
-pub struct Settings {
-    acquire_timeout: Option<Duration>,
-    lease_ttl: Option<Duration>,
-}
-
-impl Settings {
-    /// No setting changed.
-    pub fn new() -> Self {
-        Self::default()
-    }
-
-    /// See [`Builder::acquire_timeout`].
-    pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
-        self.acquire_timeout = Some(timeout);
-        self
-    }
-
-    /// See [`Builder::lease_ttl`].
-    pub fn lease_ttl(mut self, ttl: Duration) -> Self {
-        self.lease_ttl = Some(ttl);
-        self
-    }
-}
-
-impl Resource {
-    fn with(&self, settings: Settings) -> Result<Self> {
-        let mut changed = self.clone();
-        changed.lease.change(settings)?;
-        Ok(changed)
-    }
-}
-
-impl LeaseOptions {
-    fn change(&mut self, settings: Settings) -> Result<()> {
-        if let Some(timeout) = settings.acquire_timeout {
-            self.acquire_timeout = crate::types::Seconds::ceil("acquire_timeout", timeout)?;
-        }
-        if settings.lease_ttl.is_some() {
-            self.ttl = command::lease_seconds("lease_ttl", settings.lease_ttl)?;
-        }
-        Ok::<(), Error>(())
     }
 }

@@ -4,7 +4,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::command::{check_auth_token, check_server, check_time, lease_seconds, server_name};
+use crate::client::check::{check_auth_token, check_server, check_time, lease_seconds, server_name};
 use crate::client::tls::ClientTls;
 use crate::error::{Error, Result};
 use crate::lease::renewal::Pace;

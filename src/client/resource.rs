@@ -243,6 +243,22 @@ impl Ticket {
     ///
     /// # Cancel safety
     /// Dropping the future leaves the queue; a grant that crosses it is released.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// use dflockd_client::Enqueued;
+    /// use std::time::Duration;
+    /// let lock = locks.lock("nightly-report")?;
+    /// let first = lock.acquire().await?;
+    /// let Enqueued::Queued(ticket) = lock.enqueue().await? else { panic!("it is taken") };
+    /// first.release().await?;
+    /// let second = ticket.wait(Duration::from_secs(60)).await?;
+    /// assert!(second.is_held());
+    /// # Ok(()) }
+    /// ```
     pub async fn wait(mut self, timeout: Duration) -> Result<LeaseGuard> {
         let timeout = Seconds::ceil("timeout", timeout)?;
         let Place { resource, waiting } = self.0.take().expect("a ticket has its place until it is consumed");

@@ -45,6 +45,16 @@ impl AsyncDistributedSemaphore {
     }
 
     /// How many may hold it at once.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// assert_eq!(locks.semaphore("exports", 3)?.limit(), 3);
+    /// assert!(locks.semaphore("exports", 0).unwrap_err().is_invalid_input());
+    /// # Ok(()) }
+    /// ```
     pub fn limit(&self) -> u64 {
         self.0.limit.map_or(1, Limit::get)
     }
@@ -54,7 +64,7 @@ impl AsyncDistributedSemaphore {
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
     pub fn with(&self, settings: Settings) -> Result<Self> {
-        self.0.with(settings).map(Self)
+        Ok(Self(Resource { lease: self.0.lease.with(settings)?, ..self.0.clone() }))
     }
 
     /// Waits for a slot, up to the acquire timeout that was built in (`sl`).
@@ -66,6 +76,18 @@ impl AsyncDistributedSemaphore {
     ///
     /// # Cancel safety
     /// Dropping the future leaves the queue; a grant that crosses the drop is released.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let exports = locks.semaphore("exports", 3)?;
+    /// let slot = exports.acquire().await?;
+    /// // At most three get here at a time.
+    /// slot.release().await?;
+    /// # Ok(()) }
+    /// ```
     pub async fn acquire(&self) -> Result<LeaseGuard> {
         self.0.acquire(self.0.lease.acquire_timeout).await
     }
@@ -78,6 +100,19 @@ impl AsyncDistributedSemaphore {
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// use std::time::Duration;
+    /// let exports = locks.semaphore("exports", 1)?;
+    /// let slot = exports.acquire().await?;
+    /// let error = exports.acquire_within(Duration::from_secs(1)).await.unwrap_err();
+    /// assert!(error.is_timeout());
+    /// # Ok(()) }
+    /// ```
     pub async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
         self.0.acquire(Seconds::ceil("timeout", timeout)?).await
     }
@@ -89,6 +124,17 @@ impl AsyncDistributedSemaphore {
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let exports = locks.semaphore("exports", 1)?;
+    /// let slot = exports.acquire().await?;
+    /// assert!(exports.try_acquire().await?.is_none());
+    /// # Ok(()) }
+    /// ```
     pub async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
         self.0.try_acquire().await
     }
@@ -100,6 +146,21 @@ impl AsyncDistributedSemaphore {
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// use dflockd_client::Enqueued;
+    /// use std::time::Duration;
+    /// let exports = locks.semaphore("exports", 3)?;
+    /// let slot = match exports.enqueue().await? {
+    ///     Enqueued::Acquired(slot) => slot,
+    ///     Enqueued::Queued(ticket) => ticket.wait(Duration::from_secs(60)).await?,
+    /// };
+    /// # Ok(()) }
+    /// ```
     pub async fn enqueue(&self) -> Result<Enqueued> {
         self.0.enqueue().await
     }

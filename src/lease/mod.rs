@@ -6,12 +6,18 @@
 mod engine;
 #[cfg(feature = "client")]
 mod guard;
+#[cfg(feature = "client")]
+mod handle;
 pub mod renewal;
+#[cfg(feature = "client")]
+mod state;
 #[cfg(feature = "client")]
 mod task;
 
 #[cfg(feature = "client")]
 pub(crate) use engine::Engine;
 #[cfg(feature = "client")]
-pub use guard::{Lease, LeaseGuard, Outcome};
+pub use guard::LeaseGuard;
+#[cfg(feature = "client")]
+pub use handle::{Lease, Outcome};
 pub use renewal::{LeaseState, LostReason};

@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::LostReason;
-use crate::lease::guard::Shared;
 use crate::lease::renewal::Step;
+use crate::lease::state::Shared;
 
 /// How long one renewal may take before it counts as failed and is tried again.
 const RENEW_LIMIT: Duration = Duration::from_secs(5);

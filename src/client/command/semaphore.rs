@@ -1,0 +1,119 @@
+//! The commands of semaphores: those of locks, with a limit.
+
+use std::time::Duration;
+
+use crate::client::command::{acquire_any, enqueue_any, release_any, renew_any, wait_any};
+use crate::client::conn::AsyncConn;
+use crate::client::outcome::{Grant, Place};
+use crate::error::Result;
+use crate::proto::Family;
+use crate::types::{Limit, Token};
+
+/// `sl`: takes one of `limit` slots, waiting up to `timeout`. Reply within `timeout` + 30 s.
+///
+/// # Errors
+/// As [`acquire`].
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// let slot = command::sem_acquire(&conn, "exports", Duration::ZERO, 3, None).await?;
+/// command::sem_release(&conn, "exports", &slot.token).await?;
+/// # Ok(()) }
+/// ```
+pub async fn sem_acquire(
+    conn: &AsyncConn,
+    key: &str,
+    timeout: Duration,
+    limit: u64,
+    lease: Option<Duration>,
+) -> Result<Grant> {
+    acquire_any(conn, key, timeout, Some(Limit::new(limit)?), lease).await
+}
+
+/// `se`: takes one of `limit` slots or a place in the queue. Reply within 30 s.
+///
+/// # Errors
+/// As [`enqueue`].
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// use command::Place;
+/// let place = command::sem_enqueue(&conn, "exports", 3, None).await?;
+/// assert!(matches!(place, Place::Acquired(_)));
+/// # Ok(()) }
+/// ```
+pub async fn sem_enqueue(conn: &AsyncConn, key: &str, limit: u64, lease: Option<Duration>) -> Result<Place> {
+    enqueue_any(conn, key, Some(Limit::new(limit)?), lease).await
+}
+
+/// `sw`: [`wait`] for a semaphore.
+///
+/// # Errors
+/// As [`wait`].
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// command::sem_enqueue(&conn, "exports", 3, None).await?;
+/// let slot = command::sem_wait(&conn, "exports", Duration::from_secs(5)).await?;
+/// command::sem_release(&conn, "exports", &slot.token).await?;
+/// # Ok(()) }
+/// ```
+pub async fn sem_wait(conn: &AsyncConn, key: &str, timeout: Duration) -> Result<Grant> {
+    wait_any(conn, key, timeout, Family::Semaphore).await
+}
+
+/// `sr`: [`release`] for a semaphore.
+///
+/// # Errors
+/// As [`release`].
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// let slot = command::sem_acquire(&conn, "exports", Duration::ZERO, 3, None).await?;
+/// command::sem_release(&conn, "exports", &slot.token).await?;
+/// # Ok(()) }
+/// ```
+pub async fn sem_release(conn: &AsyncConn, key: &str, token: &Token) -> Result<()> {
+    release_any(conn, key, token, Family::Semaphore).await
+}
+
+/// `sn`: [`renew`] for a semaphore.
+///
+/// # Errors
+/// As [`renew`].
+///
+/// # Examples
+/// ```
+/// # use dflockd_client::{AsyncConn, command, test_util::TestServer};
+/// # use std::time::Duration;
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let conn = TestServer::new().conn();
+/// let slot = command::sem_acquire(&conn, "exports", Duration::ZERO, 3, None).await?;
+/// let lease = command::sem_renew(&conn, "exports", &slot.token, None).await?;
+/// assert_eq!(lease, Duration::from_secs(33)); // the server's default
+/// # Ok(()) }
+/// ```
+pub async fn sem_renew(
+    conn: &AsyncConn,
+    key: &str,
+    token: &Token,
+    lease: Option<Duration>,
+) -> Result<Duration> {
+    renew_any(conn, key, token, lease, Family::Semaphore).await
+}

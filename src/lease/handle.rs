@@ -1,0 +1,268 @@
+//! The handle on a lease: everything there is to ask of it, without the duty to release it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::lease::LeaseState;
+use crate::lease::renewal::LostReason;
+use crate::lease::state::Shared;
+use crate::types::{Fence, Key, Token};
+
+/// How [`Lease::run`] ended.
+#[must_use = "the lease may have been lost before the work was done"]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome<T> {
+    /// The work finished while the lease was held.
+    Completed(T),
+    /// The lease was lost first, and the work was dropped where it stood.
+    Lost(LostReason),
+}
+
+/// A handle on a lease that is held, renewed in the background. Cloning is cheap; dropping a
+/// handle releases nothing (a [`LeaseGuard`](crate::LeaseGuard) does that).
+#[derive(Clone)]
+pub struct Lease(pub(super) Arc<Shared>);
+
+impl Lease {
+    /// The key that is held.
+    pub fn key(&self) -> &Key {
+        &self.0.key
+    }
+
+    /// The grant's token, as the server spelled it. Keep it out of logs.
+    pub fn token(&self) -> &Token {
+        &self.0.token
+    }
+
+    /// The grant's fence, to be checked by whatever the lease protects; `None` from servers too
+    /// old to fence.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let lock = locks.lock("account:17")?;
+    /// let first = lock.acquire().await?;
+    /// let fence = first.fence();
+    /// first.release().await?;
+    /// let second = lock.acquire().await?;
+    /// assert!(second.fence() > fence);
+    /// # Ok(()) }
+    /// ```
+    pub fn fence(&self) -> Option<Fence> {
+        self.0.token.fence()
+    }
+
+    /// The lease's length, as the server last set it.
+    pub fn ttl(&self) -> Duration {
+        self.0.renewal().ttl()
+    }
+
+    /// The instant up to which the lease is proven: when the last successful acquire or renewal
+    /// was *sent*, plus the ttl. Never later than the server's own deadline.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let guard = locks.lock("account:17")?.acquire().await?;
+    /// let left = guard.deadline() - tokio::time::Instant::now();
+    /// assert!(left <= guard.ttl());
+    /// # Ok(()) }
+    /// ```
+    pub fn deadline(&self) -> Instant {
+        self.0.renewal().deadline().into()
+    }
+
+    /// How the lease stands right now, by this process's clock.
+    pub fn state(&self) -> LeaseState {
+        self.0.state()
+    }
+
+    /// Whether the lease is held and neither released nor forgotten. Never true past the
+    /// [`deadline`](Self::deadline), even if the renewal task was starved.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let guard = locks.lock("account:17")?.acquire().await?;
+    /// if guard.is_held() {
+    ///     // the write that the lease guards; check the fence there as well
+    /// }
+    /// let lease = guard.detach();
+    /// lease.release().await?;
+    /// assert!(!lease.is_held());
+    /// # Ok(()) }
+    /// ```
+    pub fn is_held(&self) -> bool {
+        self.0.wants_renewal() && self.state().lost().is_none()
+    }
+
+    /// Resolves when the lease is lost, with the reason; never after a release.
+    ///
+    /// The future is `'static` and borrows nothing: hand it to other tasks.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses nothing; a later call resolves at once if the lease is lost by then.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let server = TestServer::new();
+    /// # let locks = server.locks();
+    /// use dflockd_client::LostReason;
+    /// let guard = locks.lock("account:17")?.acquire().await?;
+    /// let watch = tokio::spawn(guard.lost());
+    /// server.cut();
+    /// assert_eq!(watch.await.expect("it does not panic"), LostReason::ConnectionClosed);
+    /// assert!(!guard.is_held());
+    /// # Ok(()) }
+    /// ```
+    pub fn lost(&self) -> impl Future<Output = LostReason> + Send + 'static {
+        let mut state = self.0.watch();
+        async move {
+            loop {
+                if let Some(reason) = state.borrow_and_update().lost() {
+                    return reason;
+                }
+                if state.changed().await.is_err() {
+                    // Released and gone: it can no longer be lost.
+                    return std::future::pending().await;
+                }
+            }
+        }
+    }
+
+    /// Resolves when little time is left (a quarter of the ttl) because renewals are late, or when
+    /// the lease is lost. A later renewal may still heal the lease.
+    ///
+    /// # Cancel safety
+    /// Dropping it loses nothing.
+    pub fn at_risk(&self) -> impl Future<Output = ()> + Send + 'static {
+        let mut state = self.0.watch();
+        async move {
+            if state.wait_for(|state| *state != LeaseState::Healthy).await.is_err() {
+                std::future::pending().await
+            }
+        }
+    }
+
+    /// Renews now (`n`, `sn`), whatever the schedule says, and answers the new ttl.
+    ///
+    /// # Errors
+    /// [`ErrorKind::LeaseLost`] when the lease was lost before; [`ErrorKind::NotHeld`] when the
+    /// server rejects the renewal, which loses the lease; otherwise what kept the answer away,
+    /// which does not.
+    ///
+    /// # Cancel safety
+    /// A renewal that was sent may still take effect; the deadline then stays the earlier one.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let guard = locks.lock("account:17")?.acquire().await?;
+    /// let before = guard.deadline();
+    /// let ttl = guard.renew().await?;
+    /// assert_eq!(ttl, guard.ttl());
+    /// assert!(guard.deadline() > before);
+    /// # Ok(()) }
+    /// ```
+    pub async fn renew(&self) -> Result<Duration> {
+        if let Some(reason) = self.state().lost() {
+            return Err(self.0.lost_error("renew", reason));
+        }
+        let sent = Instant::now();
+        let outcome = self.0.engine.renew().await;
+        self.0.settle(sent, outcome.clone());
+        outcome
+    }
+
+    /// Runs `work` while the lease is held; drops it where it stands when the lease is lost.
+    ///
+    /// Work that has started a blocking call or spawned a task goes on beyond the drop: the
+    /// [`fence`](Self::fence) is for those.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `work`; the lease stays held.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// use dflockd_client::Outcome;
+    /// let guard = locks.lock("account:17")?.acquire().await?;
+    /// match guard.run(async { 6 * 7 }).await {
+    ///     Outcome::Completed(answer) => assert_eq!(answer, 42),
+    ///     Outcome::Lost(reason) => println!("stopped: {reason}"),
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub async fn run<F: Future>(&self, work: F) -> Outcome<F::Output> {
+        tokio::select! {
+            biased;
+            reason = self.lost() => Outcome::Lost(reason),
+            value = work => Outcome::Completed(value),
+        }
+    }
+
+    /// Lets go (`r`, `sr`) and reports. Attempted once, whoever comes first; a second call is
+    /// told [`ErrorKind::NotHeld`].
+    ///
+    /// # Errors
+    /// [`ErrorKind::LeaseLost`] when the lease was lost before (the server is told all the same);
+    /// [`ErrorKind::NotHeld`] when the server knows no such holder any more, or the lease was
+    /// released before; otherwise what kept the answer away: the lease then runs out by itself.
+    ///
+    /// # Cancel safety
+    /// Once polled, the release is on its way even if the future is dropped.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let guard = locks.lock("account:17")?.acquire().await?;
+    /// guard.release().await?;
+    /// assert!(locks.stats().await?[0].locks.is_empty());
+    /// # Ok(()) }
+    /// ```
+    pub async fn release(&self) -> Result<()> {
+        let lost = self.state().lost();
+        if !self.0.claim_release() {
+            let again = Error::new(ErrorKind::NotHeld, "it was released or forgotten before");
+            return Err(again.during("release").for_key(&self.0.key));
+        }
+        if let Some(reason) = lost {
+            self.0.engine.release_soon();
+            return Err(self.0.lost_error("release", reason));
+        }
+        let outcome = self.0.engine.release().await;
+        match &outcome {
+            Ok(()) => tracing::debug!(key = %self.0.key, fence = ?self.fence(), "lease released"),
+            Err(error) => tracing::warn!(key = %self.0.key, fence = ?self.fence(), %error, "release failed"),
+        }
+        outcome
+    }
+}
+
+impl fmt::Debug for Lease {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Lease")
+            .field("key", &self.0.key)
+            .field("token", &self.0.token)
+            .field("state", &self.state())
+            .finish()
+    }
+}
