@@ -12,7 +12,7 @@ use crate::types::{Limit, Token};
 /// `sl`: takes one of `limit` slots, waiting up to `timeout`. Reply within `timeout` + 30 s.
 ///
 /// # Errors
-/// As [`acquire`].
+/// As [`acquire`](super::acquire).
 ///
 /// # Examples
 /// ```
@@ -37,7 +37,7 @@ pub async fn sem_acquire(
 /// `se`: takes one of `limit` slots or a place in the queue. Reply within 30 s.
 ///
 /// # Errors
-/// As [`enqueue`].
+/// As [`enqueue`](super::enqueue).
 ///
 /// # Examples
 /// ```
@@ -54,10 +54,10 @@ pub async fn sem_enqueue(conn: &AsyncConn, key: &str, limit: u64, lease: Option<
     enqueue_any(conn, key, Some(Limit::new(limit)?), lease).await
 }
 
-/// `sw`: [`wait`] for a semaphore.
+/// `sw`: [`wait`](super::wait) for a semaphore.
 ///
 /// # Errors
-/// As [`wait`].
+/// As [`wait`](super::wait).
 ///
 /// # Examples
 /// ```
@@ -74,10 +74,10 @@ pub async fn sem_wait(conn: &AsyncConn, key: &str, timeout: Duration) -> Result<
     wait_any(conn, key, timeout, Family::Semaphore).await
 }
 
-/// `sr`: [`release`] for a semaphore.
+/// `sr`: [`release`](super::release) for a semaphore.
 ///
 /// # Errors
-/// As [`release`].
+/// As [`release`](super::release).
 ///
 /// # Examples
 /// ```
@@ -93,10 +93,10 @@ pub async fn sem_release(conn: &AsyncConn, key: &str, token: &Token) -> Result<(
     release_any(conn, key, token, Family::Semaphore).await
 }
 
-/// `sn`: [`renew`] for a semaphore.
+/// `sn`: [`renew`](super::renew) for a semaphore.
 ///
 /// # Errors
-/// As [`renew`].
+/// As [`renew`](super::renew).
 ///
 /// # Examples
 /// ```
