@@ -3,8 +3,9 @@
 //!
 //! Durations go up to whole seconds. Every function checks its input before it sends anything
 //! ([`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput)) and is, as to cancellation,
-//! [`AsyncConn::command`]: dropped half-way, it closes the connection. The `sem_` functions are
-//! those of semaphores: the same, with a limit.
+//! [`AsyncConn::command`]: dropped half-way, it closes the connection. So does a reply that does not
+//! fit the command ([`ErrorKind::Protocol`](crate::ErrorKind::Protocol)): it may be another's. The
+//! `sem_` functions are those of semaphores: the same, with a limit.
 //!
 //! ```
 //! use std::time::Duration;
@@ -97,13 +98,13 @@ pub(crate) async fn open_stream(
     }
 }
 
-/// Sends a request and reads the reply that fits it.
+/// Sends a request and reads the reply that fits it; one that does not closes the connection.
 async fn ask(conn: &AsyncConn, request: &Request, read_timeout: Duration) -> Result<Reply> {
     let arg = request.arg();
     let arg = String::from_utf8_lossy(&arg);
     let key = request.key().map_or("_".into(), Key::to_text);
-    let line = conn.command(request.command(), &key, &arg, Some(read_timeout)).await?;
-    Reply::parse(line.as_bytes(), request.expect()).map_err(outcome::bad_reply)
+    let read = |line: String| Reply::parse(line.as_bytes(), request.expect()).map_err(outcome::bad_reply);
+    conn.exchange(request.command(), &key, &arg, Some(read_timeout), read).await
 }
 
 /// Names the operation and the key in whatever went wrong.

@@ -88,6 +88,19 @@ impl AsyncConn {
         arg: &str,
         read_timeout: Option<Duration>,
     ) -> Result<String> {
+        self.exchange(cmd, key, arg, read_timeout, Ok).await
+    }
+
+    /// [`command`](Self::command), for a caller who knows which replies are possible: a line that
+    /// `read` refuses may be another request's reply, so it closes the connection.
+    pub(crate) async fn exchange<T>(
+        &self,
+        cmd: &str,
+        key: &str,
+        arg: &str,
+        read_timeout: Option<Duration>,
+        read: impl FnOnce(String) -> Result<T>,
+    ) -> Result<T> {
         let request = encode(cmd, key, arg)?;
         let mut slot = self.halves.lock().await;
         let mut closing = self.closing.subscribe();
@@ -101,12 +114,13 @@ impl AsyncConn {
                 _ = closing.wait_for(|closing| *closing) => Err(already_closed()),
             }
         };
-        let reply = match read_timeout {
+        let line = match read_timeout {
             None => exchange.await,
             Some(limit) => timeout(limit, exchange).await.unwrap_or_else(|_| {
                 Err(Error::new(ErrorKind::Timeout, format!("no reply within {limit:?}")))
             }),
         }?;
+        let reply = read(line)?;
         *slot = Some(halves);
         Ok(reply)
     }
