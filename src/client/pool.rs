@@ -124,8 +124,10 @@ pub(crate) struct Waiting {
 }
 
 impl Waiting {
-    /// Sends a request and waits for its answer.
+    /// Sends a request and waits for its answer. A `wait` is bound to the connection that queued,
+    /// any other request that was not sent may go by another.
     pub(crate) async fn call(&mut self, request: Request, limit: std::time::Duration) -> Result<Answer> {
+        let bound = matches!(request, Request::Wait { .. });
         for attempt in 0.. {
             let Some(session) = self.session.clone() else { break };
             self.under_way = true;
@@ -134,7 +136,9 @@ impl Waiting {
                     self.under_way = false;
                     return Ok(answer);
                 }
-                Err(Failure { error, unsent: true }) if attempt < RESENDS && session.is_closed() => {
+                Err(Failure { error, unsent: true })
+                    if !bound && attempt < RESENDS && session.is_closed() =>
+                {
                     tracing::debug!(server = %session.server(), %error, "a dead connection is replaced");
                     self.under_way = false;
                     self.session = Some(self.pool.checkout(self.shard).await?);
@@ -149,12 +153,21 @@ impl Waiting {
         self.session.as_ref().map(|session| session.server().clone())
     }
 
-    /// Sends a request whose reply nobody waits for, and gives the session back.
+    /// Sends a request whose reply nobody waits for, and gives the session back, unless the server
+    /// owes it a reply: it may be gone.
     pub(crate) fn end_with(mut self, request: Request) {
         if let Some(session) = self.session.take() {
+            let busy = session.is_busy();
             session.call_soon(request);
-            self.pool.give_back(self.shard, session);
+            if !busy {
+                self.pool.give_back(self.shard, session);
+            }
         }
+    }
+
+    /// The server is about to close the connection: it serves nobody any more.
+    pub(crate) fn discard(mut self) {
+        self.session = None;
     }
 
     /// Nothing is held and nothing waits: the session serves the next.
@@ -191,8 +204,18 @@ pub(crate) struct Held {
 }
 
 impl Held {
-    /// The lease is let go, or its release is on its way.
+    /// The lease is let go: the session serves the next.
     pub(crate) fn give_back(&self) {
         self.pool.give_back(self.shard, self.session.clone());
+    }
+
+    /// Lets go without waiting, and gives the session back, unless the server owes it a reply: a
+    /// connection over which renewals got no answer must not serve the next.
+    pub(crate) fn release_soon(&self, orphan: Orphan) {
+        let busy = self.session.is_busy();
+        self.session.release_soon(orphan);
+        if !busy {
+            self.give_back();
+        }
     }
 }

@@ -92,8 +92,12 @@ impl Resource {
 
     fn refused(&self, waiting: Waiting, error: Option<Error>) -> Error {
         let server = waiting.server();
-        waiting.done();
         let error = error.unwrap_or_else(|| Error::new(ErrorKind::Protocol, "a reply to another request"));
+        match error.kind() {
+            // The server closes a connection to which it says this.
+            ErrorKind::Auth | ErrorKind::Draining => waiting.discard(),
+            _ => waiting.done(),
+        }
         server.map_or(error.clone(), |server| error.on_server(&server))
     }
 
@@ -182,8 +186,7 @@ impl Engine for ServerLease {
     }
 
     fn release_soon(&self) {
-        self.held.session.release_soon(self.orphan());
-        self.held.give_back();
+        self.held.release_soon(self.orphan());
     }
 
     fn lost(&self) -> Option<LostReason> {

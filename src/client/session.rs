@@ -17,7 +17,7 @@ use crate::proto::{Family, Reply, Request};
 use crate::types::{Key, Token};
 use driver::Driver;
 
-/// How many requests may wait for one session before it answers with an error.
+/// How many requests may be under way on one session before it answers with an error.
 const MAX_QUEUED: usize = 65_536;
 
 /// A grant that nobody took: whoever gets it releases it.
@@ -95,7 +95,8 @@ struct Shared {
     abandon: Notify,
     /// A ping went unanswered; cleared by any reply.
     suspect: AtomicBool,
-    queued: AtomicUsize,
+    /// Requests that were made and have no reply yet.
+    under_way: AtomicUsize,
     rescue: Rescue,
 }
 
@@ -115,7 +116,7 @@ impl Session {
             abandoned: AtomicBool::new(false),
             abandon: Notify::new(),
             suspect: AtomicBool::new(false),
-            queued: AtomicUsize::new(0),
+            under_way: AtomicUsize::new(0),
             rescue,
         });
         let driver = Driver::new(stream, queue, calls.downgrade(), shared.clone(), keepalive);
@@ -132,8 +133,8 @@ impl Session {
     /// A reply that comes after the limit, or after the future was dropped, is read all the same.
     pub(crate) async fn call(&self, request: Request, limit: Duration) -> Result<Answer, Failure> {
         let (answer, reply) = oneshot::channel();
-        if self.shared.queued.load(Ordering::Relaxed) >= MAX_QUEUED {
-            let detail = format!("{MAX_QUEUED} requests wait for this connection already");
+        if self.shared.under_way.load(Ordering::Relaxed) >= MAX_QUEUED {
+            let detail = format!("{MAX_QUEUED} requests are under way on this connection already");
             return Err(Failure { error: Error::new(ErrorKind::Overloaded, detail), unsent: true });
         }
         self.send(Call { request, answer: Some(answer) });
@@ -162,9 +163,9 @@ impl Session {
     }
 
     fn send(&self, call: Call) {
-        self.shared.queued.fetch_add(1, Ordering::Relaxed);
+        self.shared.under_way.fetch_add(1, Ordering::Relaxed);
         if let Err(mpsc::error::SendError(call)) = self.calls.send(call) {
-            self.shared.queued.fetch_sub(1, Ordering::Relaxed);
+            self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
             fail(call, &self.end(), true);
         }
     }
@@ -184,6 +185,11 @@ impl Session {
     /// Whether a reply is overdue.
     pub(crate) fn is_suspect(&self) -> bool {
         self.shared.suspect.load(Ordering::Relaxed)
+    }
+
+    /// Whether any request has no reply yet.
+    pub(crate) fn is_busy(&self) -> bool {
+        self.shared.under_way.load(Ordering::Relaxed) > 0
     }
 
     /// Resolves when the connection has ended.

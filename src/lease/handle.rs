@@ -159,9 +159,9 @@ impl Lease {
     /// Renews now (`n`, `sn`), whatever the schedule says, and answers the new ttl.
     ///
     /// # Errors
-    /// [`ErrorKind::LeaseLost`] when the lease was lost before; [`ErrorKind::NotHeld`] when the
-    /// server rejects the renewal, which loses the lease; otherwise what kept the answer away,
-    /// which does not.
+    /// [`ErrorKind::LeaseLost`] when the lease was lost before the answer came;
+    /// [`ErrorKind::NotHeld`] when the server rejects the renewal, which loses the lease; otherwise
+    /// what kept the answer away, which does not.
     ///
     /// # Cancel safety
     /// A renewal that was sent may still take effect; the deadline then stays the earlier one.
@@ -185,7 +185,10 @@ impl Lease {
         let sent = Instant::now();
         let outcome = self.0.engine.renew().await;
         self.0.settle(sent, outcome.clone());
-        outcome
+        match (&outcome, self.state().lost()) {
+            (Ok(_), Some(reason)) => Err(self.0.lost_error("renew", reason)),
+            _ => outcome,
+        }
     }
 
     /// Runs `work` while the lease is held; drops it where it stands when the lease is lost.

@@ -96,12 +96,20 @@ impl Renewal {
     /// A lease of `ttl`, granted by a request sent at `sent`. `luck` (0 to 1) picks the jitter.
     pub fn new(pace: Pace, sent: Instant, ttl: Duration, now: Instant, luck: f64) -> Self {
         let mut renewal = Self { pace, ttl, deadline: sent, next: sent, lost: None };
-        renewal.renewed(sent, ttl, now, luck);
+        renewal.extend(sent, ttl, now, luck);
         renewal
     }
 
-    /// A renewal sent at `sent` succeeded. Says nothing to a lease that is already lost.
+    /// A renewal sent at `sent` succeeded. Says nothing to a lease that is already lost, and one
+    /// that is heard of only at [`lost_at`](Self::lost_at) or later is lost: so it has been said.
     pub fn renewed(&mut self, sent: Instant, ttl: Duration, now: Instant, luck: f64) {
+        if now >= self.lost_at() {
+            self.lose(LostReason::DeadlinePassed);
+        }
+        self.extend(sent, ttl, now, luck);
+    }
+
+    fn extend(&mut self, sent: Instant, ttl: Duration, now: Instant, luck: f64) {
         self.ttl = ttl;
         // A ttl past the clock's end is as good as one that ends there.
         self.deadline = sent.checked_add(ttl).unwrap_or_else(|| sent + Duration::from_secs(u32::MAX.into()));
@@ -275,6 +283,15 @@ mod tests {
         lease.renewed(start, 100 * S, start, 0.0);
         assert_eq!(lease.state(start), LeaseState::Lost(LostReason::RenewalRejected));
         assert_eq!(lease.poll(start, false), Step::Lost(LostReason::RenewalRejected));
+    }
+
+    #[test]
+    fn a_renewal_heard_of_too_late_does_not_revive_the_lease() {
+        let (start, mut lease) = lease(10 * S);
+        let late = lease.lost_at();
+        assert_eq!(lease.state(late), LeaseState::Lost(LostReason::DeadlinePassed));
+        lease.renewed(start + 9 * S, 10 * S, late, 0.0);
+        assert_eq!(lease.state(late), LeaseState::Lost(LostReason::DeadlinePassed));
     }
 
     #[test]

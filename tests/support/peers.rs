@@ -9,7 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use dflockd_client::net::{BoxStream, Dial};
 use dflockd_client::server::Server;
 use futures::future::BoxFuture;
-use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, DuplexStream};
+use tokio::io::{
+    AsyncBufReadExt, AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, BufReader, DuplexStream,
+};
 
 /// The grant that scripted peers hand out.
 pub(crate) const TOKEN: &str = "000000000000002a00112233445566aa";
@@ -128,16 +130,30 @@ pub(crate) fn cut(server: &Server, requests: Option<u64>, replies: Option<u64>) 
     peer(move |client| async move {
         let (near, far) = tokio::io::duplex(64 * 1024);
         let serving = tokio::spawn(async move { server.serve_stream(far).await });
-        let (from_client, mut to_client) = tokio::io::split(client);
-        let (from_server, mut to_server) = tokio::io::split(near);
-        let mut up = from_client.take(requests.unwrap_or(u64::MAX));
-        let mut down = from_server.take(replies.unwrap_or(u64::MAX));
+        let (mut from_client, mut to_client) = tokio::io::split(client);
+        let (mut from_server, mut to_server) = tokio::io::split(near);
         // Whichever way ends first, by its limit or because its side closed, ends the other.
         tokio::select! {
-            _ = tokio::io::copy(&mut up, &mut to_server) => {}
-            _ = tokio::io::copy(&mut down, &mut to_client) => {}
+            () = carry(&mut from_client, &mut to_server, requests) => {}
+            () = carry(&mut from_server, &mut to_client, replies) => {}
         }
-        drop((up, down, to_client, to_server));
+        drop((from_client, to_client, from_server, to_server));
         let _ = serving.await;
     })
+}
+
+/// Carries bytes until there are none, or those up to the limit have gone.
+async fn carry(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin), limit: Option<u64>) {
+    let mut left = limit.map_or(usize::MAX, |limit| limit as usize);
+    let mut chunk = [0; 4096];
+    while let Ok(n @ 1..) = from.read(&mut chunk).await {
+        let carried = n.min(left);
+        if to.write_all(&chunk[..carried]).await.is_err() {
+            return;
+        }
+        left -= carried;
+        if left == 0 {
+            return;
+        }
+    }
 }

@@ -92,10 +92,13 @@ impl Driver {
                 return Error::new(ErrorKind::ConnectionClosed, "this client closed it");
             }
             let wake = last_call.unwrap_or(self.quiet_since + self.keepalive);
+            // What the server has said is read before anything more is asked: a line that came
+            // unasked must not pass for the reply to the next request.
             let event = tokio::select! {
+                biased;
+                n = self.reader.read(&mut chunk) => Event::Read(n),
                 n = self.queue.recv_many(&mut calls, 64), if open && self.out.len() < WRITE_BATCH => Event::Calls(n),
                 done = write_some(&mut self.writer, &self.out[self.written..]), if self.unflushed => Event::Written(done),
-                n = self.reader.read(&mut chunk) => Event::Read(n),
                 () = sleep_until(wake) => Event::Quiet,
                 () = self.shared.abandon.notified() => Event::Abandoned,
             };
@@ -107,7 +110,7 @@ impl Driver {
                 Event::Calls(_) => calls.drain(..).for_each(|call| self.admit(call)),
                 Event::Written(Ok(n)) => self.advance(n),
                 Event::Written(Err(cause)) => return Error::io("could not send", cause),
-                Event::Read(Ok(0)) => return closed_by_peer("unasked"),
+                Event::Read(Ok(0)) => return closed_by_peer(self.place()),
                 Event::Read(Ok(n)) => {
                     if let Err(error) = self.receive(&chunk[..n]) {
                         return error;
@@ -125,8 +128,8 @@ impl Driver {
 
     /// Puts a request on its way, unless its caller is gone already.
     fn admit(&mut self, call: Call) {
-        self.shared.queued.fetch_sub(1, Ordering::Relaxed);
         if call.answer.as_ref().is_some_and(oneshot::Sender::is_closed) {
+            self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
             return;
         }
         call.request.encode(&mut self.out);
@@ -159,6 +162,7 @@ impl Driver {
             let Some(call) = self.pending.pop_front() else {
                 return Err(unasked(line));
             };
+            self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
             let expect = call.request.expect();
             match Reply::parse(line, expect) {
                 Ok(reply) => answer(call, reply, &self.handle, &self.shared),
@@ -168,6 +172,15 @@ impl Driver {
                     return Err(error);
                 }
             }
+        }
+    }
+
+    /// Where in the conversation the stream stands.
+    fn place(&self) -> &'static str {
+        match (self.decoder.at_boundary(), self.pending.is_empty()) {
+            (false, _) => "in the middle of a reply",
+            (true, false) => "without a reply",
+            (true, true) => "while it was idle",
         }
     }
 
@@ -184,7 +197,7 @@ impl Driver {
     }
 
     fn admit_ping(&mut self) {
-        self.shared.queued.fetch_add(1, Ordering::Relaxed);
+        self.shared.under_way.fetch_add(1, Ordering::Relaxed);
         self.admit(Call { request: Request::Ping, answer: None });
     }
 
