@@ -1,6 +1,7 @@
 //! One connection: frames in, replies out, strictly in order. Replies are gathered and written
 //! once per batch; while a command waits, the peer is watched.
 
+use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -41,6 +42,7 @@ pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, s
         writer,
         inbox: BytesMut::new(),
         out: Vec::new(),
+        written: 0,
         unsent: Vec::new(),
         decoder: FrameDecoder::new(),
         authenticated: shared.auth_token.is_none(),
@@ -63,8 +65,10 @@ struct Session<S> {
     writer: WriteHalf<S>,
     inbox: BytesMut,
     out: Vec<u8>,
-    /// The grants in `out`: they are undone if it cannot be written.
-    unsent: Vec<(Key, Token)>,
+    /// How much of `out` is written.
+    written: usize,
+    /// The grants in `out`, by where their replies end: undone if it is not written so far.
+    unsent: Vec<(usize, Key, Token)>,
     decoder: FrameDecoder,
     authenticated: bool,
     phase: watch::Receiver<Phase>,
@@ -73,10 +77,12 @@ struct Session<S> {
     connected: Connected,
 }
 
-/// A grant whose reply was never written reached nobody.
+/// A grant whose reply was not written whole reached nobody. One whose reply was may be known to
+/// the peer, whatever became of the replies behind it.
 impl<S> Drop for Session<S> {
     fn drop(&mut self) {
-        for (key, token) in self.unsent.drain(..) {
+        let written = self.written;
+        for (_, key, token) in self.unsent.drain(..).filter(|(end, ..)| *end > written) {
             self.shared.with(|table, now| table.release(now, &key, &token));
         }
     }
@@ -130,11 +136,11 @@ impl<S: Stream> Session<S> {
         let limit = self.line_started + self.shared.config.read_limit();
         loop {
             let draining = *self.phase.borrow_and_update() != Phase::Serving;
-            if draining && self.decoder.at_boundary() && !self.holds() {
-                return Err(Closed);
-            }
+            let may_go = draining && self.decoder.at_boundary() && !self.holds();
             self.inbox.reserve(READ_CHUNK);
             tokio::select! {
+                biased;
+                // First of all: what has come already is answered, also by a server that stops.
                 read = self.reader.read_buf(&mut self.inbox) => {
                     let n = read.ok().filter(|n| *n > 0).ok_or(Closed)?;
                     let fresh = &self.inbox[self.inbox.len() - n..];
@@ -143,6 +149,7 @@ impl<S: Stream> Session<S> {
                     }
                     return Ok(());
                 }
+                () = std::future::ready(()), if may_go => return Err(Closed),
                 () = sleep_until(limit) => {
                     tracing::debug!("read timeout: closing a connection");
                     self.refuse(Status::Error);
@@ -159,15 +166,12 @@ impl<S: Stream> Session<S> {
         if self.out.is_empty() {
             return Ok(());
         }
-        let writing = async {
-            self.writer.write_all(&self.out).await?;
-            self.writer.flush().await
-        };
-        let written = timeout(self.shared.config.write_limit(), writing).await;
-        self.out.clear();
-        match written {
+        let limit = self.shared.config.write_limit();
+        match timeout(limit, self.write()).await {
             Ok(Ok(())) => {
+                self.out.clear();
                 self.unsent.clear();
+                self.written = 0;
                 Ok(())
             }
             Ok(Err(_)) => Err(Closed),
@@ -176,6 +180,17 @@ impl<S: Stream> Session<S> {
                 Err(Closed)
             }
         }
+    }
+
+    /// Writes `out`, and keeps count, lest it matters where it broke off.
+    async fn write(&mut self) -> io::Result<()> {
+        while self.written < self.out.len() {
+            match self.writer.write(&self.out[self.written..]).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => self.written += n,
+            }
+        }
+        self.writer.flush().await
     }
 
     fn reply(&mut self, reply: &Reply) {
@@ -222,15 +237,14 @@ impl<S: Stream> Session<S> {
             Request::Enqueue { key, limit, lease } => {
                 let (conn, limit) = (self.connected.id, limit.unwrap_or(Limit::ONE));
                 let place = self.shared.with(|table, now| table.enqueue(now, conn, &key, limit, lease));
-                let reply = match place {
+                match place {
                     Place::Acquired(Grant { token, lease }) => {
-                        self.unsent.push((key, token.clone()));
-                        Reply::Acquired { token, lease }
+                        self.reply(&Reply::Acquired { token: token.clone(), lease });
+                        self.unsent.push((self.out.len(), key, token));
                     }
-                    Place::Queued => Reply::Queued,
-                    Place::Refused(status) => Reply::Refused(status),
-                };
-                self.reply(&reply);
+                    Place::Queued => self.reply(&Reply::Queued),
+                    Place::Refused(status) => self.refuse(status),
+                }
             }
             Request::Release { key, token, .. } => {
                 let released = self.shared.with(|table, now| table.release(now, &key, &token));
@@ -293,15 +307,14 @@ impl<S: Stream> Session<S> {
             (Answer::Busy, _) | (Answer::Waiting(_), None) => None,
             (Answer::Waiting(_), Some(wait)) => self.watch(wait, patience).await?,
         };
-        let reply = match outcome {
+        match outcome {
             Some(Ok(Grant { token, lease })) => {
-                self.unsent.push((key, token.clone()));
-                Reply::Granted { token, lease }
+                self.reply(&Reply::Granted { token: token.clone(), lease });
+                self.unsent.push((self.out.len(), key, token));
             }
-            Some(Err(status)) => Reply::Refused(status),
-            None => Reply::Timeout,
-        };
-        self.reply(&reply);
+            Some(Err(status)) => self.refuse(status),
+            None => self.reply(&Reply::Timeout),
+        }
         Ok(())
     }
 
@@ -319,11 +332,12 @@ impl<S: Stream> Session<S> {
             }
             tokio::select! {
                 biased;
-                outcome = wait.outcome() => break Some(outcome),
-                () = sleep_until(limit) => break wait.give_up(),
+                // First of all: a grant that comes together with the end of its peer goes on.
                 read = self.reader.read_buf(&mut self.inbox), if room => {
                     read.ok().filter(|n| *n > 0).ok_or(Closed)?;
                 }
+                outcome = wait.outcome() => break Some(outcome),
+                () = sleep_until(limit) => break wait.give_up(),
             }
         };
         // The time limit of lines does not run while a command waits.
