@@ -20,7 +20,7 @@ pub(super) async fn serve(
     shutdown: impl Future<Output = ()> + Send,
 ) {
     let address = listener.local_addr().ok();
-    tracing::info!(?address, config = ?shared.config, "listening");
+    tracing::info!(address = address.map(tracing::field::display), config = ?shared.config, "listening");
     let mut shutdown = std::pin::pin!(shutdown);
     let per_ip = PerIp::default();
     loop {
@@ -57,7 +57,13 @@ fn admit(shared: &Arc<Shared>, per_ip: &PerIp, stream: BoxStream, peer: IpAddr) 
     let connected = shared.connect();
     let shared = shared.clone();
     tokio::spawn(async move {
-        if let Some(stream) = secure(&shared, stream, peer).await {
+        let mut phase = shared.phase.subscribe();
+        let secured = tokio::select! {
+            secured = secure(&shared, stream, peer) => secured,
+            // Whoever has not even shaken hands holds nothing: a stop need not wait for it.
+            _ = phase.wait_for(|phase| *phase != Phase::Serving) => None,
+        };
+        if let Some(stream) = secured {
             session::serve_connected(shared, connected, stream).await;
         }
         tracing::debug!(%peer, "disconnected");
