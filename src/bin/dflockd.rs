@@ -1,5 +1,6 @@
 //! The `dflockd` binary: flags to settings, settings to a running server.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use dflockd_client::server::{Server, ServerConfig};
@@ -8,10 +9,11 @@ use tracing_subscriber::EnvFilter;
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    let config = ServerConfig::from_args(std::env::args());
+    let config = ServerConfig::from_args(std::env::args_os());
     let level = if config.debug { "debug" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let colour = std::io::stderr().is_terminal();
+    tracing_subscriber::fmt().with_env_filter(filter).with_ansi(colour).with_writer(std::io::stderr).init();
     match run(config).await {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

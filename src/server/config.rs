@@ -1,11 +1,15 @@
 //! The server's settings: as a struct for the library, and as flags and environment variables for
 //! the binary.
 
+mod flags;
+
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{ArgAction, Parser};
 
+use self::flags::{number, switch};
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_SECONDS};
 
@@ -20,6 +24,7 @@ use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_SECONDS};
 #[command(
     name = "dflockd",
     version,
+    long_about = None,
     about = "A lock server: first-in-first-out locks and semaphores with leases and fencing tokens",
     after_help = "Flags are accepted with one dash too (-port 6388). SIGINT and SIGTERM stop the server gracefully."
 )]
@@ -28,45 +33,81 @@ pub struct ServerConfig {
     #[arg(long, env = "DFLOCKD_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
     pub host: String,
     /// TCP port to listen on; 0 picks a free one
-    #[arg(long, env = "DFLOCKD_PORT", default_value_t = 6388)]
+    #[arg(
+        long, env = "DFLOCKD_PORT", default_value_t = 6388, value_name = "PORT", allow_negative_numbers = true,
+        value_parser = number::<u16>(0, u16::MAX.into())
+    )]
     pub port: u16,
     /// Lease of requests that name none, in seconds
-    #[arg(long, env = "DFLOCKD_DEFAULT_LEASE_TTL_S", default_value_t = 33, value_name = "SECONDS")]
+    #[arg(
+        long, env = "DFLOCKD_DEFAULT_LEASE_TTL_S", default_value_t = 33, value_name = "SECONDS", allow_negative_numbers = true,
+        value_parser = number::<u64>(1, MAX_SECONDS)
+    )]
     pub default_lease_ttl: u64,
     /// How often expired leases are swept up, in seconds
-    #[arg(long, env = "DFLOCKD_LEASE_SWEEP_INTERVAL_S", default_value_t = 1, value_name = "SECONDS")]
+    #[arg(
+        long, env = "DFLOCKD_LEASE_SWEEP_INTERVAL_S", default_value_t = 1, value_name = "SECONDS", allow_negative_numbers = true,
+        value_parser = number::<u64>(1, MAX_SECONDS)
+    )]
     pub lease_sweep_interval: u64,
     /// How often idle keys are collected, in seconds
-    #[arg(long, env = "DFLOCKD_GC_INTERVAL_S", default_value_t = 5, value_name = "SECONDS")]
+    #[arg(
+        long, env = "DFLOCKD_GC_INTERVAL_S", default_value_t = 5, value_name = "SECONDS", allow_negative_numbers = true,
+        value_parser = number::<u64>(1, MAX_SECONDS)
+    )]
     pub gc_interval: u64,
     /// How long a key may be idle before it is collected, in seconds
-    #[arg(long, env = "DFLOCKD_GC_MAX_IDLE_S", default_value_t = 60, value_name = "SECONDS")]
+    #[arg(
+        long, env = "DFLOCKD_GC_MAX_IDLE_S", default_value_t = 60, value_name = "SECONDS", allow_negative_numbers = true,
+        value_parser = number::<u64>(0, MAX_SECONDS)
+    )]
     pub gc_max_idle: u64,
     /// How many keys may exist at once
-    #[arg(long, env = "DFLOCKD_MAX_LOCKS", default_value_t = 1024, value_name = "N")]
+    #[arg(
+        long, env = "DFLOCKD_MAX_LOCKS", default_value_t = 1024, value_name = "N", allow_negative_numbers = true,
+        value_parser = number::<usize>(1, usize::MAX as u64)
+    )]
     pub max_locks: usize,
     /// How many may wait for one key; 0 for no limit
-    #[arg(long, env = "DFLOCKD_MAX_WAITERS", default_value_t = 0, value_name = "N")]
+    #[arg(
+        long, env = "DFLOCKD_MAX_WAITERS", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
+        value_parser = number::<usize>(0, usize::MAX as u64)
+    )]
     pub max_waiters: usize,
     /// How many connections may be open at once; 0 for no limit
-    #[arg(long, env = "DFLOCKD_MAX_CONNECTIONS", default_value_t = 0, value_name = "N")]
+    #[arg(
+        long, env = "DFLOCKD_MAX_CONNECTIONS", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
+        value_parser = number::<usize>(0, usize::MAX as u64)
+    )]
     pub max_connections: usize,
     /// How many connections one address may have open at once; 0 for no limit
-    #[arg(long, env = "DFLOCKD_MAX_CONNECTIONS_PER_IP", default_value_t = 0, value_name = "N")]
+    #[arg(
+        long, env = "DFLOCKD_MAX_CONNECTIONS_PER_IP", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
+        value_parser = number::<usize>(0, usize::MAX as u64)
+    )]
     pub max_connections_per_ip: usize,
     /// How long a request line may take to come, in seconds
-    #[arg(long, env = "DFLOCKD_READ_TIMEOUT_S", default_value_t = 23, value_name = "SECONDS")]
+    #[arg(
+        long, env = "DFLOCKD_READ_TIMEOUT_S", default_value_t = 23, value_name = "SECONDS", allow_negative_numbers = true,
+        value_parser = number::<u64>(1, MAX_SECONDS)
+    )]
     pub read_timeout: u64,
     /// How long a peer may take to accept a reply, in seconds
-    #[arg(long, env = "DFLOCKD_WRITE_TIMEOUT_S", default_value_t = 5, value_name = "SECONDS")]
+    #[arg(
+        long, env = "DFLOCKD_WRITE_TIMEOUT_S", default_value_t = 5, value_name = "SECONDS", allow_negative_numbers = true,
+        value_parser = number::<u64>(1, MAX_SECONDS)
+    )]
     pub write_timeout: u64,
     /// How long a graceful stop waits for holders to let go, in seconds; 0 waits for all
-    #[arg(long, env = "DFLOCKD_SHUTDOWN_TIMEOUT_S", default_value_t = 30, value_name = "SECONDS")]
+    #[arg(
+        long, env = "DFLOCKD_SHUTDOWN_TIMEOUT_S", default_value_t = 30, value_name = "SECONDS", allow_negative_numbers = true,
+        value_parser = number::<u64>(0, MAX_SECONDS)
+    )]
     pub shutdown_timeout: u64,
     /// Whether a closed connection frees what it holds
     #[arg(
         long, env = "DFLOCKD_AUTO_RELEASE_ON_DISCONNECT", default_value_t = true, default_missing_value = "true",
-        num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_name = "BOOL"
+        num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_name = "BOOL", value_parser = switch
     )]
     pub auto_release_on_disconnect: bool,
     /// File that keeps fences growing over crashes and clock steps
@@ -87,7 +128,7 @@ pub struct ServerConfig {
     /// Log every connection and request error
     #[arg(
         long, env = "DFLOCKD_DEBUG", default_value_t = false, default_missing_value = "true", num_args = 0..=1,
-        require_equals = true, action = ArgAction::Set, value_name = "BOOL"
+        require_equals = true, action = ArgAction::Set, value_name = "BOOL", value_parser = switch
     )]
     pub debug: bool,
 }
@@ -120,10 +161,11 @@ impl Default for ServerConfig {
 }
 
 impl ServerConfig {
-    /// Reads flags, the program's name first, and the environment. Prints and exits on `--help`,
-    /// `--version` and a flag that cannot be read.
-    pub fn from_args(args: impl IntoIterator<Item = String>) -> Self {
-        Self::parse_from(args.into_iter().map(two_dashes))
+    /// Reads flags, the program's name first, and the environment, where an empty variable counts
+    /// as one that is not set. Prints and exits on `--help`, `--version` and a flag that cannot be
+    /// read (with status 2, after one line that says why).
+    pub fn from_args(args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
+        flags::parse(args.into_iter().map(Into::into)).unwrap_or_else(|error| flags::exit(&error))
     }
 
     /// Checks every setting.
@@ -153,6 +195,10 @@ impl ServerConfig {
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             return Err(Error::invalid("tls_cert", "and tls_key need each other: only one is set"));
         }
+        if self.auth_token.as_deref() == Some("") {
+            // Not the same as none: a variable that a script forgot to fill must not open the door.
+            return Err(Error::invalid("auth_token", "is empty"));
+        }
         if self.auth_token.is_some() && self.auth_token_file.is_some() {
             return Err(Error::invalid("auth_token", "and auth_token_file are both set"));
         }
@@ -164,18 +210,20 @@ impl ServerConfig {
         let token = match (&self.auth_token_file, &self.auth_token) {
             (Some(path), _) => {
                 let failed = |cause| {
-                    Error::new(ErrorKind::Io, format!("could not read {}", path.display())).caused_by(cause)
+                    let fault = format!("could not read auth_token_file {}", path.display());
+                    Error::new(ErrorKind::Io, fault).caused_by(cause)
                 };
-                std::fs::read_to_string(path).map_err(failed)?.trim_end().to_owned()
+                let token = std::fs::read_to_string(path).map_err(failed)?.trim_end().to_owned();
+                if token.is_empty() {
+                    return Err(Error::invalid("auth_token_file", "is empty"));
+                }
+                token
             }
-            (None, Some(token)) if !token.is_empty() => token.clone(),
-            (None, _) => return Ok(None),
+            (None, Some(token)) => token.clone(),
+            (None, None) => return Ok(None),
         };
-        if token.is_empty() {
-            return Err(Error::invalid("auth_token_file", "is empty"));
-        }
         if token.contains(['\n', '\r']) {
-            return Err(Error::invalid("auth_token", "has a line break"));
+            return Err(Error::invalid("auth_token", "has a line break inside"));
         }
         if token.len() > MAX_AUTH_TOKEN_BYTES {
             let fault = format!("is {} bytes long, the limit is {MAX_AUTH_TOKEN_BYTES}", token.len());
@@ -222,64 +270,5 @@ impl std::fmt::Debug for ServerConfig {
     }
 }
 
-/// `-port` means `--port`; what has one letter, or is a number, stays as it is.
-fn two_dashes(arg: String) -> String {
-    match arg.strip_prefix('-') {
-        Some(name) if name.len() > 1 && name.starts_with(|c: char| c.is_ascii_lowercase()) => {
-            format!("--{name}")
-        }
-        _ => arg,
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn parse(args: &[&str]) -> ServerConfig {
-        let args = ["dflockd"].iter().chain(args).map(|arg| (*arg).to_owned());
-        ServerConfig::from_args(args)
-    }
-
-    #[test]
-    fn flags_with_no_value_set_are_the_defaults() {
-        assert_eq!(format!("{:?}", parse(&[])), format!("{:?}", ServerConfig::default()));
-    }
-
-    #[test]
-    fn one_dash_is_as_good_as_two() {
-        let config =
-            parse(&["-port", "7000", "--max-locks=5", "-auto-release-on-disconnect=false", "-debug"]);
-        assert_eq!((config.port, config.max_locks), (7000, 5));
-        assert!(!config.auto_release_on_disconnect && config.debug);
-    }
-
-    #[test]
-    fn a_setting_that_cannot_work_is_named_with_its_limit() {
-        let fault = |config: ServerConfig| config.validate().unwrap_err().to_string();
-        let config = ServerConfig { read_timeout: 0, ..Default::default() };
-        assert_eq!(fault(config), "invalid input: read_timeout is 0, the least is 1");
-        let config = ServerConfig { tls_cert: Some("c".into()), ..Default::default() };
-        assert!(fault(config).contains("tls_key"));
-        let config = ServerConfig { default_lease_ttl: MAX_SECONDS + 1, ..Default::default() };
-        assert!(fault(config).contains("the limit is 9223372036 s"));
-        assert!(ServerConfig::default().validate().is_ok());
-    }
-
-    #[test]
-    fn a_token_file_loses_its_trailing_white_space_and_no_more() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("token");
-        let config = ServerConfig { auth_token_file: Some(path.clone()), ..Default::default() };
-        std::fs::write(&path, " se cret \r\n\n").unwrap();
-        assert_eq!(config.read_auth_token().unwrap().as_deref(), Some(" se cret"));
-        std::fs::write(&path, "two\nlines").unwrap();
-        assert!(config.read_auth_token().is_err());
-    }
-
-    #[test]
-    fn secrets_are_not_shown() {
-        let config = ServerConfig { auth_token: Some("hunter2hunter2".into()), ..Default::default() };
-        assert!(!format!("{config:?}").contains("hunter2"));
-    }
-}
+mod tests;

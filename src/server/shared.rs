@@ -52,8 +52,8 @@ impl Shared {
         let fences = match &config.fence_state_file {
             None => FenceCounter::in_memory(now),
             Some(path) => FenceCounter::open(path, now).map_err(|cause| {
-                let doing = format!("could not use the fence state file {}", path.display());
-                Error::new(ErrorKind::Io, doing).caused_by(cause)
+                // The cause names the path.
+                Error::new(ErrorKind::Io, "could not use fence_state_file").caused_by(cause)
             })?,
         };
         let default_lease =
@@ -70,7 +70,10 @@ impl Shared {
             auth_token,
             #[cfg(feature = "tls")]
             tls: match (&config.tls_cert, &config.tls_key) {
-                (Some(cert), Some(key)) => Some(crate::tls::ServerTls::from_pem_files(cert, key)?),
+                (Some(cert), Some(key)) => {
+                    let tls = crate::tls::ServerTls::from_pem_files(cert, key);
+                    Some(tls.map_err(|error| error.during("reading tls_cert and tls_key"))?)
+                }
                 _ => None,
             },
             #[cfg(not(feature = "tls"))]
