@@ -1,36 +1,7 @@
-//! The table once more, as naive as can be (lists, scanned whole), and the property that both
-//! answer alike. Whole seconds for times, the count of grants for fences.
+//! The table once more, as naive as can be: lists, scanned whole; whole seconds for times, the count
+//! of grants for fences.
 
-use std::collections::HashMap;
-use std::sync::atomic::Ordering;
-
-use proptest::prelude::*;
-
-use super::tests::{seconds, table};
 use super::*;
-use crate::types::Fence;
-
-const MAX_LOCKS: usize = 3;
-const MAX_WAITERS: usize = 3;
-const MAX_IDLE: u64 = 4;
-const DEFAULT_LEASE: u64 = 3;
-
-#[derive(Clone, Debug)]
-enum Op {
-    Acquire { conn: u64, key: u8, limit: u64, lease: Option<u64>, may_wait: bool },
-    Enqueue { conn: u64, key: u8, limit: u64, lease: Option<u64> },
-    Wait { conn: u64, key: u8, may_wait: bool },
-    Cancel { back: usize },
-    Release { key: Option<u8>, back: usize },
-    Renew { key: Option<u8>, back: usize, lease: Option<u64> },
-    Disconnect { conn: u64 },
-    Sweep,
-    Collect,
-    Pass { seconds: u64 },
-    Poll,
-    Break { on: bool },
-    Drain,
-}
 
 struct Held {
     grant: u64,
@@ -61,15 +32,15 @@ enum Kept {
 }
 
 #[derive(Default)]
-struct Model {
-    now: u64,
-    broken: bool,
+pub(super) struct Model {
+    pub(super) now: u64,
+    pub(super) broken: bool,
     draining: bool,
     auto_release: bool,
     grants: u64,
     /// The key of each grant, from the first on.
     keys: Vec<u8>,
-    joins: u64,
+    pub(super) joins: u64,
     rows: Vec<Row>,
     kept: Vec<(u64, u8, Kept)>,
     ready: Vec<(u8, Delivery)>,
@@ -80,6 +51,10 @@ fn grant(number: u64, lease: u64) -> Grant {
 }
 
 impl Model {
+    pub(super) fn new(auto_release: bool) -> Self {
+        Self { auto_release, ..Self::default() }
+    }
+
     fn row(&mut self, key: u8) -> Option<&mut Row> {
         self.rows.iter_mut().find(|row| row.key == key)
     }
@@ -102,12 +77,12 @@ impl Model {
     }
 
     /// The key of a grant, unless another is wanted.
-    fn key_of(&self, grant: u64, wanted: Option<u8>) -> u8 {
+    pub(super) fn key_of(&self, grant: u64, wanted: Option<u8>) -> u8 {
         let own = grant.checked_sub(1).map_or(0, |at| self.keys[at as usize]);
         wanted.unwrap_or(own)
     }
 
-    fn evict(&mut self, only: Option<u8>) {
+    pub(super) fn evict(&mut self, only: Option<u8>) {
         let now = self.now;
         for row in self.rows.iter_mut().filter(|row| only.is_none_or(|key| key == row.key)) {
             for gone in row.held.iter().filter(|held| held.deadline <= now) {
@@ -122,7 +97,7 @@ impl Model {
     }
 
     /// Grants whatever can be granted on one key or on all, then finds out what is idle.
-    fn settle(&mut self, only: Option<u8>) {
+    pub(super) fn settle(&mut self, only: Option<u8>) {
         for at in 0..self.rows.len() {
             let key = self.rows[at].key;
             if only.is_some_and(|only| only != key) {
@@ -176,7 +151,14 @@ impl Model {
         waiter
     }
 
-    fn acquire(&mut self, conn: u64, key: u8, limit: u64, lease: Option<u64>, may_wait: bool) -> Answer {
+    pub(super) fn acquire(
+        &mut self,
+        conn: u64,
+        key: u8,
+        limit: u64,
+        lease: Option<u64>,
+        may_wait: bool,
+    ) -> Answer {
         if self.draining {
             return Answer::Refused(Status::Draining);
         }
@@ -191,7 +173,7 @@ impl Model {
         }
     }
 
-    fn enqueue(&mut self, conn: u64, key: u8, limit: u64, lease: Option<u64>) -> Place {
+    pub(super) fn enqueue(&mut self, conn: u64, key: u8, limit: u64, lease: Option<u64>) -> Place {
         if self.draining {
             return Place::Refused(Status::Draining);
         }
@@ -213,7 +195,7 @@ impl Model {
         place
     }
 
-    fn wait(&mut self, conn: u64, key: u8, may_wait: bool) -> Answer {
+    pub(super) fn wait(&mut self, conn: u64, key: u8, may_wait: bool) -> Answer {
         self.evict(Some(key));
         self.settle(Some(key));
         let kept = self.kept(conn, key);
@@ -243,7 +225,7 @@ impl Model {
         }
     }
 
-    fn cancel(&mut self, waiter: u64) -> Option<Result<Grant, Status>> {
+    pub(super) fn cancel(&mut self, waiter: u64) -> Option<Result<Grant, Status>> {
         let ready = self.ready.iter().position(|(_, delivery)| delivery.waiter.0 == waiter);
         if let Some(at) = ready {
             return Some(self.ready.remove(at).1.outcome);
@@ -269,7 +251,7 @@ impl Model {
         true
     }
 
-    fn release(&mut self, key: u8, number: u64) -> bool {
+    pub(super) fn release(&mut self, key: u8, number: u64) -> bool {
         let removed = self.remove(key, number);
         if removed {
             self.settle(Some(key));
@@ -277,12 +259,22 @@ impl Model {
         removed
     }
 
-    fn renew(&mut self, key: u8, number: u64, lease: Option<u64>) -> Option<Seconds> {
+    pub(super) fn renew(&mut self, key: u8, number: u64, lease: Option<u64>) -> Option<Seconds> {
         self.evict(Some(key));
         self.settle(Some(key));
         let (now, lease) = (self.now, lease.unwrap_or(DEFAULT_LEASE));
         self.row(key)?.held.iter_mut().find(|held| held.grant == number)?.deadline = now + lease;
         Some(seconds(lease))
+    }
+
+    /// What has not been polled yet, in the order in which it will be.
+    pub(super) fn poll(&mut self) -> Vec<Delivery> {
+        self.ready.sort_by_key(|(_, delivery)| delivery.waiter.0);
+        self.ready.drain(..).map(|(_, delivery)| delivery).collect()
+    }
+
+    pub(super) fn holds(&self, conn: u64) -> bool {
+        self.rows.iter().flat_map(|row| &row.held).any(|held| held.conn == conn)
     }
 
     fn take_back_untold(&mut self, of: impl Fn(u64) -> bool) -> Vec<u8> {
@@ -296,7 +288,7 @@ impl Model {
         keys
     }
 
-    fn disconnect(&mut self, conn: u64) {
+    pub(super) fn disconnect(&mut self, conn: u64) {
         let mut touched = Vec::new();
         let (gone, ready) =
             std::mem::take(&mut self.ready).into_iter().partition(|(_, delivery)| delivery.conn.0 == conn);
@@ -325,12 +317,12 @@ impl Model {
         }
     }
 
-    fn collect(&mut self) {
+    pub(super) fn collect(&mut self) {
         let now = self.now;
         self.rows.retain(|row| row.idle_since.is_none_or(|since| now - since < MAX_IDLE));
     }
 
-    fn drain(&mut self) {
+    pub(super) fn drain(&mut self) {
         self.draining = true;
         for row in &mut self.rows {
             for Queued { waiter, conn, attended, .. } in std::mem::take(&mut row.queue) {
@@ -346,7 +338,7 @@ impl Model {
         self.settle(None);
     }
 
-    fn stats(&self) -> StatsResult {
+    pub(super) fn stats(&self) -> StatsResult {
         let mut stats = StatsResult::default();
         for Row { key, limit, held, queue, idle_since } in &self.rows {
             let (key, limit, waiters) = (name(*key).to_string(), *limit, queue.len() as u64);
@@ -370,228 +362,5 @@ impl Model {
             }
         }
         sorted(stats)
-    }
-}
-
-fn name(key: u8) -> Key {
-    Key::from_wire(&[b'a' + key]).unwrap()
-}
-
-fn sorted(mut stats: StatsResult) -> StatsResult {
-    stats.locks.sort_by(|a, b| a.key.cmp(&b.key));
-    stats.semaphores.sort_by(|a, b| a.key.cmp(&b.key));
-    stats.idle_locks.sort_by(|a, b| a.key.cmp(&b.key));
-    stats.idle_semaphores.sort_by(|a, b| a.key.cmp(&b.key));
-    stats
-}
-
-/// Which grant of the model is which of the table: one sweep may grant several keys in any order.
-#[derive(Default)]
-struct Pairs {
-    tokens: Vec<(Token, Token)>,
-    by_model: HashMap<u64, Token>,
-}
-
-impl Pairs {
-    fn same(&mut self, real: &Grant, model: &Grant) {
-        assert_eq!(real.lease, model.lease);
-        let number = model.token.fence().unwrap().get();
-        let known = self.by_model.entry(number).or_insert_with(|| {
-            assert!(self.tokens.iter().all(|(token, _)| *token != real.token), "a token twice");
-            self.tokens.push((real.token.clone(), model.token.clone()));
-            real.token.clone()
-        });
-        assert_eq!(*known, real.token);
-    }
-
-    fn outcome(&mut self, real: &Result<Grant, Status>, model: &Result<Grant, Status>) {
-        match (real, model) {
-            (Ok(real), Ok(model)) => self.same(real, model),
-            _ => assert_eq!(real, model),
-        }
-    }
-
-    fn answer(&mut self, real: &Answer, model: &Answer) {
-        match (real, model) {
-            (Answer::Granted(real), Answer::Granted(model)) => self.same(real, model),
-            _ => assert_eq!(real, model),
-        }
-    }
-
-    fn place(&mut self, real: &Place, model: &Place) {
-        match (real, model) {
-            (Place::Acquired(real), Place::Acquired(model)) => self.same(real, model),
-            _ => assert_eq!(real, model),
-        }
-    }
-
-    /// One of the latest grants.
-    fn pick(&self, back: usize) -> (Token, u64) {
-        let unknown = Token::mint(Fence::new(0), 1);
-        let at = self.tokens.len().checked_sub(back + 1);
-        at.map_or((unknown, 0), |at| {
-            let (real, model) = &self.tokens[at];
-            (real.clone(), model.fence().unwrap().get())
-        })
-    }
-}
-
-fn run(auto_release: bool, ops: Vec<Op>) {
-    let (max_locks, max_waiters, gc_max_idle) = (MAX_LOCKS, MAX_WAITERS, Duration::from_secs(MAX_IDLE));
-    let default_lease = seconds(DEFAULT_LEASE);
-    let settings = TableConfig { default_lease, max_locks, max_waiters, gc_max_idle, auto_release };
-    let (mut real, broken) = table(settings);
-    let mut model = Model { auto_release, ..Model::default() };
-    let mut pairs = Pairs::default();
-    let start = Instant::now();
-    for op in ops {
-        let now = start + Duration::from_secs(model.now);
-        let lease_of = |lease: Option<u64>| lease.map(seconds);
-        let limit_of = |limit| Limit::new(limit).unwrap();
-        match op {
-            Op::Acquire { conn, key, limit, lease, may_wait } => {
-                let answer =
-                    real.acquire(now, ConnId(conn), &name(key), limit_of(limit), lease_of(lease), may_wait);
-                pairs.answer(&answer, &model.acquire(conn, key, limit, lease, may_wait));
-            }
-            Op::Enqueue { conn, key, limit, lease } => {
-                let place = real.enqueue(now, ConnId(conn), &name(key), limit_of(limit), lease_of(lease));
-                pairs.place(&place, &model.enqueue(conn, key, limit, lease));
-            }
-            Op::Wait { conn, key, may_wait } => {
-                let answer = real.wait(now, ConnId(conn), &name(key), may_wait);
-                pairs.answer(&answer, &model.wait(conn, key, may_wait));
-            }
-            Op::Cancel { back } => {
-                let waiter = model.joins.saturating_sub(back as u64);
-                match (real.cancel_wait(now, WaiterId(waiter)), model.cancel(waiter)) {
-                    (Some(real), Some(model)) => pairs.outcome(&real, &model),
-                    (real, model) => assert_eq!(real, model),
-                }
-            }
-            Op::Release { key, back } => {
-                let (token, number) = pairs.pick(back);
-                let key = model.key_of(number, key);
-                assert_eq!(real.release(now, &name(key), &token), model.release(key, number));
-            }
-            Op::Renew { key, back, lease } => {
-                let (token, number) = pairs.pick(back);
-                let key = model.key_of(number, key);
-                let renewed = real.renew(now, &name(key), &token, lease_of(lease));
-                assert_eq!(renewed, model.renew(key, number, lease));
-            }
-            Op::Disconnect { conn } => {
-                real.disconnect(now, ConnId(conn));
-                model.disconnect(conn);
-            }
-            Op::Sweep => {
-                real.sweep(now);
-                model.evict(None);
-                model.settle(None);
-            }
-            Op::Collect => {
-                real.collect(now);
-                model.collect();
-            }
-            Op::Pass { seconds } => model.now += seconds,
-            Op::Poll => {
-                model.ready.sort_by_key(|(_, delivery)| delivery.waiter.0);
-                for (_, expected) in std::mem::take(&mut model.ready) {
-                    let delivery = real.poll_delivery().expect("a delivery");
-                    assert_eq!((delivery.conn, delivery.waiter), (expected.conn, expected.waiter));
-                    pairs.outcome(&delivery.outcome, &expected.outcome);
-                }
-                assert_eq!(real.poll_delivery(), None);
-            }
-            Op::Break { on } => {
-                broken.store(on, Ordering::Relaxed);
-                model.broken = on;
-            }
-            Op::Drain => {
-                // The table knows the time of its last command alone.
-                real.sweep(now);
-                model.evict(None);
-                model.settle(None);
-                real.drain();
-                model.drain();
-            }
-        }
-        let stats = sorted(real.stats(start + Duration::from_secs(model.now)));
-        assert_eq!(stats, model.stats());
-        assert!(stats.semaphores.iter().all(|row| row.holders <= row.limit), "over the limit");
-        for conn in 1..=3 {
-            let holds = model.rows.iter().flat_map(|row| &row.held).any(|held| held.conn == conn);
-            assert_eq!(real.holds(ConnId(conn)), holds);
-        }
-        real.check();
-    }
-}
-
-impl LockTable {
-    /// What must hold between any two commands: counts and indices agree, nothing is left behind.
-    fn check(&self) {
-        let held: u64 = self.keys.iter().map(|entry| u64::from(entry.holders)).sum();
-        let waiting: usize = self.keys.iter().map(|entry| entry.waiters as usize).sum();
-        assert_eq!(waiting, self.waiters.ids().len());
-        let by_conn = (0..=3).map(|conn| self.holders.of_conn(ConnId(conn)).count() as u64).sum::<u64>();
-        assert_eq!(held, by_conn);
-        for entry in self.keys.iter() {
-            let slot = self.keys.find(&entry.key).expect("every key is indexed");
-            assert_eq!(entry.idle_since.is_some(), entry.holders == 0 && entry.waiters == 0);
-            let blocked = !entry.has_room() || entry.waiters == 0 || self.stalled.contains(&slot);
-            assert!(blocked, "a place is free, yet one waits");
-        }
-        for ((conn, slot), kept) in &self.registrations {
-            match kept {
-                Registration::Queued(waiter) => {
-                    let waiter = self.waiters.get(*waiter).expect("a registered waiter waits");
-                    assert_eq!((waiter.conn, waiter.key), (*conn, *slot));
-                }
-                Registration::Holding { holder, .. } => {
-                    let holder = self.holders.get(*holder).expect("a registered holder holds");
-                    assert_eq!((holder.conn, holder.key), (*conn, *slot));
-                }
-            }
-        }
-    }
-}
-
-fn op() -> impl Strategy<Value = Op> {
-    let (conn, key) = (1..=3u64, 0..4u8);
-    let lease = prop_oneof![Just(None), (1..=5u64).prop_map(Some)];
-    let other = prop_oneof![9 => Just(None), 1 => key.clone().prop_map(Some)];
-    // Mostly the limit that the key has: 1 for the even, 2 for the odd.
-    let place = (key.clone(), prop_oneof![9 => Just(None), 1 => (1..=3u64).prop_map(Some)])
-        .prop_map(|(key, limit)| (key, limit.unwrap_or(1 + u64::from(key % 2))));
-    prop_oneof![
-        8 => (conn.clone(), place.clone(), lease.clone(), any::<bool>()).prop_map(
-            |(conn, (key, limit), lease, may_wait)| Op::Acquire { conn, key, limit, lease, may_wait }
-        ),
-        8 => (conn.clone(), place, lease.clone())
-            .prop_map(|(conn, (key, limit), lease)| Op::Enqueue { conn, key, limit, lease }),
-        6 => (conn.clone(), key, prop::bool::weighted(0.8))
-            .prop_map(|(conn, key, may_wait)| Op::Wait { conn, key, may_wait }),
-        3 => (0..4usize).prop_map(|back| Op::Cancel { back }),
-        5 => (other.clone(), 0..5usize).prop_map(|(key, back)| Op::Release { key, back }),
-        4 => (other, 0..5usize, lease).prop_map(|(key, back, lease)| Op::Renew { key, back, lease }),
-        1 => conn.prop_map(|conn| Op::Disconnect { conn }),
-        3 => Just(Op::Sweep),
-        2 => Just(Op::Collect),
-        6 => (1..=3u64).prop_map(|seconds| Op::Pass { seconds }),
-        5 => Just(Op::Poll),
-        1 => prop::bool::weighted(0.3).prop_map(|on| Op::Break { on }),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn the_table_answers_as_the_naive_model_does(
-        auto_release: bool,
-        mut ops in prop::collection::vec(op(), 1..200),
-        end in prop::collection::vec(op(), 0..20),
-    ) {
-        ops.push(Op::Drain);
-        ops.extend(end);
-        run(auto_release, ops);
     }
 }
