@@ -4,7 +4,7 @@
 #[path = "support/dflockd.rs"]
 mod dflockd;
 
-use dflockd::{Dflockd, Wire, until};
+use dflockd::{Dflockd, until};
 
 fn draining(server: &Dflockd) {
     until("it drains", || server.log().contains("draining"));
@@ -89,17 +89,15 @@ fn the_shutdown_timeout_ends_whoever_holds_on() {
 }
 
 #[test]
-fn a_port_and_a_state_file_are_free_after_the_stop() {
+fn a_state_file_is_free_for_the_next_server_after_the_stop() {
     let directory = tempfile::tempdir().unwrap();
     let fence = format!("--fence-state-file={}", directory.path().join("fence").display());
     let server = Dflockd::start(&[&fence], &[]);
-    let address = server.address;
     let mut holder = server.connect();
     let first = holder.token("l", "k", "0");
     server.signal("TERM");
     draining(&server);
     assert_eq!(holder.ask("r", "k", &first), "ok");
     assert_eq!(server.end().0.code(), Some(0));
-    let _server = Dflockd::start(&[fence, format!("--port={}", address.port())], &[]);
-    assert!(Wire::open(address).token("l", "k", "0") > first);
+    assert!(Dflockd::start(&[fence], &[]).connect().token("l", "k", "0") > first);
 }

@@ -27,6 +27,11 @@ pub(crate) struct Dflockd {
 impl Dflockd {
     /// On a free port, unless the flags or the variables name one.
     pub(crate) fn start<A: AsRef<OsStr>>(flags: &[A], variables: Variables) -> Self {
+        Self::try_start(flags, variables).unwrap_or_else(|log| panic!("it does not listen: {log}"))
+    }
+
+    /// Or what it said instead.
+    pub(crate) fn try_start<A: AsRef<OsStr>>(flags: &[A], variables: Variables) -> Result<Self, String> {
         let names_port = flags.iter().any(|flag| flag.as_ref().to_string_lossy().contains("-port"));
         let port = if names_port { &[][..] } else { &[("DFLOCKD_PORT", "0")] };
         let mut command = command(flags, &[port, variables].concat());
@@ -36,9 +41,10 @@ impl Dflockd {
         let (reader, addresses) = follow(stderr, log.clone());
         let Ok(address) = addresses.recv_timeout(CAP) else {
             let _ = child.kill();
-            panic!("it does not listen: {}", log.lock().unwrap());
+            let _ = child.wait();
+            return Err(log.lock().unwrap().clone());
         };
-        Self { child, address, log, reader: Some(reader) }
+        Ok(Self { child, address, log, reader: Some(reader) })
     }
 
     pub(crate) fn connect(&self) -> Wire {
