@@ -102,7 +102,7 @@ async fn a_lease_that_nobody_renews_is_lost_at_its_deadline_and_its_release_says
     assert_eq!(error.kind(), ErrorKind::LeaseLost);
     assert_eq!(
         error.to_string(),
-        "release of \"k\": the lease is lost: its deadline passed without a renewal"
+        "release of \"k\" on 127.0.0.1:6388: the lease is lost: its deadline passed without a renewal"
     );
     heals(&lock, &server, "a lost lease").await;
 }

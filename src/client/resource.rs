@@ -199,6 +199,10 @@ impl Engine for ServerLease {
             LostReason::ConnectionClosed
         })
     }
+
+    fn name(&self, error: Error) -> Error {
+        error.on_server(self.held.session.server())
+    }
 }
 
 /// What [`enqueue`](crate::AsyncDistributedLock::enqueue) comes to.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use futures::future::BoxFuture;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lease::LostReason;
 
 /// One grant of whatever grants it. Its futures may be dropped at any point.
@@ -24,4 +24,9 @@ pub(crate) trait Engine: Send + Sync + 'static {
 
     /// Resolves once [`lost`](Self::lost) is some.
     fn closed(&self) -> BoxFuture<'_, LostReason>;
+
+    /// Adds to an error what only the engine knows, such as where the grant comes from.
+    fn name(&self, error: Error) -> Error {
+        error
+    }
 }

@@ -245,7 +245,7 @@ impl Lease {
         let lost = self.state().lost();
         if !self.0.claim_release() {
             let again = Error::new(ErrorKind::NotHeld, "it was released or forgotten before");
-            return Err(again.during("release").for_key(&self.0.key));
+            return Err(self.0.engine.name(again.during("release").for_key(&self.0.key)));
         }
         if let Some(reason) = lost {
             self.0.engine.release_soon();

@@ -147,6 +147,7 @@ impl Shared {
     }
 
     pub(super) fn lost_error(&self, operation: &'static str, reason: LostReason) -> Error {
-        Error::new(ErrorKind::LeaseLost, reason.to_string()).during(operation).for_key(&self.key)
+        let error = Error::new(ErrorKind::LeaseLost, reason.to_string());
+        self.engine.name(error.during(operation).for_key(&self.key))
     }
 }
