@@ -56,7 +56,7 @@ fn cases() -> Vec<Case> {
         case!("acquire", |c| command::acquire(c, "k", 10 * S, None), "l\nk\n10\n", GRANTED => GRANT),
         case!("acquire", |c| command::acquire(c, "k", S / 2, Some(S * 5 / 2)), "l\nk\n1 3\n", GRANTED => GRANT),
         case!("acquire", |c| command::sem_acquire(c, "k", 10 * S, 3, None), "sl\nk\n10 3\n", GRANTED => GRANT),
-        case!("acquire", |c| command::sem_acquire(c, "k", 0 * S, 1, Some(S)), "sl\nk\n0 1 1\n", GRANTED => GRANT),
+        case!("acquire", |c| command::sem_acquire(c, "k", Duration::ZERO, 1, Some(S)), "sl\nk\n0 1 1\n", GRANTED => GRANT),
         case!("enqueue", |c| command::enqueue(c, "k", None), "e\nk\n\n", TAKEN => PLACE, "queued\n" => "Queued"),
         case!("enqueue", |c| command::enqueue(c, "k", Some(9 * S)), "e\nk\n9\n", TAKEN => PLACE),
         case!("enqueue", |c| command::sem_enqueue(c, "k", 3, None), "se\nk\n3\n", "queued\n" => "Queued"),

@@ -209,7 +209,7 @@ async fn each_command_waits_for_its_own_timeout_and_30_s_more() {
     let token = Token::parse(TOKEN).unwrap();
     macro_rules! waits {
         ($seconds:expr, |$conn:ident| $call:expr) => {{
-            let ($conn, _wire) = (&pair_of_silence().0, ());
+            let $conn = &silence();
             let start = Instant::now();
             let error = $call.await.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
@@ -222,7 +222,7 @@ async fn each_command_waits_for_its_own_timeout_and_30_s_more() {
     waits!(30, |c| command::ping(c));
     waits!(30, |c| command::stats(c));
     waits!(40, |c| command::acquire(c, "k", 10 * S, None));
-    waits!(30, |c| command::acquire(c, "k", 0 * S, None));
+    waits!(30, |c| command::acquire(c, "k", Duration::ZERO, None));
     waits!(33, |c| command::sem_acquire(c, "k", S * 5 / 2, 3, None));
     waits!(30, |c| command::enqueue(c, "k", None));
     waits!(30, |c| command::sem_enqueue(c, "k", 2, None));
@@ -235,10 +235,10 @@ async fn each_command_waits_for_its_own_timeout_and_30_s_more() {
 }
 
 /// A peer that takes everything and says nothing.
-fn pair_of_silence() -> (AsyncConn, ()) {
+fn silence() -> AsyncConn {
     let (conn, mut wire) = pair();
     tokio::spawn(async move { wire.closed().await });
-    (conn, ())
+    conn
 }
 
 #[tokio::test(start_paused = true)]
@@ -286,7 +286,7 @@ async fn what_cannot_be_sent_is_refused_with_nothing_sent() {
     let faults = [
         command::acquire(&conn, "a b", S, None).await.map(drop),
         command::acquire(&conn, "k", past, None).await.map(drop),
-        command::acquire(&conn, "k", S, Some(0 * S)).await.map(drop),
+        command::acquire(&conn, "k", S, Some(Duration::ZERO)).await.map(drop),
         command::sem_acquire(&conn, "k", S, 0, None).await.map(drop),
         command::enqueue(&conn, "", None).await.map(drop),
         command::sem_enqueue(&conn, "k", u64::MAX, None).await.map(drop),

@@ -338,3 +338,61 @@ async fn a_waiter_whose_connection_is_cut_leaves_the_queue() {
     held.release().await.unwrap();
     heals(&lock, &server, "a cut waiter").await;
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_crosses_a_dropped_acquire_is_released_over_another_connection() {
+    let (heard, mut released) = tokio::sync::mpsc::unbounded_channel();
+    let dial = Peers::new(move |_, nth| {
+        let heard = heard.clone();
+        peer(move |far| async move {
+            let mut wire = Wire::new(far);
+            while let Some(request) = wire.request().await {
+                let _ = heard.send((nth, request));
+                if nth > 0 {
+                    wire.send("ok\n").await;
+                }
+            }
+            // The client has half-closed: this comes too late for its caller.
+            if nth == 0 {
+                wire.send(format!("ok {TOKEN} 33\n")).await;
+            }
+        })
+    });
+    let lock = lock(dial);
+    assert!(timeout(S, lock.acquire()).await.is_err());
+    assert_eq!(released.recv().await, Some((0, "l k 10".to_owned())));
+    let release = timeout(S, released.recv()).await.expect("not only once the lease has run out");
+    assert_eq!(release, Some((1, format!("r k {TOKEN}"))));
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_dropped_while_it_dials_or_waits_leaves_nothing() {
+    // Dropped after every time up to well past the grant: nothing, a dial, a wait, a guard.
+    for millis in (0..3000).step_by(250) {
+        let server = server();
+        let way = server.clone();
+        let holder = lock(Peers::new({
+            let server = server.clone();
+            move |_, _| sound(&server)
+        }));
+        let held = holder.acquire().await.unwrap();
+        let slow = lock(Peers::new(move |_, _| {
+            let way = way.clone();
+            peer(move |far| async move {
+                sleep(S).await;
+                way.serve_stream(far).await;
+            })
+        }));
+        let dropped = tokio::spawn(async move {
+            drop(timeout(Duration::from_millis(millis), slow.acquire()).await);
+            slow
+        });
+        sleep(2 * S).await;
+        held.release().await.unwrap();
+        let slow = dropped.await.unwrap();
+        sleep(S).await;
+        let stats = server.stats();
+        assert!(stats.locks.is_empty(), "dropped after {millis} ms: {stats:?}");
+        assert!(slow.try_acquire().await.unwrap().is_some(), "dropped after {millis} ms");
+    }
+}

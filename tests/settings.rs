@@ -74,22 +74,25 @@ fn a_limit_that_cannot_be_sent_is_refused() {
 #[test]
 fn times_that_cannot_be_sent_are_refused() {
     let past = MOST + Duration::from_nanos(1);
-    refused(builder().lease_ttl(0 * S).build(), "lease_ttl is 0, the least is 1 s");
+    refused(builder().lease_ttl(Duration::ZERO).build(), "lease_ttl is 0, the least is 1 s");
     let too_long = |field: &str| format!("{field} is 9223372037 s, the limit is 9223372036 s");
     refused(builder().lease_ttl(past).build(), &too_long("lease_ttl"));
     refused(builder().acquire_timeout(past).build(), &too_long("acquire_timeout"));
     refused(builder().connect_timeout(past).build(), &too_long("connect_timeout"));
     refused(builder().keepalive_interval(past).build(), &too_long("keepalive_interval"));
-    refused(builder().connect_timeout(0 * S).build(), "connect_timeout is 0, it must be longer");
-    refused(builder().keepalive_interval(0 * S).build(), "keepalive_interval is 0, it must be longer");
+    refused(builder().connect_timeout(Duration::ZERO).build(), "connect_timeout is 0, it must be longer");
+    refused(
+        builder().keepalive_interval(Duration::ZERO).build(),
+        "keepalive_interval is 0, it must be longer",
+    );
     let lock = builder().build().unwrap().lock("k").unwrap();
-    refused(lock.with(Settings::new().lease_ttl(0 * S)), "lease_ttl is 0, the least is 1 s");
+    refused(lock.with(Settings::new().lease_ttl(Duration::ZERO)), "lease_ttl is 0, the least is 1 s");
     refused(
         lock.with(Settings::new().lease_ttl(Duration::MAX)),
         &format!("lease_ttl is {} s, the limit is 9223372036 s", u64::MAX),
     );
     refused(lock.with(Settings::new().acquire_timeout(past)), &too_long("acquire_timeout"));
-    let fine = builder().lease_ttl(MOST).acquire_timeout(0 * S).connect_timeout(S / 1000);
+    let fine = builder().lease_ttl(MOST).acquire_timeout(Duration::ZERO).connect_timeout(S / 1000);
     assert!(fine.keepalive_interval(MOST).build().is_ok());
 }
 

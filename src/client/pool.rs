@@ -8,7 +8,7 @@ use crate::client::conn::AsyncConn;
 use crate::client::options::{Options, Server};
 use crate::client::session::{Answer, Failure, Orphan, Session};
 use crate::error::{Error, ErrorKind, Result};
-use crate::proto::Request;
+use crate::proto::{Reply, Request, Status};
 use crate::types::Key;
 
 /// How many sessions without a lease are kept per server for the next one.
@@ -104,11 +104,14 @@ impl Pool {
     }
 
     /// Asks one server something that holds nothing.
-    pub(crate) async fn ask(self: &Arc<Self>, shard: usize, request: Request) -> Result<crate::proto::Reply> {
+    pub(crate) async fn ask(self: &Arc<Self>, shard: usize, request: Request) -> Result<Reply> {
         let session = self.checkout(shard).await?;
         let mut waiting = Waiting { pool: self.clone(), shard, session: Some(session), under_way: false };
         let reply = waiting.call(request, command::IO_SLACK).await?.claim();
-        waiting.done();
+        match &reply {
+            Reply::Refused(Status::Auth) => waiting.discard(),
+            _ => waiting.done(),
+        }
         Ok(reply)
     }
 }

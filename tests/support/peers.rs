@@ -23,9 +23,11 @@ pub(crate) enum End {
     Hangs,
 }
 
+type Next = Box<dyn Fn(&str, usize) -> End + Send + Sync>;
+
 /// Dials peer after peer: the function is told the host and the number of the attempt.
 pub(crate) struct Peers {
-    next: Box<dyn Fn(&str, usize) -> End + Send + Sync>,
+    next: Next,
     dials: Arc<AtomicUsize>,
 }
 
@@ -143,7 +145,11 @@ pub(crate) fn cut(server: &Server, requests: Option<u64>, replies: Option<u64>) 
 }
 
 /// Carries bytes until there are none, or those up to the limit have gone.
-async fn carry(from: &mut (impl AsyncRead + Unpin), to: &mut (impl AsyncWrite + Unpin), limit: Option<u64>) {
+pub(crate) async fn carry(
+    from: &mut (impl AsyncRead + Unpin),
+    to: &mut (impl AsyncWrite + Unpin),
+    limit: Option<u64>,
+) {
     let mut left = limit.map_or(usize::MAX, |limit| limit as usize);
     let mut chunk = [0; 4096];
     while let Ok(n @ 1..) = from.read(&mut chunk).await {
