@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::{AsyncDistributedLock, ErrorKind, LockClient, LostReason, Settings};
-use peers::{End, Peers, TOKEN, Wire, cut, peer, script};
+use futures::FutureExt;
+use peers::{End, Peers, TOKEN, Wire, cut, peer, script, sound};
 use tokio::time::{Instant, sleep, timeout};
 
 const S: Duration = Duration::from_secs(1);
@@ -191,4 +192,46 @@ async fn an_idle_connection_that_was_closed_is_replaced_unnoticed() {
     let (lock, server) = lock(|| script(&["timeout\n"], true));
     assert!(lock.try_acquire().await.unwrap().is_none());
     heals(&lock, &server, "an idle connection closed").await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn requests_that_are_never_answered_do_not_pile_up_without_a_limit() {
+    let (lock, _server) = lock(|| script(&[GRANT], false));
+    let guard = lock.acquire().await.unwrap();
+    let mut asking = Vec::new();
+    let error = loop {
+        let mut renewal = Box::pin(guard.renew());
+        if let Some(outcome) = (&mut renewal).now_or_never() {
+            break outcome.unwrap_err();
+        }
+        asking.push(renewal);
+        assert!(asking.len() <= 100_000, "requests pile up without a limit");
+        if asking.len() % 256 == 0 {
+            // The connection sends what it has, and the peer takes it.
+            for _ in 0..8 {
+                tokio::task::yield_now().await;
+            }
+        }
+    };
+    assert_eq!(error.kind(), ErrorKind::Overloaded, "after {}: {error}", asking.len());
+    assert!(asking.len() > 1000);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_drains_is_unavailable_to_every_acquire() {
+    let server = Server::new(ServerConfig::default()).unwrap();
+    let way = server.clone();
+    let client = LockClient::builder().dial(Peers::new(move |_, _| sound(&way))).build().unwrap();
+    let held = client.lock("held").unwrap().acquire().await.unwrap();
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let stopping = tokio::spawn(async move { server.serve(listener, async {}).await });
+    sleep(S).await;
+    for _ in 0..5 {
+        // The server closes a connection that holds nothing, whether or not it came to say why.
+        let error = client.lock("k").unwrap().acquire().await.unwrap_err();
+        let kinds = [ErrorKind::Draining, ErrorKind::ConnectionClosed];
+        assert!(kinds.contains(&error.kind()) && error.is_unavailable(), "{error}");
+    }
+    held.release().await.unwrap();
+    stopping.await.unwrap();
 }
