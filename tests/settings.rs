@@ -124,6 +124,10 @@ fn servers_that_cannot_be_dialled_are_refused() {
     refused(builder().servers(none).build(), "servers is empty, at least one is needed");
     refused(builder().servers([("a", 1), ("", 6388)]).build(), "host is empty");
     refused(builder().servers([("a b", 6388)]).build(), "host \"a b\" has white space");
+    refused(
+        builder().servers([("[::1]", 6388)]).build(),
+        "host \"[::1]\" has brackets, the address goes without them",
+    );
     refused(builder().servers([("a", 1), ("b", 0)]).build(), "port is 0, the range is 1 to 65535");
 }
 

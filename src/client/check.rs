@@ -17,6 +17,9 @@ pub(crate) fn check_server(host: &str, port: u16) -> Result<()> {
     if host.contains(char::is_whitespace) {
         return Err(Error::invalid("host", format!("{host:?} has white space")));
     }
+    if host.contains(['[', ']']) {
+        return Err(Error::invalid("host", format!("{host:?} has brackets, the address goes without them")));
+    }
     if port == 0 {
         return Err(Error::invalid("port", "is 0, the range is 1 to 65535"));
     }
