@@ -109,6 +109,11 @@ pub mod lease;
 #[cfg(any(feature = "client", feature = "server", feature = "tls"))]
 pub mod net;
 pub mod proto;
+#[cfg(feature = "_sabotage")]
+#[doc(hidden)]
+pub mod sabotage;
+#[cfg(not(feature = "_sabotage"))]
+mod sabotage;
 #[cfg(feature = "server")]
 pub mod server;
 mod sharding;
@@ -121,11 +126,11 @@ mod types;
 #[cfg(feature = "client")]
 pub use client::{
     AsyncConn, AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Enqueued, LockClient,
-    LockTarget, SemaphoreTarget, Settings, Target, Ticket, command,
+    LockTarget, OnDisconnect, RetryPolicy, SemaphoreTarget, Settings, Target, Ticket, command,
 };
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "client")]
-pub use lease::{Lease, LeaseGuard, Outcome};
+pub use lease::{Lease, LeaseChange, LeaseEvent, LeaseGuard, LostSignal, Outcome};
 pub use lease::{LeaseState, LostReason};
 pub use proto::StatsResult;
 pub use sharding::{DEFAULT_SERVERS, ShardingStrategy, stable_hash_shard};

@@ -173,10 +173,12 @@ async fn a_lease_without_pings_or_renewals_answered_is_lost_and_the_next_goes_el
     let guard = lock.acquire().await.unwrap();
     assert_eq!(guard.token().expose(), TOKEN);
     let start = Instant::now();
-    assert_eq!(guard.lost().await, LostReason::DeadlinePassed);
-    assert!(start.elapsed() <= 600 * S && start.elapsed() > 590 * S);
+    assert_eq!(guard.lost().await, LostReason::ServerSilent);
+    // A server drops a connection on which it hears nothing for 23 s, and hands the key on.
+    assert!(start.elapsed() < 23 * S, "{:?}", start.elapsed());
+    assert!(!guard.is_held());
     drop(guard);
-    heals(&lock, &server, "600 s of silence").await;
+    heals(&lock, &server, "20 s of silence").await;
 }
 
 #[tokio::test(start_paused = true)]

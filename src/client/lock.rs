@@ -67,7 +67,7 @@ impl AsyncDistributedLock {
     /// # Ok(()) }
     /// ```
     pub fn with(&self, settings: Settings) -> Result<Self> {
-        Ok(Self(Resource { lease: self.0.lease.with(settings)?, ..self.0.clone() }))
+        Ok(Self(Resource { lease: self.0.lease.clone().with(settings)?, ..self.0.clone() }))
     }
 
     /// Waits for the lock, up to the acquire timeout that was built in (`l`).

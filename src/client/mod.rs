@@ -4,11 +4,14 @@
 mod check;
 pub mod command;
 mod conn;
+mod engine;
+mod fences;
 mod lock;
 mod options;
 mod outcome;
 mod pool;
 mod resource;
+mod retry;
 mod semaphore;
 mod session;
 mod settings;
@@ -27,8 +30,9 @@ use crate::types::{Key, Limit};
 
 pub use conn::AsyncConn;
 pub use lock::{AsyncDistributedLock, LockTarget};
-pub use options::{Builder, Target};
+pub use options::{Builder, OnDisconnect, Target};
 pub use resource::{Enqueued, Ticket};
+pub use retry::RetryPolicy;
 pub use semaphore::{AsyncDistributedSemaphore, SemaphoreTarget};
 pub use settings::Settings;
 
@@ -134,7 +138,7 @@ impl LockClient {
     }
 
     fn resource(&self, key: Key, limit: Option<Limit>) -> Resource {
-        Resource { pool: self.pool.clone(), key, limit, lease: self.lease }
+        Resource { pool: self.pool.clone(), key, limit, lease: self.lease.clone() }
     }
 }
 

@@ -4,10 +4,13 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::check::{check_auth_token, check_server, check_time, lease_seconds, server_name};
+use crate::client::check::{
+    check_auth_token, check_server, check_share, check_time, lease_seconds, server_name,
+};
+use crate::client::retry::RetryPolicy;
 use crate::client::tls::ClientTls;
 use crate::error::{Error, Result};
-use crate::lease::renewal::Pace;
+use crate::lease::{LeaseEvent, Listener, Terms};
 use crate::net::{Dial, TcpDial};
 use crate::sharding::{DEFAULT_SERVERS, ShardingStrategy, stable_hash_shard};
 use crate::types::{Key, Seconds};
@@ -33,6 +36,11 @@ pub(crate) struct Server {
 }
 
 impl Options {
+    /// The key's server.
+    pub(crate) fn server_of(&self, key: &Key) -> Result<&Server> {
+        Ok(&self.servers[self.shard(key)?])
+    }
+
     /// The index of the key's server.
     pub(crate) fn shard(&self, key: &Key) -> Result<usize> {
         let count = self.servers.len();
@@ -46,11 +54,27 @@ impl Options {
 }
 
 /// How a lock is taken and kept.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct LeaseOptions {
     pub(crate) acquire_timeout: Seconds,
     pub(crate) ttl: Option<Seconds>,
-    pub(crate) pace: Pace,
+    pub(crate) terms: Terms,
+    pub(crate) retry: Option<RetryPolicy>,
+    pub(crate) on_disconnect: OnDisconnect,
+}
+
+/// What the end of a lease's connection means to the lease; see [`Builder::on_disconnect`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum OnDisconnect {
+    /// The lease is lost: the server frees what a connection held when it closes.
+    #[default]
+    Lost,
+    /// The lease is at risk, and renewed by its token over a new connection while it lasts.
+    ///
+    /// Right for servers with `--auto-release-on-disconnect=false` alone. With any other, a lease
+    /// is held here and free there, from when the connection ends until the renewal is refused.
+    Reattach,
 }
 
 /// What a [`Builder`] makes.
@@ -96,7 +120,9 @@ pub struct Builder<T> {
     dial: Arc<dyn Dial>,
     acquire_timeout: Duration,
     lease_ttl: Option<Duration>,
-    pace: Pace,
+    terms: Terms,
+    retry: Option<RetryPolicy>,
+    on_disconnect: OnDisconnect,
 }
 
 impl<T: Target> Builder<T> {
@@ -112,7 +138,9 @@ impl<T: Target> Builder<T> {
             dial: Arc::new(TcpDial),
             acquire_timeout: Duration::from_secs(10),
             lease_ttl: None,
-            pace: Pace::default(),
+            terms: Terms::default(),
+            retry: None,
+            on_disconnect: OnDisconnect::default(),
         }
     }
 
@@ -184,14 +212,63 @@ impl<T: Target> Builder<T> {
     /// The share of the remaining lease after which it is renewed, above 0 and below 1: low is
     /// careful and busy, high leaves little time for another try. Defaults to 0.5.
     pub fn renew_ratio(mut self, ratio: f64) -> Self {
-        self.pace.ratio = ratio;
+        self.terms.pace.ratio = ratio;
         self
     }
 
     /// The share of each interval by which a renewal may come early at random, 0 to 1, so that
     /// many leases do not renew in step. Defaults to 0.1.
     pub fn renew_jitter(mut self, jitter: f64) -> Self {
-        self.pace.jitter = jitter;
+        self.terms.pace.jitter = jitter;
+        self
+    }
+
+    /// The share of the ttl that is left when [`Lease::at_risk`](crate::Lease::at_risk) fires, 0 to
+    /// 1: more gives work more time to wind down, and more false alarms. Defaults to 0.25.
+    pub fn at_risk_ratio(mut self, ratio: f64) -> Self {
+        self.terms.pace.at_risk = ratio;
+        self
+    }
+
+    /// Calls `listener` at everything that happens to a lease, for those who count. It is called
+    /// on the task that causes the event, so it must not block. Defaults to none.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let server = TestServer::new();
+    /// use dflockd_client::LeaseChange;
+    /// use std::sync::{Arc, atomic::{AtomicUsize, Ordering::Relaxed}};
+    /// let losses = Arc::new(AtomicUsize::new(0));
+    /// let counted = losses.clone();
+    /// let locks = server.builder().on_event(move |event| {
+    ///     if let LeaseChange::Lost(_) = event.change {
+    ///         counted.fetch_add(1, Relaxed);
+    ///     }
+    /// }).build()?;
+    /// let guard = locks.lock("account:17")?.acquire().await?;
+    /// server.cut();
+    /// guard.lost().await;
+    /// assert_eq!(losses.load(Relaxed), 1);
+    /// # Ok(()) }
+    /// ```
+    pub fn on_event(mut self, listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
+        self.terms.listener = Listener::new(listener);
+        self
+    }
+
+    /// Tries an acquire again, within its timeout, while the server cannot be reached or shuts
+    /// down. Defaults to no retry.
+    pub fn retry(mut self, policy: RetryPolicy) -> Self {
+        self.retry = Some(policy);
+        self
+    }
+
+    /// What the end of a lease's connection means to the lease. Defaults to
+    /// [`OnDisconnect::Lost`], which is right for servers with their default settings.
+    pub fn on_disconnect(mut self, on_disconnect: OnDisconnect) -> Self {
+        self.on_disconnect = on_disconnect;
         self
     }
 
@@ -215,18 +292,22 @@ impl<T: Target> Builder<T> {
         }
         check_time("connect_timeout", self.connect_timeout)?;
         check_time("keepalive_interval", self.keepalive_interval)?;
-        let lease = LeaseOptions {
-            acquire_timeout: Seconds::ceil("acquire_timeout", self.acquire_timeout)?,
-            ttl: lease_seconds("lease_ttl", self.lease_ttl)?,
-            pace: self.pace,
-        };
-        let Pace { ratio, jitter, .. } = self.pace;
+        check_share("renew_jitter", self.terms.pace.jitter)?;
+        check_share("at_risk_ratio", self.terms.pace.at_risk)?;
+        let ratio = self.terms.pace.ratio;
         if !(ratio > 0.0 && ratio < 1.0) {
             return Err(Error::invalid("renew_ratio", format!("is {ratio}, it must be above 0 and below 1")));
         }
-        if !(0.0..=1.0).contains(&jitter) {
-            return Err(Error::invalid("renew_jitter", format!("is {jitter}, the range is 0 to 1")));
+        if let Some(retry) = &self.retry {
+            retry.check()?;
         }
+        let lease = LeaseOptions {
+            acquire_timeout: Seconds::ceil("acquire_timeout", self.acquire_timeout)?,
+            ttl: lease_seconds("lease_ttl", self.lease_ttl)?,
+            terms: self.terms,
+            retry: self.retry,
+            on_disconnect: self.on_disconnect,
+        };
         let options = Options {
             servers,
             sharding: self.sharding,
@@ -250,7 +331,9 @@ impl<T> fmt::Debug for Builder<T> {
             .field("keepalive_interval", &self.keepalive_interval)
             .field("acquire_timeout", &self.acquire_timeout)
             .field("lease_ttl", &self.lease_ttl)
-            .field("pace", &self.pace)
+            .field("terms", &self.terms)
+            .field("retry", &self.retry)
+            .field("on_disconnect", &self.on_disconnect)
             .finish_non_exhaustive()
     }
 }

@@ -1,13 +1,16 @@
 //! Sessions per server: dialling, handing out, taking back. A session that is handed out carries
 //! one lease or one wait; one that is taken back serves the next.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use crate::client::command::{self, open_stream, within};
 use crate::client::conn::AsyncConn;
+use crate::client::fences::FenceWatch;
 use crate::client::options::{Options, Server};
-use crate::client::session::{Answer, Failure, Orphan, Session};
+use crate::client::session::{Answer, Failure, Home, Orphan, Session};
 use crate::error::{Error, ErrorKind, Result};
+use crate::lease::Done;
 use crate::proto::{Reply, Request, Status};
 use crate::types::Key;
 
@@ -18,13 +21,17 @@ const RESENDS: usize = 3;
 
 pub(crate) struct Pool {
     pub(crate) options: Options,
+    pub(crate) fences: FenceWatch,
     idle: Vec<Mutex<Vec<Session>>>,
+    /// Which servers have said that they are shutting down.
+    draining: Vec<Arc<AtomicBool>>,
 }
 
 impl Pool {
     pub(crate) fn new(options: Options) -> Arc<Self> {
         let idle = options.servers.iter().map(|_| Mutex::default()).collect();
-        Arc::new(Self { options, idle })
+        let draining = options.servers.iter().map(|_| Arc::default()).collect();
+        Arc::new(Self { options, fences: FenceWatch::default(), idle, draining })
     }
 
     /// Sends a request to the key's server on a session of its own, which the answer is bound to.
@@ -37,13 +44,18 @@ impl Pool {
     }
 
     /// Takes an idle session of the server's, or dials.
-    async fn checkout(self: &Arc<Self>, shard: usize) -> Result<Session> {
-        while let Some(session) = self.idle(shard).pop() {
-            if !session.is_closed() && !session.is_suspect() {
-                return Ok(session);
-            }
+    pub(crate) async fn checkout(self: &Arc<Self>, shard: usize) -> Result<Session> {
+        let idle = {
+            let mut idle = self.idle(shard);
+            idle.retain(|session| !session.is_closed() && !session.is_shaky());
+            // One that is owed a reply, to a release or a ping, may be gone.
+            let free = idle.iter().rposition(|session| !session.is_busy());
+            free.map(|at| idle.swap_remove(at))
+        };
+        match idle {
+            Some(session) => Ok(session),
+            None => self.dial(shard).await,
         }
-        self.dial(shard).await
     }
 
     fn idle(&self, shard: usize) -> std::sync::MutexGuard<'_, Vec<Session>> {
@@ -64,13 +76,16 @@ impl Pool {
         let stream = within(self.options.connect_timeout, self.handshake(server)).await;
         let stream = stream.map_err(|error| error.on_server(&server.name))?;
         tracing::debug!(server = %server.name, "connected");
+        self.draining[shard].store(false, Ordering::Relaxed);
         let pool = Arc::downgrade(self);
-        let rescue = Arc::new(move |orphan| {
+        let rescue = Arc::new(move |orphan, done| {
             if let Some(pool) = pool.upgrade() {
-                pool.rescue(shard, orphan);
+                pool.rescue(shard, orphan, done);
             }
         });
-        Ok(Session::spawn(stream, server.name.clone(), self.options.keepalive_interval, rescue))
+        let keepalive = self.options.keepalive_interval;
+        let draining = self.draining[shard].clone();
+        Ok(Session::spawn(stream, Home { server: server.name.clone(), keepalive, draining, rescue }))
     }
 
     async fn handshake(&self, server: &Server) -> Result<crate::net::BoxStream> {
@@ -83,24 +98,24 @@ impl Pool {
         conn.into_stream()
     }
 
-    /// Releases a grant that reached nobody, over another session than the one that brought it.
-    fn rescue(self: &Arc<Self>, shard: usize, orphan: Orphan) {
+    /// Releases a grant over another session than the one that brought it.
+    fn rescue(self: &Arc<Self>, shard: usize, orphan: Orphan, done: Option<Done>) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            tracing::warn!(key = %orphan.key, fence = ?orphan.token.fence(), "a grant that nobody took runs out by itself");
-            return;
+            return unrescued(&orphan, done, Error::new(ErrorKind::ConnectionClosed, "there is no runtime"));
         };
         let pool = self.clone();
         runtime.spawn(async move {
             match pool.checkout(shard).await {
-                Ok(session) => {
-                    session.call_soon(orphan.release());
-                    pool.give_back(shard, session);
-                }
-                Err(error) => {
-                    tracing::warn!(key = %orphan.key, %error, "a grant that nobody took runs out by itself");
-                }
+                Ok(session) => pool.release(shard, &session, orphan, done),
+                Err(error) => unrescued(&orphan, done, error),
             }
         });
+    }
+
+    /// Lets go without waiting, and takes the session back.
+    pub(crate) fn release(&self, shard: usize, session: &Session, orphan: Orphan, done: Option<Done>) {
+        session.release(orphan, done);
+        self.give_back(shard, session.clone());
     }
 
     /// Asks one server something that holds nothing.
@@ -156,15 +171,11 @@ impl Waiting {
         self.session.as_ref().map(|session| session.server().clone())
     }
 
-    /// Sends a request whose reply nobody waits for, and gives the session back, unless the server
-    /// owes it a reply: it may be gone.
+    /// Sends a request whose reply nobody waits for, and gives the session back.
     pub(crate) fn end_with(mut self, request: Request) {
         if let Some(session) = self.session.take() {
-            let busy = session.is_busy();
             session.call_soon(request);
-            if !busy {
-                self.pool.give_back(self.shard, session);
-            }
+            self.pool.give_back(self.shard, session);
         }
     }
 
@@ -181,9 +192,8 @@ impl Waiting {
     }
 
     /// The session now carries a lease.
-    pub(crate) fn carry(mut self) -> Option<Held> {
-        let session = self.session.take()?;
-        Some(Held { pool: self.pool.clone(), shard: self.shard, session })
+    pub(crate) fn carry(mut self) -> Option<(Session, usize)> {
+        Some((self.session.take()?, self.shard))
     }
 }
 
@@ -199,26 +209,13 @@ impl Drop for Waiting {
     }
 }
 
-/// A session that carries a lease.
-pub(crate) struct Held {
-    pool: Arc<Pool>,
-    shard: usize,
-    pub(crate) session: Session,
-}
-
-impl Held {
-    /// The lease is let go: the session serves the next.
-    pub(crate) fn give_back(&self) {
-        self.pool.give_back(self.shard, self.session.clone());
-    }
-
-    /// Lets go without waiting, and gives the session back, unless the server owes it a reply: a
-    /// connection over which renewals got no answer must not serve the next.
-    pub(crate) fn release_soon(&self, orphan: Orphan) {
-        let busy = self.session.is_busy();
-        self.session.release_soon(orphan);
-        if !busy {
-            self.give_back();
+/// Nothing can be done about a grant any more: it runs out by itself.
+fn unrescued(orphan: &Orphan, done: Option<Done>, error: Error) {
+    match done {
+        Some(done) => done(Err(error.during("release").for_key(&orphan.key))),
+        None => {
+            let fence = orphan.token.fence();
+            tracing::warn!(key = %orphan.key, ?fence, %error, "a grant that nobody took runs out by itself");
         }
     }
 }

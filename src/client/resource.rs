@@ -1,24 +1,23 @@
 //! What a lock and a semaphore have in common: taking a key, in one step or in two, and the lease
 //! that comes of it.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use futures::future::BoxFuture;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep_until};
+use tracing::Instrument;
 
 use crate::client::command::IO_SLACK;
+use crate::client::engine::ServerLease;
 use crate::client::options::LeaseOptions;
 use crate::client::outcome::{self, Grant};
-use crate::client::pool::{Held, Pool, Waiting};
-use crate::client::session::{Answer, Orphan};
+use crate::client::pool::{Pool, Waiting};
+use crate::client::retry::is_worth_a_retry;
+use crate::client::session::Answer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Engine, LeaseGuard, LostReason};
+use crate::lease::{Engine, LeaseGuard};
 use crate::proto::{Family, Reply, Request};
-use crate::types::{Key, Limit, Seconds, Token};
-
-/// How long the lock's own renewals and releases wait for a reply.
-const RENEW_LIMIT: Duration = Duration::from_secs(5);
+use crate::types::{Key, Limit, Seconds};
 
 /// A key with all that is needed to take it.
 #[derive(Clone)]
@@ -31,10 +30,38 @@ pub(crate) struct Resource {
 
 impl Resource {
     pub(crate) async fn acquire(&self, timeout: Seconds) -> Result<LeaseGuard> {
-        self.acquire_unnamed(timeout).await.map_err(|error| error.during("acquire").for_key(&self.key))
+        let named = |error: Error| error.during("acquire").for_key(&self.key);
+        let server = &self.pool.options.server_of(&self.key).map_err(named)?.name;
+        let span = tracing::info_span!("acquire", key = %self.key, %server);
+        let outcome = self.acquire_patiently(timeout).instrument(span.clone()).await.map_err(named);
+        if let Err(error) = &outcome {
+            tracing::debug!(parent: &span, %error, "not acquired");
+        }
+        outcome
     }
 
-    async fn acquire_unnamed(&self, timeout: Seconds) -> Result<LeaseGuard> {
+    /// Tries again, where that was asked for, until the time is up.
+    async fn acquire_patiently(&self, timeout: Seconds) -> Result<LeaseGuard> {
+        let until = Instant::now().checked_add(timeout.duration());
+        let (mut left, mut attempt) = (timeout, 0);
+        loop {
+            let (error, policy) = match (self.acquire_once(left).await, self.lease.retry) {
+                (Err(error), Some(policy)) if is_worth_a_retry(&error) => (error, policy),
+                (outcome, _) => return outcome,
+            };
+            let again = Instant::now() + policy.pause(attempt, fastrand::f64());
+            let remaining = until.map_or(timeout.duration(), |until| until.saturating_duration_since(again));
+            if remaining.is_zero() {
+                return Err(error);
+            }
+            tracing::debug!(%error, attempt, "acquire is tried again");
+            sleep_until(again).await;
+            left = Seconds::ceil("timeout", remaining)?;
+            attempt += 1;
+        }
+    }
+
+    async fn acquire_once(&self, timeout: Seconds) -> Result<LeaseGuard> {
         let request =
             Request::Acquire { key: self.key.clone(), timeout, limit: self.limit, lease: self.lease.ttl };
         let waiting = self.pool.begin(&self.key).await?;
@@ -104,7 +131,8 @@ impl Resource {
     /// Makes a guard of a grant. Until the guard stands, dropping `answer` releases the grant.
     ///
     /// The deadline counts from when the request was sent. A grant that took long to come has
-    /// little or nothing of that left, so one renewal makes it count from now.
+    /// little or nothing of that left, and its connection went unproven for as long; one renewal
+    /// makes both count from now.
     async fn hold(
         &self,
         waiting: Waiting,
@@ -112,19 +140,23 @@ impl Resource {
         grant: Grant,
         mut sent: Instant,
     ) -> Result<LeaseGuard> {
-        let Some(held) = waiting.carry() else {
+        let Some((session, shard)) = waiting.carry() else {
             return Err(Error::new(ErrorKind::ConnectionClosed, "the wait was over already"));
         };
-        let ttl = Seconds::ceil("lease", grant.lease)?;
+        let fence = grant.token.fence();
+        self.pool.fences.granted(&self.key, fence, session.server());
         let lease = ServerLease {
-            held,
+            pool: self.pool.clone(),
+            shard,
+            session: Mutex::new(session),
             key: self.key.clone(),
             token: grant.token.clone(),
             family: Family::of(self.limit),
-            ttl,
+            ttl: Seconds::ceil("lease", grant.lease)?,
+            on_disconnect: self.lease.on_disconnect,
         };
         let mut proven = grant.lease;
-        if sent.elapsed() > grant.lease / 10 {
+        if sent.elapsed() > (grant.lease / 10).min(self.pool.options.keepalive_interval) {
             sent = Instant::now();
             proven = match lease.renew().await {
                 Err(error) if error.kind() == ErrorKind::NotHeld => {
@@ -134,74 +166,9 @@ impl Resource {
             };
         }
         let guard =
-            LeaseGuard::new(Box::new(lease), self.key.clone(), grant.token, self.lease.pace, sent, proven);
+            LeaseGuard::new(Box::new(lease), self.key.clone(), grant.token, &self.lease.terms, sent, proven);
         answer.claim();
         Ok(guard)
-    }
-}
-
-/// A grant of a server's: the engine of a lease.
-struct ServerLease {
-    held: Held,
-    key: Key,
-    token: Token,
-    family: Family,
-    ttl: Seconds,
-}
-
-impl ServerLease {
-    fn orphan(&self) -> Orphan {
-        Orphan { key: self.key.clone(), token: self.token.clone(), family: self.family }
-    }
-
-    async fn ask(&self, request: Request, operation: &'static str) -> Result<Reply> {
-        let session = &self.held.session;
-        let answer = session.call(request, RENEW_LIMIT).await;
-        let answer = answer.map_err(|failure| failure.error.on_server(session.server()));
-        answer.map(Answer::claim).map_err(|error| error.during(operation).for_key(&self.key))
-    }
-
-    fn named<T>(&self, outcome: Result<T>, operation: &'static str) -> Result<T> {
-        outcome.map_err(|e| e.during(operation).for_key(&self.key).on_server(self.held.session.server()))
-    }
-}
-
-impl Engine for ServerLease {
-    /// Names the ttl that was granted: without one the server would fall back to its default.
-    fn renew(&self) -> BoxFuture<'_, Result<Duration>> {
-        Box::pin(async {
-            let (key, token) = (self.key.clone(), self.token.clone());
-            let request = Request::Renew { key, token, lease: Some(self.ttl), family: self.family };
-            let reply = self.ask(request, "renew").await?;
-            self.named(outcome::renewed(reply), "renew")
-        })
-    }
-
-    fn release(&self) -> BoxFuture<'_, Result<()>> {
-        Box::pin(async {
-            let reply = self.ask(self.orphan().release(), "release").await?;
-            self.held.give_back();
-            self.named(outcome::released(reply), "release")
-        })
-    }
-
-    fn release_soon(&self) {
-        self.held.release_soon(self.orphan());
-    }
-
-    fn lost(&self) -> Option<LostReason> {
-        self.held.session.is_closed().then_some(LostReason::ConnectionClosed)
-    }
-
-    fn closed(&self) -> BoxFuture<'_, LostReason> {
-        Box::pin(async {
-            self.held.session.closed().await;
-            LostReason::ConnectionClosed
-        })
-    }
-
-    fn name(&self, error: Error) -> Error {
-        error.on_server(self.held.session.server())
     }
 }
 

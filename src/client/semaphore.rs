@@ -64,7 +64,7 @@ impl AsyncDistributedSemaphore {
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
     pub fn with(&self, settings: Settings) -> Result<Self> {
-        Ok(Self(Resource { lease: self.0.lease.with(settings)?, ..self.0.clone() }))
+        Ok(Self(Resource { lease: self.0.lease.clone().with(settings)?, ..self.0.clone() }))
     }
 
     /// Waits for a slot, up to the acquire timeout that was built in (`sl`).

@@ -3,19 +3,23 @@
 //! grant that nobody reads is released. Knows the wire, but no pool and no lease.
 
 mod driver;
+mod proof;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::error::{Error, ErrorKind};
+use crate::lease::{Done, LostReason};
 use crate::net::BoxStream;
 use crate::proto::{Family, Reply, Request};
+use crate::sabotage::{Rule, is_broken};
 use crate::types::{Key, Token};
 use driver::Driver;
+use proof::Proof;
 
 /// How many requests may be under way on one session before it answers with an error.
 const MAX_QUEUED: usize = 65_536;
@@ -34,8 +38,17 @@ impl Orphan {
     }
 }
 
-/// Releases orphans of sessions that can no longer do it themselves.
-pub(crate) type Rescue = Arc<dyn Fn(Orphan) + Send + Sync>;
+/// What a session needs of the pool that it belongs to.
+#[derive(Clone)]
+pub(crate) struct Home {
+    pub(crate) server: Arc<str>,
+    /// How long the connection may be quiet before it pings.
+    pub(crate) keepalive: Duration,
+    /// Whether the server has said that it is shutting down.
+    pub(crate) draining: Arc<AtomicBool>,
+    /// Makes releases that this session can no longer make itself.
+    pub(crate) rescue: Arc<dyn Fn(Orphan, Option<Done>) + Send + Sync>,
+}
 
 /// Why a call has no reply.
 #[derive(Debug)]
@@ -47,8 +60,22 @@ pub(crate) struct Failure {
 
 struct Call {
     request: Request,
-    /// Nobody waits for the answer of a release on drop.
-    answer: Option<oneshot::Sender<Result<Answer, Failure>>>,
+    caller: Caller,
+}
+
+impl Call {
+    /// Whether whoever asked is gone.
+    fn is_deserted(&self) -> bool {
+        matches!(&self.caller, Caller::Waits(caller) if caller.is_closed())
+    }
+}
+
+/// Who hears of the reply.
+enum Caller {
+    Waits(oneshot::Sender<Result<Answer, Failure>>),
+    /// A release, whose outcome somebody wants to know without waiting.
+    Told(Done),
+    Nobody,
 }
 
 /// A reply on its way to its caller. Dropped with a grant inside, it releases the grant.
@@ -72,9 +99,11 @@ impl Answer {
 
 impl Drop for Answer {
     fn drop(&mut self) {
-        if let Some((orphan, session)) = self.orphan.take() {
+        if let Some((orphan, session)) = self.orphan.take()
+            && !is_broken(Rule::OrphanRelease)
+        {
             tracing::debug!(key = %orphan.key, fence = ?orphan.token.fence(), "a grant that nobody took is released");
-            session.release_soon(orphan);
+            session.release(orphan, None);
         }
     }
 }
@@ -88,44 +117,41 @@ pub(crate) struct Session {
 }
 
 struct Shared {
-    server: Arc<str>,
+    home: Home,
     /// Why the session ended, once it has.
     ended: watch::Sender<Option<Error>>,
     abandoned: AtomicBool,
     abandon: Notify,
-    /// A ping went unanswered; cleared by any reply.
-    suspect: AtomicBool,
+    proof: Proof,
     /// Requests that were made and have no reply yet.
     under_way: AtomicUsize,
-    rescue: Rescue,
 }
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("server", &self.shared.server).finish_non_exhaustive()
+        f.debug_struct("Session").field("server", &self.shared.home.server).finish_non_exhaustive()
     }
 }
 
 impl Session {
     /// Spawns a driver over a stream on which the handshake is done.
-    pub(crate) fn spawn(stream: BoxStream, server: Arc<str>, keepalive: Duration, rescue: Rescue) -> Self {
+    pub(crate) fn spawn(stream: BoxStream, home: Home) -> Self {
         let (calls, queue) = mpsc::unbounded_channel();
         let shared = Arc::new(Shared {
-            server,
+            proof: Proof::new(home.keepalive),
+            home,
             ended: watch::Sender::new(None),
             abandoned: AtomicBool::new(false),
             abandon: Notify::new(),
-            suspect: AtomicBool::new(false),
             under_way: AtomicUsize::new(0),
-            rescue,
         });
-        let driver = Driver::new(stream, queue, calls.downgrade(), shared.clone(), keepalive);
+        let driver = Driver::new(stream, queue, calls.downgrade(), shared.clone());
         tokio::spawn(driver.run());
         Self { calls, shared }
     }
 
     pub(crate) fn server(&self) -> &Arc<str> {
-        &self.shared.server
+        &self.shared.home.server
     }
 
     /// Sends a request and waits up to `limit` for its reply. Sent at the first poll.
@@ -137,7 +163,7 @@ impl Session {
             let detail = format!("{MAX_QUEUED} requests are under way on this connection already");
             return Err(Failure { error: Error::new(ErrorKind::Overloaded, detail), unsent: true });
         }
-        self.send(Call { request, answer: Some(answer) });
+        self.send(Call { request, caller: Caller::Waits(answer) });
         match timeout(limit, reply).await {
             Ok(Ok(outcome)) => outcome,
             Ok(Err(_)) => Err(Failure { error: self.end(), unsent: false }),
@@ -150,15 +176,16 @@ impl Session {
 
     /// Sends a request whose reply nobody waits for; a grant in it is released.
     pub(crate) fn call_soon(&self, request: Request) {
-        self.send(Call { request, answer: None });
+        self.send(Call { request, caller: Caller::Nobody });
     }
 
     /// Releases a grant without waiting, by another session where this one cannot any more.
-    pub(crate) fn release_soon(&self, orphan: Orphan) {
+    pub(crate) fn release(&self, orphan: Orphan, done: Option<Done>) {
         if self.shared.abandoned.load(Ordering::Acquire) || self.is_closed() {
-            (self.shared.rescue)(orphan);
+            (self.shared.home.rescue)(orphan, done);
         } else {
-            self.call_soon(orphan.release());
+            let caller = done.map_or(Caller::Nobody, Caller::Told);
+            self.send(Call { request: orphan.release(), caller });
         }
     }
 
@@ -183,8 +210,22 @@ impl Session {
     }
 
     /// Whether a reply is overdue.
-    pub(crate) fn is_suspect(&self) -> bool {
-        self.shared.suspect.load(Ordering::Relaxed)
+    pub(crate) fn is_shaky(&self) -> bool {
+        self.shared.proof.is_shaky()
+    }
+
+    /// Why nothing can be held by this connection any more, if so. The clock is asked as well as
+    /// the driver, which may be starved. Not for a session on which a request waits in a queue.
+    pub(crate) fn lost(&self) -> Option<LostReason> {
+        let ended = self.shared.ended.borrow().as_ref().map(Error::kind);
+        match ended {
+            Some(ErrorKind::Timeout) => Some(LostReason::ServerSilent),
+            Some(_) if self.shared.home.draining.load(Ordering::Relaxed) => Some(LostReason::ServerDraining),
+            Some(_) => Some(LostReason::ConnectionClosed),
+            None if self.calls.is_closed() => Some(LostReason::ConnectionClosed),
+            None if Instant::now() >= self.shared.proof.ends() => Some(LostReason::ServerSilent),
+            None => None,
+        }
     }
 
     /// Whether any request has no reply yet.
@@ -208,10 +249,20 @@ fn shut_down() -> Error {
 }
 
 fn fail(call: Call, error: &Error, unsent: bool) {
-    if let Some(answer) = call.answer {
+    match (call.caller, call.request) {
         // The caller may be gone; then nobody needs to know.
-        let _ = answer.send(Err(Failure { error: error.clone(), unsent }));
-    } else if let Request::Release { key, token, .. } = call.request {
-        tracing::warn!(%key, fence = ?token.fence(), %error, "release failed; the lease runs out by itself");
+        (Caller::Waits(caller), _) => drop(caller.send(Err(Failure { error: error.clone(), unsent }))),
+        (Caller::Told(done), request) => done(Err(named(error.clone(), &request))),
+        (Caller::Nobody, Request::Release { key, token, .. }) => {
+            let fence = token.fence();
+            tracing::warn!(%key, ?fence, %error, "release failed; the lease runs out by itself");
+        }
+        (Caller::Nobody, _) => {}
     }
+}
+
+/// Names the operation in what became of a release.
+fn named(error: Error, request: &Request) -> Error {
+    let error = error.during("release");
+    request.key().map_or(error.clone(), |key| error.for_key(key))
 }

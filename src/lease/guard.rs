@@ -6,14 +6,23 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::time::Instant;
+use tracing::Instrument;
 
 use crate::error::Result;
 use crate::lease::engine::Engine;
+use crate::lease::event::{Listener, Teller};
 use crate::lease::handle::Lease;
 use crate::lease::renewal::{Pace, Renewal};
 use crate::lease::state::Shared;
 use crate::lease::task;
 use crate::types::{Key, Token};
+
+/// How a lease is kept, whatever the grant.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Terms {
+    pub(crate) pace: Pace,
+    pub(crate) listener: Listener,
+}
 
 /// A lease that is released when dropped. Everything to ask of it stands on [`Lease`].
 ///
@@ -28,15 +37,16 @@ impl LeaseGuard {
         engine: Box<dyn Engine>,
         key: Key,
         token: Token,
-        pace: Pace,
+        terms: &Terms,
         sent: Instant,
         ttl: Duration,
     ) -> Self {
         let now = Instant::now();
-        let renewal = Renewal::new(pace, sent.into_std(), ttl, now.into_std(), fastrand::f64());
-        let shared = Arc::new(Shared::new(engine, key, token, renewal));
-        tracing::debug!(key = %shared.key, fence = ?shared.token.fence(), ?ttl, "lease granted");
-        shared.set_task(tokio::spawn(task::keep(shared.clone())));
+        let renewal = Renewal::new(terms.pace, sent.into_std(), ttl, now.into_std(), fastrand::f64());
+        let teller = Teller::new(key, token.fence(), engine.grantor(), terms.listener.clone());
+        let span = teller.span.clone();
+        let shared = Arc::new(Shared::new(engine, token, teller, renewal));
+        shared.set_task(tokio::spawn(task::keep(shared.clone()).instrument(span)));
         Self(Some(Lease(shared)))
     }
 
@@ -100,7 +110,6 @@ impl LeaseGuard {
     pub fn forget(mut self) {
         let lease = self.take();
         lease.0.forget();
-        tracing::debug!(key = %lease.0.key, fence = ?lease.fence(), "lease forgotten");
     }
 
     fn take(&mut self) -> Lease {
@@ -118,10 +127,14 @@ impl Deref for LeaseGuard {
 
 impl Drop for LeaseGuard {
     fn drop(&mut self) {
-        if let Some(lease) = self.0.take()
-            && lease.0.claim_release()
-        {
-            lease.0.engine.release_soon();
+        let Some(lease) = self.0.take() else { return };
+        let lost = lease.0.state().lost().is_some();
+        if lease.0.claim_release() {
+            if lost {
+                lease.0.release_lost();
+            } else {
+                lease.0.release(Box::new(|_| {}));
+            }
         }
     }
 }

@@ -1,16 +1,24 @@
 //! The handle on a lease: everything there is to ask of it, without the duty to release it.
 
 use std::fmt;
+use std::future::poll_fn;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use futures::FutureExt;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout};
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::lease::LeaseState;
-use crate::lease::renewal::LostReason;
+use crate::error::{ErrorKind, Result};
+use crate::lease::signal::LostSignal;
 use crate::lease::state::Shared;
+use crate::lease::{LeaseState, LostReason};
 use crate::types::{Fence, Key, Token};
+
+/// How long [`Lease::release`] waits for the answer.
+const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How [`Lease::run`] ended.
 #[must_use = "the lease may have been lost before the work was done"]
@@ -30,12 +38,17 @@ pub struct Lease(pub(super) Arc<Shared>);
 impl Lease {
     /// The key that is held.
     pub fn key(&self) -> &Key {
-        &self.0.key
+        &self.0.teller.key
     }
 
     /// The grant's token, as the server spelled it. Keep it out of logs.
     pub fn token(&self) -> &Token {
         &self.0.token
+    }
+
+    /// Who granted: the server's `host:port`.
+    pub fn grantor(&self) -> Arc<str> {
+        self.0.teller.grantor.clone()
     }
 
     /// The grant's fence, to be checked by whatever the lease protects; `None` from servers too
@@ -106,9 +119,8 @@ impl Lease {
         self.0.wants_renewal() && self.state().lost().is_none()
     }
 
-    /// Resolves when the lease is lost, with the reason; never after a release.
-    ///
-    /// The future is `'static` and borrows nothing: hand it to other tasks.
+    /// Resolves when the lease is lost, with the reason; never after a release. The future borrows
+    /// nothing and can be cloned: hand it to other tasks.
     ///
     /// # Cancel safety
     /// Dropping it loses nothing; a later call resolves at once if the lease is lost by then.
@@ -127,23 +139,15 @@ impl Lease {
     /// assert!(!guard.is_held());
     /// # Ok(()) }
     /// ```
-    pub fn lost(&self) -> impl Future<Output = LostReason> + Send + 'static {
-        let mut state = self.0.watch();
-        async move {
-            loop {
-                if let Some(reason) = state.borrow_and_update().lost() {
-                    return reason;
-                }
-                if state.changed().await.is_err() {
-                    // Released and gone: it can no longer be lost.
-                    return std::future::pending().await;
-                }
-            }
-        }
+    pub fn lost(&self) -> LostSignal {
+        LostSignal::new(self.0.watch())
     }
 
-    /// Resolves when little time is left (a quarter of the ttl) because renewals are late, or when
-    /// the lease is lost. A later renewal may still heal the lease.
+    /// Resolves when little time is left because renewals are late (a quarter of the ttl, see
+    /// [`Builder::at_risk_ratio`](crate::Builder::at_risk_ratio)), when the lease is in doubt (see
+    /// [`Builder::on_disconnect`](crate::Builder::on_disconnect)), or when it is lost: time to wind
+    /// down. A renewal that gets through heals the lease, so [`state`](Self::state) may be healthy
+    /// again afterwards.
     ///
     /// # Cancel safety
     /// Dropping it loses nothing.
@@ -184,7 +188,7 @@ impl Lease {
         }
         let sent = Instant::now();
         let outcome = self.0.engine.renew().await;
-        self.0.settle(sent, outcome.clone());
+        self.0.settle(sent, &outcome);
         match (&outcome, self.state().lost()) {
             (Ok(_), Some(reason)) => Err(self.0.lost_error("renew", reason)),
             _ => outcome,
@@ -193,8 +197,9 @@ impl Lease {
 
     /// Runs `work` while the lease is held; drops it where it stands when the lease is lost.
     ///
-    /// Work that has started a blocking call or spawned a task goes on beyond the drop: the
-    /// [`fence`](Self::fence) is for those.
+    /// Work that ends after the loss counts as lost, whatever it came to. Work that has started a
+    /// blocking call or spawned a task goes on beyond the drop: the [`fence`](Self::fence) is for
+    /// those.
     ///
     /// # Cancel safety
     /// Dropping the future drops `work`; the lease stays held.
@@ -213,11 +218,19 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub async fn run<F: Future>(&self, work: F) -> Outcome<F::Output> {
-        tokio::select! {
-            biased;
-            reason = self.lost() => Outcome::Lost(reason),
-            value = work => Outcome::Completed(value),
-        }
+        let (mut lost, mut work) = (self.lost(), pin!(work));
+        poll_fn(|cx| {
+            if let Some(reason) = self.state().lost() {
+                return Poll::Ready(Outcome::Lost(reason));
+            }
+            if let Poll::Ready(value) = work.as_mut().poll(cx) {
+                // Whatever took the work long, the clock tells whether the lease was held till now.
+                let lost = self.state().lost();
+                return Poll::Ready(lost.map_or_else(|| Outcome::Completed(value), Outcome::Lost));
+            }
+            lost.poll_unpin(cx).map(Outcome::Lost)
+        })
+        .await
     }
 
     /// Lets go (`r`, `sr`) and reports. Attempted once, whoever comes first; a second call is
@@ -244,26 +257,33 @@ impl Lease {
     pub async fn release(&self) -> Result<()> {
         let lost = self.state().lost();
         if !self.0.claim_release() {
-            let again = Error::new(ErrorKind::NotHeld, "it was released or forgotten before");
-            return Err(self.0.engine.name(again.during("release").for_key(&self.0.key)));
+            let again = "it was released or forgotten before";
+            return Err(self.0.error("release", ErrorKind::NotHeld, again));
         }
         if let Some(reason) = lost {
-            self.0.engine.release_soon();
+            self.0.release_lost();
             return Err(self.0.lost_error("release", reason));
         }
-        let outcome = self.0.engine.release().await;
-        match &outcome {
-            Ok(()) => tracing::debug!(key = %self.0.key, fence = ?self.fence(), "lease released"),
-            Err(error) => tracing::warn!(key = %self.0.key, fence = ?self.fence(), %error, "release failed"),
+        let (tell, told) = oneshot::channel();
+        // Nobody listens any more if this future is dropped.
+        self.0.release(Box::new(move |outcome| drop(tell.send(outcome))));
+        match timeout(RELEASE_LIMIT, told).await {
+            Ok(Ok(outcome)) => outcome,
+            Ok(Err(_)) => {
+                Err(self.0.error("release", ErrorKind::ConnectionClosed, "the runtime is shut down"))
+            }
+            Err(_) => {
+                let detail = format!("no answer within {} s", RELEASE_LIMIT.as_secs());
+                Err(self.0.error("release", ErrorKind::Timeout, detail))
+            }
         }
-        outcome
     }
 }
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Lease")
-            .field("key", &self.0.key)
+            .field("key", self.key())
             .field("token", &self.0.token)
             .field("state", &self.state())
             .finish()

@@ -2,22 +2,35 @@
 //! is lost, and the guard that a user keeps. Knows of no engine: a lock server's connection and a
 //! lock file fulfil the same small trait.
 
+pub mod renewal;
+
 #[cfg(feature = "client")]
 mod engine;
+#[cfg(feature = "client")]
+mod event;
 #[cfg(feature = "client")]
 mod guard;
 #[cfg(feature = "client")]
 mod handle;
-pub mod renewal;
+#[cfg(feature = "client")]
+mod signal;
 #[cfg(feature = "client")]
 mod state;
 #[cfg(feature = "client")]
 mod task;
 
-#[cfg(feature = "client")]
-pub(crate) use engine::Engine;
-#[cfg(feature = "client")]
-pub use guard::LeaseGuard;
-#[cfg(feature = "client")]
-pub use handle::{Lease, Outcome};
 pub use renewal::{LeaseState, LostReason};
+
+#[cfg(feature = "client")]
+pub(crate) use {
+    engine::{Done, Engine, Incident},
+    event::Listener,
+    guard::Terms,
+};
+#[cfg(feature = "client")]
+pub use {
+    event::{LeaseChange, LeaseEvent},
+    guard::LeaseGuard,
+    handle::{Lease, Outcome},
+    signal::LostSignal,
+};

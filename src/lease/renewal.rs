@@ -4,12 +4,19 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use crate::sabotage::{Rule, is_broken};
+
 /// Why a lease was lost.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LostReason {
     /// The connection that the grant is bound to closed; the server may have handed the key on.
     ConnectionClosed,
+    /// The connection closed after the server had said that it was shutting down.
+    ServerDraining,
+    /// The server answered nothing for two keepalive intervals: it may have dropped the connection
+    /// by now, and handed the key on.
+    ServerSilent,
     /// The server answered a renewal with `error`: it knows no such holder any more.
     RenewalRejected,
     /// No renewal got through before the deadline.
@@ -22,6 +29,8 @@ impl fmt::Display for LostReason {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::ConnectionClosed => "its connection closed",
+            Self::ServerDraining => "the server shut down",
+            Self::ServerSilent => "the server answered nothing for too long",
             Self::RenewalRejected => "the server rejected its renewal",
             Self::DeadlinePassed => "its deadline passed without a renewal",
             Self::RuntimeShutdown => "the runtime that renewed it shut down",
@@ -80,6 +89,8 @@ pub enum Step {
 
 /// Renewals are spaced by at least this much, however little time is left.
 const LEAST_PAUSE: Duration = Duration::from_millis(20);
+/// A renewal that failed is made again after this much at the latest.
+const RETRY_PAUSE: Duration = Duration::from_secs(2);
 
 /// One lease's schedule. The deadline counts from the instant before the last successful request
 /// was *sent*, so it is never later than the server's.
@@ -87,30 +98,37 @@ const LEAST_PAUSE: Duration = Duration::from_millis(20);
 pub struct Renewal {
     pace: Pace,
     ttl: Duration,
+    /// When the request was sent that the deadline counts from.
+    sent: Instant,
     deadline: Instant,
     next: Instant,
+    /// Something happened that only a renewal can clear up.
+    doubtful: bool,
     lost: Option<LostReason>,
 }
 
 impl Renewal {
     /// A lease of `ttl`, granted by a request sent at `sent`. `luck` (0 to 1) picks the jitter.
     pub fn new(pace: Pace, sent: Instant, ttl: Duration, now: Instant, luck: f64) -> Self {
-        let mut renewal = Self { pace, ttl, deadline: sent, next: sent, lost: None };
+        let mut renewal = Self { pace, ttl, sent, deadline: sent, next: sent, doubtful: false, lost: None };
         renewal.extend(sent, ttl, now, luck);
         renewal
     }
 
     /// A renewal sent at `sent` succeeded. Says nothing to a lease that is already lost, and one
     /// that is heard of only at [`lost_at`](Self::lost_at) or later is lost: so it has been said.
+    /// Of two renewals, the one sent later counts.
     pub fn renewed(&mut self, sent: Instant, ttl: Duration, now: Instant, luck: f64) {
         if now >= self.lost_at() {
             self.lose(LostReason::DeadlinePassed);
         }
-        self.extend(sent, ttl, now, luck);
+        if sent >= self.sent {
+            self.extend(sent, ttl, now, luck);
+        }
     }
 
     fn extend(&mut self, sent: Instant, ttl: Duration, now: Instant, luck: f64) {
-        self.ttl = ttl;
+        (self.sent, self.ttl, self.doubtful) = (sent, ttl, false);
         // A ttl past the clock's end is as good as one that ends there.
         self.deadline = sent.checked_add(ttl).unwrap_or_else(|| sent + Duration::from_secs(u32::MAX.into()));
         self.plan(now, luck);
@@ -119,6 +137,13 @@ impl Renewal {
     /// A renewal failed in a way that says nothing about the lease: plan the next try.
     pub fn failed(&mut self, now: Instant, luck: f64) {
         self.plan(now, luck);
+        self.next = self.next.min(now + RETRY_PAUSE);
+    }
+
+    /// Something happened that leaves the lease in doubt: it is at risk, and renewed at once.
+    pub fn doubt(&mut self, now: Instant) {
+        self.doubtful = true;
+        self.next = now;
     }
 
     /// The lease is lost. The first reason stands.
@@ -161,7 +186,7 @@ impl Renewal {
         match self.lost {
             Some(reason) => LeaseState::Lost(reason),
             None if now >= self.lost_at() => LeaseState::Lost(LostReason::DeadlinePassed),
-            None if now >= self.at_risk_at() => LeaseState::AtRisk,
+            None if self.doubtful || now >= self.at_risk_at() => LeaseState::AtRisk,
             None => LeaseState::Healthy,
         }
     }
@@ -179,6 +204,9 @@ impl Renewal {
     /// When the lease counts as lost: a margin (2 % of the ttl, at most 500 ms) ahead of its
     /// deadline, for the time that hearing of it takes.
     pub fn lost_at(&self) -> Instant {
+        if is_broken(Rule::Deadline) {
+            return self.deadline + Duration::from_secs(3600);
+        }
         self.deadline - (self.ttl / 50).min(Duration::from_millis(500))
     }
 
@@ -292,6 +320,26 @@ mod tests {
         assert_eq!(lease.state(late), LeaseState::Lost(LostReason::DeadlinePassed));
         lease.renewed(start + 9 * S, 10 * S, late, 0.0);
         assert_eq!(lease.state(late), LeaseState::Lost(LostReason::DeadlinePassed));
+    }
+
+    #[test]
+    fn of_two_renewals_the_one_sent_later_counts() {
+        let (start, mut lease) = lease(10 * S);
+        lease.renewed(start + 2 * S, 5 * S, start + 3 * S, 0.0);
+        lease.renewed(start + S, 10 * S, start + 4 * S, 0.0);
+        assert_eq!(lease.deadline(), start + 7 * S);
+    }
+
+    #[test]
+    fn a_lease_in_doubt_is_at_risk_until_a_renewal_clears_it_up() {
+        let (start, mut lease) = lease(10 * S);
+        lease.doubt(start + S);
+        assert_eq!(lease.state(start + S), LeaseState::AtRisk);
+        assert_eq!(lease.poll(start + S, false), Step::Renew);
+        lease.failed(start + S, 0.0);
+        assert_eq!(lease.poll(start + S, false), Step::Wait(start + 3 * S));
+        lease.renewed(start + 3 * S, 10 * S, start + 3 * S, 0.0);
+        assert_eq!(lease.state(start + 3 * S), LeaseState::Healthy);
     }
 
     #[test]

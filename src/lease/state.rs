@@ -1,7 +1,7 @@
 //! What the guard, its handles and the renewal task share: one lease and how it stands.
 
 use std::sync::atomic::{AtomicU8, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use tokio::sync::watch;
@@ -9,15 +9,15 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::engine::Engine;
+use crate::lease::engine::{Done, Engine};
+use crate::lease::event::Teller;
 use crate::lease::renewal::{LeaseState, LostReason, Renewal, Step};
-use crate::types::{Key, Token};
+use crate::types::Token;
 
-/// What the guard, its handles and the renewal task share.
 pub(super) struct Shared {
-    pub(super) key: Key,
     pub(super) engine: Box<dyn Engine>,
     pub(super) token: Token,
+    pub(super) teller: Arc<Teller>,
     renewal: Mutex<Renewal>,
     state: watch::Sender<LeaseState>,
     phase: AtomicU8,
@@ -32,11 +32,12 @@ const FORGOTTEN: u8 = 1;
 const RELEASED: u8 = 2;
 
 impl Shared {
-    pub(super) fn new(engine: Box<dyn Engine>, key: Key, token: Token, renewal: Renewal) -> Self {
+    pub(super) fn new(engine: Box<dyn Engine>, token: Token, teller: Teller, renewal: Renewal) -> Self {
+        teller.granted(renewal.ttl());
         Self {
-            key,
             engine,
             token,
+            teller: Arc::new(teller),
             renewal: Mutex::new(renewal),
             state: watch::Sender::new(LeaseState::Healthy),
             phase: AtomicU8::new(KEPT),
@@ -52,18 +53,17 @@ impl Shared {
         *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
-    /// Gives up renewing and releasing.
-    pub(super) fn forget(&self) {
-        self.phase.store(FORGOTTEN, Ordering::Release);
-    }
-
     pub(super) fn renewal(&self) -> MutexGuard<'_, Renewal> {
         // Nothing panics while the schedule is locked; if it did, its numbers are still whole.
         self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn wants_renewal(&self) -> bool {
-        self.phase.load(Ordering::Acquire) == KEPT
+        self.phase() == KEPT
+    }
+
+    fn phase(&self) -> u8 {
+        self.phase.load(Ordering::Acquire)
     }
 
     /// Asks the schedule and publishes how the lease stands.
@@ -76,58 +76,92 @@ impl Shared {
         step
     }
 
-    /// Books the outcome of a renewal sent at `sent`.
-    pub(super) fn settle(&self, sent: Instant, outcome: Result<Duration>) {
+    /// Books the outcome of a renewal sent at `sent`; whether it succeeded.
+    pub(super) fn settle(&self, sent: Instant, outcome: &Result<Duration>) -> bool {
         let now = Instant::now();
         match outcome {
             Ok(ttl) => {
                 let mut renewal = self.renewal();
-                renewal.renewed(sent.into_std(), ttl, now.into_std(), fastrand::f64());
+                renewal.renewed(sent.into_std(), *ttl, now.into_std(), fastrand::f64());
                 let state = renewal.state(now.into_std());
                 drop(renewal);
-                tracing::debug!(key = %self.key, fence = ?self.token.fence(), ?ttl, "lease renewed");
+                if state.lost().is_none() {
+                    self.teller.renewed(*ttl);
+                }
                 self.publish(state);
+                true
             }
-            Err(error) if error.kind() == ErrorKind::NotHeld => self.lose(LostReason::RenewalRejected),
+            Err(error) if error.kind() == ErrorKind::NotHeld => {
+                self.lose(LostReason::RenewalRejected);
+                false
+            }
             Err(error) => {
-                tracing::debug!(key = %self.key, fence = ?self.token.fence(), %error, "renewal failed");
+                self.teller.renew_failed(error);
                 self.renewal().failed(now.into_std(), fastrand::f64());
+                false
             }
         }
     }
 
+    /// What keeps the lease is in doubt.
+    pub(super) fn doubt(&self) {
+        let now = Instant::now().into_std();
+        let state = {
+            let mut renewal = self.renewal();
+            renewal.doubt(now);
+            renewal.state(now)
+        };
+        self.publish(state);
+    }
+
+    /// Tells everyone how the lease stands, once per change; never again after a loss or a release.
     fn publish(&self, state: LeaseState) {
-        self.state.send_if_modified(|current| {
+        if self.phase() == RELEASED {
+            return;
+        }
+        let news = self.state.send_if_modified(|current| {
             let news = *current != state && current.lost().is_none();
             if news {
                 *current = state;
             }
             news
         });
+        // A forgotten lease is meant to run out.
+        if news && self.wants_renewal() {
+            match state {
+                LeaseState::Healthy => {}
+                LeaseState::AtRisk => self.teller.at_risk(),
+                LeaseState::Lost(reason) => self.teller.lost(reason),
+            }
+        }
     }
 
-    /// The lease is lost, unless it was let go before.
+    /// The lease is lost, unless it was let go before. The first reason stands.
     pub(super) fn lose(&self, reason: LostReason) {
-        if self.phase.load(Ordering::Acquire) == RELEASED {
+        if self.phase() == RELEASED {
             return;
         }
-        let first = {
+        let state = {
             let mut renewal = self.renewal();
             renewal.lose(reason);
-            self.state.borrow().lost().is_none()
+            renewal.state(Instant::now().into_std())
         };
-        self.publish(LeaseState::Lost(reason));
-        if first && self.wants_renewal() {
-            tracing::warn!(key = %self.key, fence = ?self.token.fence(), %reason, "lease lost");
-        }
+        self.publish(state);
     }
 
+    /// How the lease stands now, or stood when it was released. Once seen as lost it stays lost.
     pub(super) fn state(&self) -> LeaseState {
-        let state = self.renewal().state(Instant::now().into_std());
-        match (state.lost(), self.engine.lost()) {
-            (None, Some(reason)) => LeaseState::Lost(reason),
-            _ => state,
+        if self.phase() == RELEASED {
+            return *self.state.borrow();
         }
+        let now = Instant::now().into_std();
+        let state = self.renewal().state(now);
+        let found = state.lost().is_none().then(|| self.engine.lost()).flatten();
+        if let Some(reason) = state.lost().or(found) {
+            self.lose(reason);
+            return self.renewal().state(now);
+        }
+        state
     }
 
     fn stop_task(&self) {
@@ -146,8 +180,34 @@ impl Shared {
         claimed.is_ok()
     }
 
+    /// Gives up renewing and releasing.
+    pub(super) fn forget(&self) {
+        if self.phase.compare_exchange(KEPT, FORGOTTEN, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+            self.teller.forgotten();
+        }
+    }
+
+    /// Lets go, and tells `then` how it went.
+    pub(super) fn release(&self, then: Done) {
+        let teller = self.teller.clone();
+        self.engine.release(Box::new(move |outcome| {
+            teller.released(&outcome);
+            then(outcome);
+        }));
+    }
+
+    /// Lets go of what is lost: the server is told in case it is not.
+    pub(super) fn release_lost(&self) {
+        self.engine.release(Box::new(|_| {}));
+    }
+
     pub(super) fn lost_error(&self, operation: &'static str, reason: LostReason) -> Error {
-        let error = Error::new(ErrorKind::LeaseLost, reason.to_string());
-        self.engine.name(error.during(operation).for_key(&self.key))
+        self.error(operation, ErrorKind::LeaseLost, reason.to_string())
+    }
+
+    /// An error that names the operation, the key and who granted it.
+    pub(super) fn error(&self, operation: &'static str, kind: ErrorKind, detail: impl Into<String>) -> Error {
+        let error = Error::new(kind, detail).during(operation);
+        error.for_key(&self.teller.key).on_server(&self.teller.grantor)
     }
 }

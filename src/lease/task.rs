@@ -4,11 +4,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::{BoxFuture, FutureExt};
+use futures::future::{BoxFuture, FutureExt, OptionFuture};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::LostReason;
+use crate::lease::engine::Incident;
 use crate::lease::renewal::Step;
 use crate::lease::state::Shared;
 
@@ -27,30 +28,38 @@ impl Drop for Dropped<'_> {
 /// Keeps the lease until it is lost.
 pub(super) async fn keep(shared: Arc<Shared>) {
     let _dropped = Dropped(&shared);
-    let mut closed = shared.engine.closed();
+    // None while a doubt is not cleared up.
+    let mut incident = Some(shared.engine.incident());
     let mut renewing: Option<BoxFuture<'_, (Instant, Result<Duration>)>> = None;
     loop {
         let now = Instant::now();
-        let renew = shared.wants_renewal();
-        match shared.poll(now, renewing.is_some() || !renew) {
+        let no_renewal = renewing.is_some() || !shared.wants_renewal();
+        let until = match shared.poll(now, no_renewal) {
             Step::Lost(reason) => return shared.lose(reason),
-            Step::Renew => renewing = Some(renew_once(&shared, now).boxed()),
-            Step::Wait(until) => {
-                tokio::select! {
-                    biased;
-                    reason = &mut closed => return shared.lose(reason),
-                    (sent, outcome) = async {
-                        match &mut renewing {
-                            Some(renewal) => renewal.await,
-                            None => std::future::pending().await,
-                        }
-                    } => {
-                        renewing = None;
-                        shared.settle(sent, outcome);
-                    }
-                    () = sleep_until(until.into()) => {}
+            Step::Renew => {
+                renewing = Some(renew_once(&shared, now).boxed());
+                continue;
+            }
+            Step::Wait(until) => until,
+        };
+        tokio::select! {
+            biased;
+            Some(what) = OptionFuture::from(incident.as_mut()) => match what {
+                Incident::Lost(reason) => return shared.lose(reason),
+                Incident::Doubt => {
+                    incident = None;
+                    // A renewal that is under way goes by what is in doubt.
+                    renewing = None;
+                    shared.doubt();
+                }
+            },
+            Some((sent, outcome)) = OptionFuture::from(renewing.as_mut()) => {
+                renewing = None;
+                if shared.settle(sent, &outcome) && incident.is_none() {
+                    incident = Some(shared.engine.incident());
                 }
             }
+            () = sleep_until(until.into()) => {}
         }
     }
 }
@@ -58,5 +67,5 @@ pub(super) async fn keep(shared: Arc<Shared>) {
 async fn renew_once(shared: &Shared, sent: Instant) -> (Instant, Result<Duration>) {
     let outcome = timeout(RENEW_LIMIT, shared.engine.renew()).await;
     let silent = || Error::new(ErrorKind::Timeout, format!("no answer within {} s", RENEW_LIMIT.as_secs()));
-    (sent, outcome.unwrap_or_else(|_| Err(silent().during("renew").for_key(&shared.key))))
+    (sent, outcome.unwrap_or_else(|_| Err(silent().during("renew").for_key(&shared.teller.key))))
 }

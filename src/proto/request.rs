@@ -160,6 +160,11 @@ impl Request {
         }
     }
 
+    /// Whether the reply may be put off: the server then answers nothing that comes behind.
+    pub fn may_wait(&self) -> bool {
+        matches!(self, Self::Acquire { timeout, .. } | Self::Wait { timeout, .. } if *timeout != Seconds::ZERO)
+    }
+
     /// The third line.
     pub fn arg(&self) -> Vec<u8> {
         let fields = |parts: [Option<u64>; 3]| {

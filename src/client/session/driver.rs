@@ -6,15 +6,16 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Answer, Call, Orphan, Session, Shared, fail, shut_down};
+use super::{Answer, Call, Caller, Orphan, Session, Shared, fail, named, shut_down};
 use crate::client::conn::{closed_by_peer, unasked};
 use crate::client::outcome;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::BoxStream;
-use crate::proto::{Expect, Family, LineDecoder, MAX_REPLY_BYTES, Reply, Request};
+use crate::proto::{Family, LineDecoder, MAX_REPLY_BYTES, Reply, Request, Status};
+use crate::sabotage::{Rule, is_broken};
 use crate::types::Token;
 
 /// How long a session whose last user is gone may take to finish what is under way.
@@ -31,14 +32,13 @@ pub(super) struct Driver {
     /// To hand out with grants; weak, so that it does not keep the session open.
     handle: mpsc::WeakUnboundedSender<Call>,
     shared: Arc<Shared>,
-    keepalive: Duration,
-    /// Sent and unanswered, in order.
-    pending: VecDeque<Call>,
+    /// Sent and unanswered, in order, each with the instant before it was sent.
+    pending: VecDeque<(Call, Instant)>,
     out: Vec<u8>,
     written: usize,
     unflushed: bool,
     decoder: LineDecoder,
-    quiet_since: Instant,
+    last_sent: Instant,
 }
 
 /// What the driver woke up for.
@@ -56,7 +56,6 @@ impl Driver {
         queue: mpsc::UnboundedReceiver<Call>,
         handle: mpsc::WeakUnboundedSender<Call>,
         shared: Arc<Shared>,
-        keepalive: Duration,
     ) -> Self {
         let (reader, writer) = tokio::io::split(stream);
         Self {
@@ -65,13 +64,12 @@ impl Driver {
             queue,
             handle,
             shared,
-            keepalive,
             pending: VecDeque::new(),
             out: Vec::new(),
             written: 0,
             unflushed: false,
             decoder: LineDecoder::new(),
-            quiet_since: Instant::now(),
+            last_sent: Instant::now(),
         }
     }
 
@@ -91,7 +89,7 @@ impl Driver {
                 let _ = timeout(FINISH_LIMIT, self.writer.shutdown()).await;
                 return Error::new(ErrorKind::ConnectionClosed, "this client closed it");
             }
-            let wake = last_call.unwrap_or(self.quiet_since + self.keepalive);
+            let wake = last_call.unwrap_or_else(|| self.next_check());
             // What the server has said is read before anything more is asked: a line that came
             // unasked must not pass for the reply to the next request.
             let event = tokio::select! {
@@ -120,7 +118,11 @@ impl Driver {
                 Event::Quiet if !open => {
                     return Error::new(ErrorKind::Timeout, "the server did not answer before it was closed");
                 }
-                Event::Quiet => self.ping(),
+                Event::Quiet => {
+                    if let Err(error) = self.check() {
+                        return error;
+                    }
+                }
                 Event::Abandoned => return self.listen_for_crossing_grant(&mut chunk).await,
             }
         }
@@ -128,14 +130,14 @@ impl Driver {
 
     /// Puts a request on its way, unless its caller is gone already.
     fn admit(&mut self, call: Call) {
-        if call.answer.as_ref().is_some_and(oneshot::Sender::is_closed) {
+        if call.is_deserted() {
             self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
             return;
         }
         call.request.encode(&mut self.out);
-        self.pending.push_back(call);
+        self.last_sent = Instant::now();
+        self.pending.push_back((call, self.last_sent));
         self.unflushed = true;
-        self.quiet_since = Instant::now();
     }
 
     fn advance(&mut self, written: usize) {
@@ -149,8 +151,6 @@ impl Driver {
     }
 
     fn receive(&mut self, mut bytes: &[u8]) -> Result<()> {
-        self.quiet_since = Instant::now();
-        self.shared.suspect.store(false, Ordering::Relaxed);
         loop {
             let line = match self.decoder.next(&mut bytes, MAX_REPLY_BYTES) {
                 None => return Ok(()),
@@ -159,13 +159,18 @@ impl Driver {
                     return Err(Error::new(ErrorKind::Protocol, "reply too long").caused_by(fault));
                 }
             };
-            let Some(call) = self.pending.pop_front() else {
+            if is_broken(Rule::ReplyOrder) {
+                self.pending.retain(|(call, _)| !call.is_deserted());
+            }
+            let Some((call, sent)) = self.pending.pop_front() else {
                 return Err(unasked(line));
             };
             self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
-            let expect = call.request.expect();
-            match Reply::parse(line, expect) {
-                Ok(reply) => answer(call, reply, &self.handle, &self.shared),
+            match Reply::parse(line, call.request.expect()) {
+                Ok(reply) => {
+                    self.shared.proof.answered(proven(&call.request, sent, self.shared.home.keepalive));
+                    answer(call, reply, &self.handle, &self.shared);
+                }
                 Err(fault) => {
                     let error = outcome::bad_reply(fault);
                     fail(call, &error, false);
@@ -184,21 +189,38 @@ impl Driver {
         }
     }
 
-    /// The connection was quiet for a while: keep the server from dropping it. While a request is
-    /// under way the server either is busy with it, or has not answered for that long.
-    fn ping(&mut self) {
-        let waits = self.pending.front().is_some_and(|call| call.request.expect() == Expect::Grant);
-        if self.pending.is_empty() {
-            self.admit_ping();
-        } else if !waits {
-            self.shared.suspect.store(true, Ordering::Relaxed);
+    /// When to look whether the connection is quiet, or the server is.
+    fn next_check(&self) -> Instant {
+        let keepalive = self.shared.home.keepalive;
+        match self.pending.front() {
+            None => (self.last_sent + keepalive).min(self.shared.proof.ends()),
+            // Behind a request that waits in a queue the server answers nothing, and drops nothing.
+            Some((call, _)) if call.request.may_wait() => Instant::now() + keepalive,
+            Some(_) => self.shared.proof.ends(),
         }
-        self.quiet_since = Instant::now();
+    }
+
+    /// Pings over a connection that was quiet for a while, so that the server does not drop it, and
+    /// gives up one over which no answer comes.
+    fn check(&mut self) -> Result<()> {
+        let now = Instant::now();
+        let waits = self.pending.front().is_some_and(|(call, _)| call.request.may_wait());
+        if !waits && now >= self.shared.proof.ends() {
+            let silent = 2 * self.shared.home.keepalive;
+            return Err(Error::new(
+                ErrorKind::Timeout,
+                format!("the server answered nothing for {silent:?}"),
+            ));
+        }
+        if self.pending.is_empty() && now >= self.last_sent + self.shared.home.keepalive {
+            self.admit_ping();
+        }
+        Ok(())
     }
 
     fn admit_ping(&mut self) {
         self.shared.under_way.fetch_add(1, Ordering::Relaxed);
-        self.admit(Call { request: Request::Ping, answer: None });
+        self.admit(Call { request: Request::Ping, caller: Caller::Nobody });
     }
 
     async fn listen_for_crossing_grant(&mut self, chunk: &mut [u8]) -> Error {
@@ -222,11 +244,11 @@ impl Driver {
 
     /// Tells everyone who still waits, and everyone who asks later.
     fn finish(&mut self, end: Error) {
-        let end = end.on_server(&self.shared.server);
-        tracing::debug!(server = %self.shared.server, reason = %end, "connection ended");
+        let end = end.on_server(&self.shared.home.server);
+        tracing::debug!(server = %self.shared.home.server, reason = %end, "connection ended");
         self.shared.ended.send_replace(Some(end.clone()));
         self.queue.close();
-        for call in self.pending.drain(..) {
+        for (call, _) in self.pending.drain(..) {
             fail(call, &end, false);
         }
         while let Ok(call) = self.queue.try_recv() {
@@ -256,30 +278,45 @@ async fn write_some(writer: &mut WriteHalf<BoxStream>, rest: &[u8]) -> std::io::
     }
 }
 
+/// When a request that is answered now proves the server to have been listening.
+///
+/// One that waited in a queue for long says that the server was there when it answered, which was
+/// a moment ago; a lease that comes of it is confirmed by a renewal before anybody relies on it.
+fn proven(request: &Request, sent: Instant, keepalive: Duration) -> Instant {
+    let now = Instant::now();
+    if request.may_wait() && now > sent + keepalive { now } else { sent }
+}
+
 /// Hands a reply to its caller; a grant travels with the duty to release it.
 fn answer(call: Call, reply: Reply, handle: &mpsc::WeakUnboundedSender<Call>, shared: &Arc<Shared>) {
+    if reply == Reply::Refused(Status::Draining) {
+        shared.home.draining.store(true, Ordering::Relaxed);
+    }
     let orphan = match &reply {
         Reply::Granted { token, .. } | Reply::Acquired { token, .. } => orphan(&call.request, token),
         _ => None,
     };
-    if let (None, Request::Release { key, token, .. }, Reply::Refused(status)) =
-        (&call.answer, &call.request, &reply)
-    {
-        tracing::debug!(%key, fence = ?token.fence(), %status, "released a lease that was gone already");
-    }
     let orphan = orphan.and_then(|orphan| match handle.upgrade() {
         Some(calls) => Some((orphan, Session { calls, shared: shared.clone() })),
         None => {
             // Nobody has the session any more, so nobody waits for the grant.
-            (shared.rescue)(orphan);
+            (shared.home.rescue)(orphan, None);
             None
         }
     });
-    let answer = Answer { reply: Some(reply), orphan };
-    match call.answer {
+    match (call.caller, call.request) {
         // An answer that cannot be delivered comes back and is dropped, which releases its grant.
-        Some(caller) => drop(caller.send(Ok(answer))),
-        None => drop(answer),
+        (Caller::Waits(caller), _) => drop(caller.send(Ok(Answer { reply: Some(reply), orphan }))),
+        (Caller::Told(done), request) => {
+            let outcome = outcome::released(reply);
+            done(outcome.map_err(|error| named(error.on_server(&shared.home.server), &request)));
+        }
+        (Caller::Nobody, request) => {
+            if let (Request::Release { key, token, .. }, Reply::Refused(status)) = (&request, &reply) {
+                tracing::debug!(%key, fence = ?token.fence(), %status, "released a lease that was gone already");
+            }
+            drop(Answer { reply: Some(reply), orphan });
+        }
     }
 }
 

@@ -1,0 +1,113 @@
+//! When a failed acquire is worth another try, and how long to pause before it. Knows of no
+//! connection.
+
+use std::time::Duration;
+
+use crate::client::check::{check_share, check_time};
+use crate::error::{Error, ErrorKind, Result};
+
+/// How an acquire is tried again: after pauses that double, within the acquire timeout. Given to
+/// [`Builder::retry`](crate::Builder::retry).
+///
+/// Tried again are a server that cannot be reached, or not within the connect timeout, a
+/// connection that closes before the answer came, `error_draining` and `error_not_leader`. Every
+/// other answer stands: a key that stays busy, a refused token, another limit, bad input. A `try`
+/// has no time for another one.
+///
+/// A connection that closes before the answer takes the request's place in the queue with it, so
+/// the next try waits behind those who came meanwhile. Where the server keeps what a closed
+/// connection held (`--auto-release-on-disconnect=false`), a grant whose answer was lost runs out
+/// by itself, and the next try waits for that.
+///
+/// ```
+/// use std::time::Duration;
+/// use dflockd_client::{LockClient, RetryPolicy};
+/// let locks = LockClient::builder()
+///     .acquire_timeout(Duration::from_secs(60))
+///     .retry(RetryPolicy::new().longest_pause(Duration::from_secs(2)))
+///     .build()?;
+/// # Ok::<(), dflockd_client::Error>(())
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq)]
+#[must_use = "a policy does nothing until it is given to a builder"]
+pub struct RetryPolicy {
+    first: Duration,
+    longest: Duration,
+    jitter: f64,
+}
+
+impl RetryPolicy {
+    /// Pauses of 100 ms, 200 ms and so on up to 5 s, each up to half shorter at random.
+    pub fn new() -> Self {
+        Self { first: Duration::from_millis(100), longest: Duration::from_secs(5), jitter: 0.5 }
+    }
+
+    /// The first pause; above 0. Defaults to 100 ms.
+    pub fn first_pause(mut self, pause: Duration) -> Self {
+        self.first = pause;
+        self
+    }
+
+    /// The longest pause; above 0. Defaults to 5 s.
+    pub fn longest_pause(mut self, pause: Duration) -> Self {
+        self.longest = pause;
+        self
+    }
+
+    /// The share of each pause by which it may be shorter at random, 0 to 1, so that many clients
+    /// do not come back in step. Defaults to 0.5.
+    pub fn jitter(mut self, share: f64) -> Self {
+        self.jitter = share;
+        self
+    }
+
+    pub(crate) fn check(&self) -> Result<()> {
+        check_time("first_pause", self.first)?;
+        check_time("longest_pause", self.longest)?;
+        check_share("jitter", self.jitter)
+    }
+
+    /// The pause after the attempt with this number, the first being 0. `luck` (0 to 1) picks the
+    /// jitter.
+    pub(crate) fn pause(&self, attempt: u32, luck: f64) -> Duration {
+        let doubled = 2_u32.checked_pow(attempt).and_then(|factor| self.first.checked_mul(factor));
+        let pause = doubled.map_or(self.longest, |pause| pause.min(self.longest));
+        pause.mul_f64(1.0 - self.jitter * luck.clamp(0.0, 1.0))
+    }
+}
+
+impl Default for RetryPolicy {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Whether the same acquire may fare better a little later.
+pub(crate) fn is_worth_a_retry(error: &Error) -> bool {
+    match error.kind() {
+        ErrorKind::ConnectionClosed | ErrorKind::Draining | ErrorKind::Io | ErrorKind::NotLeader => true,
+        // The server's own `timeout` is an answer.
+        ErrorKind::Timeout => error.raw().is_none(),
+        _ => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pauses_double_up_to_the_longest() {
+        let policy = RetryPolicy::new();
+        let pauses = [0, 1, 2, 5, 6, 31, 32, u32::MAX].map(|attempt| policy.pause(attempt, 0.0).as_millis());
+        assert_eq!(pauses, [100, 200, 400, 3_200, 5_000, 5_000, 5_000, 5_000]);
+    }
+
+    #[test]
+    fn jitter_only_shortens() {
+        let policy = RetryPolicy::new();
+        assert_eq!(policy.pause(1, 1.0), Duration::from_millis(100));
+        assert_eq!(policy.pause(1, 7.0), Duration::from_millis(100));
+        assert_eq!(policy.jitter(0.0).pause(1, 1.0), Duration::from_millis(200));
+    }
+}

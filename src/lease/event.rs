@@ -1,0 +1,145 @@
+//! What happens to leases, told to whoever counts. Knows of no engine.
+
+use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+
+use tracing::Span;
+
+use crate::error::{Error, Result};
+use crate::lease::LostReason;
+use crate::types::{Fence, Key};
+
+/// Something that happened to a lease; see [`Builder::on_event`](crate::Builder::on_event).
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct LeaseEvent {
+    /// The key that is, or was, held.
+    pub key: Key,
+    /// The grant's fence, unless the server is too old to fence.
+    pub fence: Option<Fence>,
+    /// Who granted: the server's `host:port`.
+    pub grantor: Arc<str>,
+    /// What happened.
+    pub change: LeaseChange,
+}
+
+/// What happened to a lease.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum LeaseChange {
+    /// It began.
+    Granted {
+        /// Its length, unless renewed.
+        ttl: Duration,
+    },
+    /// It was renewed.
+    Renewed {
+        /// Its length from when the renewal was sent.
+        ttl: Duration,
+    },
+    /// A renewal failed in a way that says nothing about the lease; it is tried again.
+    RenewFailed(Error),
+    /// Little time is left because renewals are late, or its connection was lost and it may have
+    /// outlived that. A renewal heals it.
+    AtRisk,
+    /// It was lost.
+    Lost(LostReason),
+    /// It was let go, and the server said so.
+    Released,
+    /// Letting go failed: the lease runs out by itself, or has.
+    ReleaseFailed(Error),
+    /// It is neither renewed nor released any more.
+    Forgotten,
+}
+
+/// Whoever listens. Called on the task that causes the event.
+#[derive(Clone, Default)]
+pub(crate) struct Listener(Option<Arc<Listen>>);
+
+type Listen = dyn Fn(&LeaseEvent) + Send + Sync;
+
+impl Listener {
+    pub(crate) fn new(listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
+        Self(Some(Arc::new(listener)))
+    }
+}
+
+impl fmt::Debug for Listener {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if self.0.is_some() { "Listener" } else { "no Listener" })
+    }
+}
+
+/// Tells the log and the listener what happens to one lease.
+pub(super) struct Teller {
+    pub(super) key: Key,
+    pub(super) fence: Option<Fence>,
+    pub(super) grantor: Arc<str>,
+    pub(super) listener: Listener,
+    pub(super) span: Span,
+}
+
+impl Teller {
+    pub(super) fn new(key: Key, fence: Option<Fence>, grantor: Arc<str>, listener: Listener) -> Self {
+        // A lease outlives whoever acquired it, so its span is nobody's child.
+        let number = fence.map(Fence::get);
+        let span = tracing::info_span!(parent: None, "lease", %key, server = %grantor, fence = number);
+        span.follows_from(Span::current());
+        Self { key, fence, grantor, listener, span }
+    }
+
+    pub(super) fn granted(&self, ttl: Duration) {
+        tracing::debug!(parent: &self.span, ?ttl, "lease granted");
+        self.tell(LeaseChange::Granted { ttl });
+    }
+
+    pub(super) fn renewed(&self, ttl: Duration) {
+        tracing::debug!(parent: &self.span, ?ttl, "lease renewed");
+        self.tell(LeaseChange::Renewed { ttl });
+    }
+
+    pub(super) fn renew_failed(&self, error: &Error) {
+        tracing::debug!(parent: &self.span, %error, "renewal failed");
+        self.tell(LeaseChange::RenewFailed(error.clone()));
+    }
+
+    pub(super) fn at_risk(&self) {
+        tracing::warn!(parent: &self.span, key = %self.key, "lease at risk: renewals are late");
+        self.tell(LeaseChange::AtRisk);
+    }
+
+    pub(super) fn lost(&self, reason: LostReason) {
+        tracing::warn!(parent: &self.span, key = %self.key, %reason, "lease lost");
+        self.tell(LeaseChange::Lost(reason));
+    }
+
+    pub(super) fn released(&self, outcome: &Result<()>) {
+        match outcome {
+            Ok(()) => {
+                tracing::debug!(parent: &self.span, "lease released");
+                self.tell(LeaseChange::Released);
+            }
+            Err(error) => {
+                tracing::warn!(parent: &self.span, key = %self.key, %error, "release failed");
+                self.tell(LeaseChange::ReleaseFailed(error.clone()));
+            }
+        }
+    }
+
+    pub(super) fn forgotten(&self) {
+        tracing::debug!(parent: &self.span, "lease forgotten");
+        self.tell(LeaseChange::Forgotten);
+    }
+
+    /// What the listener does wrong does the lease no harm.
+    fn tell(&self, change: LeaseChange) {
+        let Some(listener) = &self.listener.0 else { return };
+        let (key, grantor) = (self.key.clone(), self.grantor.clone());
+        let event = LeaseEvent { key, fence: self.fence, grantor, change };
+        if catch_unwind(AssertUnwindSafe(|| listener(&event))).is_err() {
+            tracing::error!(parent: &self.span, "the listener to lease events panicked");
+        }
+    }
+}

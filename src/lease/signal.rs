@@ -1,0 +1,104 @@
+//! The loss of a lease as something to wait for: a future that borrows nothing, can be cloned, and
+//! may be handed to any task.
+
+use std::fmt;
+use std::pin::Pin;
+use std::task::{Context, Poll};
+
+use futures::future::{BoxFuture, FutureExt};
+use tokio::sync::watch;
+
+use crate::lease::{LeaseState, LostReason};
+
+/// Resolves when a lease is lost, with the reason; never after a release. Made by
+/// [`Lease::lost`](crate::Lease::lost).
+///
+/// Clone it into child tasks, as one would a cancellation token: each clone resolves by itself, and
+/// can be awaited again after it has resolved. It keeps no lease alive.
+///
+/// # Cancel safety
+/// Dropping it loses nothing; a later one resolves at once if the lease is lost by then.
+///
+/// # Examples
+/// ```
+/// use dflockd_client::{LostReason, test_util::TestServer};
+/// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+/// # let server = TestServer::new();
+/// # let locks = server.locks();
+/// let guard = locks.lock("import")?.acquire().await?;
+/// let lost = guard.lost();
+/// let child = tokio::spawn({
+///     let lost = lost.clone();
+///     async move { lost.run_until(std::future::pending::<()>()).await }
+/// });
+/// assert_eq!(lost.reason(), None);
+/// server.cut();
+/// assert_eq!(child.await.expect("it does not panic"), Err(LostReason::ConnectionClosed));
+/// assert_eq!(lost.await, LostReason::ConnectionClosed);
+/// # Ok(()) }
+/// ```
+#[must_use = "futures do nothing unless awaited"]
+pub struct LostSignal {
+    state: watch::Receiver<LeaseState>,
+    waiting: Option<BoxFuture<'static, LostReason>>,
+}
+
+impl LostSignal {
+    pub(super) fn new(state: watch::Receiver<LeaseState>) -> Self {
+        Self { state, waiting: None }
+    }
+
+    /// The reason, if the lease is known to be lost. Unlike
+    /// [`Lease::is_held`](crate::Lease::is_held) it looks at no clock.
+    pub fn reason(&self) -> Option<LostReason> {
+        self.state.borrow().lost()
+    }
+
+    /// Runs `work` until the lease is lost; drops it where it stands then.
+    ///
+    /// # Errors
+    /// The reason of the loss.
+    ///
+    /// # Cancel safety
+    /// Dropping the future drops `work`.
+    pub async fn run_until<F: Future>(self, work: F) -> Result<F::Output, LostReason> {
+        tokio::select! {
+            biased;
+            reason = self => Err(reason),
+            value = work => Ok(value),
+        }
+    }
+}
+
+impl Future for LostSignal {
+    type Output = LostReason;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<LostReason> {
+        if let Some(reason) = self.reason() {
+            self.waiting = None;
+            return Poll::Ready(reason);
+        }
+        let state = self.state.clone();
+        self.waiting.get_or_insert_with(|| wait(state).boxed()).poll_unpin(cx)
+    }
+}
+
+async fn wait(mut state: watch::Receiver<LeaseState>) -> LostReason {
+    match state.wait_for(|state| state.lost().is_some()).await.map(|state| state.lost()) {
+        Ok(Some(reason)) => reason,
+        // Released and gone: it can no longer be lost.
+        _ => std::future::pending().await,
+    }
+}
+
+impl Clone for LostSignal {
+    fn clone(&self) -> Self {
+        Self::new(self.state.clone())
+    }
+}
+
+impl fmt::Debug for LostSignal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("LostSignal").field(&self.reason()).finish()
+    }
+}
