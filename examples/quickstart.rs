@@ -80,8 +80,8 @@ async fn contend(
             granted(story, &who, &guard);
             // The first one works longer than its lease: only renewals keep it.
             work(story, &who, &guard, if number == 1 { 15 } else { 4 }).await;
+            story.say(&who, "lets go");
             guard.release().await?;
-            story.say(&who, "let go");
             Ok::<(), dflockd_client::Error>(())
         }));
     }

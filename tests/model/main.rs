@@ -1,0 +1,110 @@
+//! The rules of a lease as a small model that is explored completely: one server, two clients, an
+//! ordered link to each that may be cut or fall silent at any moment, and time that passes at
+//! will. What must always hold is checked in every state; with a rule switched off, the checker
+//! must find where it fails, or it would see nothing.
+
+mod world;
+
+use stateright::{Checker, HasDiscoveries, Model, Property};
+use world::{Action, CLIENTS, Rules, World};
+
+/// The model: the rules that are in force, and nothing else.
+struct Leases(Rules);
+
+impl Model for Leases {
+    type State = World;
+    type Action = Action;
+
+    fn init_states(&self) -> Vec<World> {
+        vec![World::new()]
+    }
+
+    fn actions(&self, world: &World, actions: &mut Vec<Action>) {
+        actions.extend(Action::all().filter(|action| world.allows(*action)));
+    }
+
+    fn next_state(&self, world: &World, action: Action) -> Option<World> {
+        let mut next = world.clone();
+        next.apply(action, self.0);
+        (next != *world).then_some(next)
+    }
+
+    fn properties(&self) -> Vec<Property<Self>> {
+        vec![
+            Property::always("at most one client believes that it holds the key", |_, world: &World| {
+                (0..CLIENTS).filter(|client| world.believes(*client)).count() <= 1
+            }),
+            Property::always("who believes to hold the key has not been passed over", |_, world: &World| {
+                (0..CLIENTS).all(|client| !world.believes(client) || world.is_latest(client))
+            }),
+            Property::always("a client that wants nothing keeps nothing", |_, world: &World| {
+                (0..CLIENTS).all(|client| !world.is_at_rest(client) || !world.server_knows(client))
+            }),
+            Property::sometimes("a lease is handed on", |_, world: &World| {
+                world.believes(1) && world.fence() == 2
+            }),
+            Property::sometimes("a lease runs out while its holder hears nothing", |_, world: &World| {
+                world.has_run_out(0)
+            }),
+            Property::sometimes("a server drops a client that it does not hear", |_, world: &World| {
+                world.was_dropped(0)
+            }),
+        ]
+    }
+}
+
+/// The first rules of safety found to fail under `rules`.
+fn broken(rules: Rules) -> Vec<&'static str> {
+    let enough = HasDiscoveries::AnyFailures;
+    let checker = Leases(rules).checker().threads(2).finish_when(enough).spawn_bfs().join();
+    println!("{rules:?}: {} states", checker.unique_state_count());
+    let mut found: Vec<_> = checker.discoveries().into_keys().collect();
+    found.retain(|name| !LIVE.contains(name));
+    found
+}
+
+/// What shows that the model gets anywhere.
+const LIVE: [&str; 3] = [
+    "a lease is handed on",
+    "a lease runs out while its holder hears nothing",
+    "a server drops a client that it does not hear",
+];
+
+#[test]
+fn with_all_rules_every_state_is_safe_and_the_model_gets_everywhere() {
+    let checker = Leases(Rules::ALL).checker().threads(2).spawn_bfs().join();
+    println!("{} states, {} deep", checker.unique_state_count(), checker.max_depth());
+    checker.assert_properties();
+    assert!(checker.is_done());
+    assert!(checker.unique_state_count() > 10_000);
+}
+
+#[test]
+fn a_deadline_that_counts_from_the_answer_lets_two_hold_the_key() {
+    let broken = broken(Rules { deadline_from_sending: false, ..Rules::ALL });
+    assert!(broken.contains(&"who believes to hold the key has not been passed over"), "{broken:?}");
+}
+
+#[test]
+fn a_client_that_waits_for_its_deadline_alone_is_passed_over_when_the_server_drops_it() {
+    let broken = broken(Rules { silence_loses: false, ..Rules::ALL });
+    assert!(broken.contains(&"who believes to hold the key has not been passed over"), "{broken:?}");
+}
+
+#[test]
+fn a_grant_that_had_to_queue_and_is_not_confirmed_has_no_proof() {
+    let broken = broken(Rules { confirm_late_grants: false, ..Rules::ALL });
+    assert!(broken.contains(&"who believes to hold the key has not been passed over"), "{broken:?}");
+}
+
+#[test]
+fn an_orphan_that_is_not_released_keeps_the_key() {
+    let broken = broken(Rules { release_orphans: false, ..Rules::ALL });
+    assert!(broken.contains(&"a client that wants nothing keeps nothing"), "{broken:?}");
+}
+
+#[test]
+fn a_cancelled_request_whose_reply_is_not_awaited_shifts_every_later_reply() {
+    let broken = broken(Rules { replies_in_order: false, ..Rules::ALL });
+    assert!(!broken.is_empty());
+}
