@@ -32,7 +32,7 @@ pub(crate) struct ServerLease {
 
 impl ServerLease {
     fn orphan(&self) -> Orphan {
-        Orphan { key: self.key.clone(), token: self.token.clone(), family: self.family }
+        Orphan { key: self.key.clone(), token: self.token.clone(), family: self.family, rescued: false }
     }
 
     fn slot(&self) -> MutexGuard<'_, Session> {

@@ -134,7 +134,7 @@ impl LockClient {
     }
 
     fn from_parts(parts: Parts) -> Self {
-        Self { pool: Pool::new(parts.options), lease: parts.lease }
+        Self { pool: Pool::new(Arc::new(parts.options)), lease: parts.lease }
     }
 
     fn resource(&self, key: Key, limit: Option<Limit>) -> Resource {

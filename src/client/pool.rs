@@ -20,7 +20,7 @@ const MAX_IDLE: usize = 16;
 const RESENDS: usize = 3;
 
 pub(crate) struct Pool {
-    pub(crate) options: Options,
+    pub(crate) options: Arc<Options>,
     pub(crate) fences: FenceWatch,
     idle: Vec<Mutex<Vec<Session>>>,
     /// Which servers have said that they are shutting down.
@@ -28,7 +28,7 @@ pub(crate) struct Pool {
 }
 
 impl Pool {
-    pub(crate) fn new(options: Options) -> Arc<Self> {
+    pub(crate) fn new(options: Arc<Options>) -> Arc<Self> {
         let idle = options.servers.iter().map(|_| Mutex::default()).collect();
         let draining = options.servers.iter().map(|_| Arc::default()).collect();
         Arc::new(Self { options, fences: FenceWatch::default(), idle, draining })
@@ -77,11 +77,11 @@ impl Pool {
         let stream = stream.map_err(|error| error.on_server(&server.name))?;
         tracing::debug!(server = %server.name, "connected");
         self.draining[shard].store(false, Ordering::Relaxed);
-        let pool = Arc::downgrade(self);
+        let (pool, options) = (Arc::downgrade(self), self.options.clone());
         let rescue = Arc::new(move |orphan, done| {
-            if let Some(pool) = pool.upgrade() {
-                pool.rescue(shard, orphan, done);
-            }
+            // A release outlives the client that it came from.
+            let pool = pool.upgrade().unwrap_or_else(|| Self::new(options.clone()));
+            pool.rescue(shard, orphan, done);
         });
         let keepalive = self.options.keepalive_interval;
         let draining = self.draining[shard].clone();

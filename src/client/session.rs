@@ -30,6 +30,8 @@ pub(crate) struct Orphan {
     pub(crate) key: Key,
     pub(crate) token: Token,
     pub(crate) family: Family,
+    /// Whether its release was passed on already, from a session that had ended.
+    pub(crate) rescued: bool,
 }
 
 impl Orphan {
@@ -73,8 +75,11 @@ impl Call {
 /// Who hears of the reply.
 enum Caller {
     Waits(oneshot::Sender<Result<Answer, Failure>>),
-    /// A release, whose outcome somebody wants to know without waiting.
-    Told(Done),
+    /// Nobody waits for a release, but somebody may want to know how it went.
+    Releases {
+        done: Option<Done>,
+        rescued: bool,
+    },
     Nobody,
 }
 
@@ -181,11 +186,12 @@ impl Session {
 
     /// Releases a grant without waiting, by another session where this one cannot any more.
     pub(crate) fn release(&self, orphan: Orphan, done: Option<Done>) {
-        if self.shared.abandoned.load(Ordering::Acquire) || self.is_closed() {
-            (self.shared.home.rescue)(orphan, done);
+        let caller = Caller::Releases { done, rescued: orphan.rescued };
+        let call = Call { request: orphan.release(), caller };
+        if self.shared.abandoned.load(Ordering::Acquire) {
+            self.shared.fail(call, &shut_down(), true);
         } else {
-            let caller = done.map_or(Caller::Nobody, Caller::Told);
-            self.send(Call { request: orphan.release(), caller });
+            self.send(call);
         }
     }
 
@@ -193,7 +199,7 @@ impl Session {
         self.shared.under_way.fetch_add(1, Ordering::Relaxed);
         if let Err(mpsc::error::SendError(call)) = self.calls.send(call) {
             self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
-            fail(call, &self.end(), true);
+            self.shared.fail(call, &self.end(), true);
         }
     }
 
@@ -248,16 +254,26 @@ fn shut_down() -> Error {
     Error::new(ErrorKind::ConnectionClosed, "its driver was shut down")
 }
 
-fn fail(call: Call, error: &Error, unsent: bool) {
-    match (call.caller, call.request) {
-        // The caller may be gone; then nobody needs to know.
-        (Caller::Waits(caller), _) => drop(caller.send(Err(Failure { error: error.clone(), unsent }))),
-        (Caller::Told(done), request) => done(Err(named(error.clone(), &request))),
-        (Caller::Nobody, Request::Release { key, token, .. }) => {
-            let fence = token.fence();
-            tracing::warn!(%key, ?fence, %error, "release failed; the lease runs out by itself");
+impl Shared {
+    /// Tells that a call has no reply. A release that was not sent goes by another session, once.
+    fn fail(&self, call: Call, error: &Error, unsent: bool) {
+        match (call.caller, call.request) {
+            // The caller may be gone; then nobody needs to know.
+            (Caller::Waits(caller), _) => drop(caller.send(Err(Failure { error: error.clone(), unsent }))),
+            (Caller::Releases { done, rescued: false }, Request::Release { key, token, family })
+                if unsent =>
+            {
+                (self.home.rescue)(Orphan { key, token, family, rescued: true }, done);
+            }
+            (Caller::Releases { done: Some(done), .. }, request) => {
+                done(Err(named(error.clone(), &request).on_server(&self.home.server)));
+            }
+            (Caller::Releases { done: None, .. }, Request::Release { key, token, .. }) => {
+                let fence = token.fence();
+                tracing::warn!(%key, ?fence, %error, "release failed; the lease runs out by itself");
+            }
+            (Caller::Releases { .. } | Caller::Nobody, _) => {}
         }
-        (Caller::Nobody, _) => {}
     }
 }
 

@@ -395,10 +395,8 @@ impl World {
         // A wait says no more than that the server was there when it answered.
         this.unproven = this.unproven.min(if request == Request::Wait { 0 } else { age });
         match (request, reply) {
-            (Request::Try | Request::Wait, Reply::Granted(fence)) if deserted => {
-                if rules.release_orphans {
-                    self.send(client, Request::Release(fence));
-                }
+            (Request::Try | Request::Wait, Reply::Granted(fence)) if deserted && rules.release_orphans => {
+                self.send(client, Request::Release(fence));
             }
             (Request::Try | Request::Wait, _) if deserted => {}
             (Request::Try | Request::Wait, Reply::Granted(fence)) => {

@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Answer, Call, Caller, Orphan, Session, Shared, fail, named, shut_down};
+use super::{Answer, Call, Caller, Orphan, Session, Shared, named, shut_down};
 use crate::client::conn::{closed_by_peer, unasked};
 use crate::client::outcome;
 use crate::error::{Error, ErrorKind, Result};
@@ -173,7 +173,7 @@ impl Driver {
                 }
                 Err(fault) => {
                     let error = outcome::bad_reply(fault);
-                    fail(call, &error, false);
+                    self.shared.fail(call, &error, false);
                     return Err(error);
                 }
             }
@@ -249,10 +249,10 @@ impl Driver {
         self.shared.ended.send_replace(Some(end.clone()));
         self.queue.close();
         for (call, _) in self.pending.drain(..) {
-            fail(call, &end, false);
+            self.shared.fail(call, &end, false);
         }
         while let Ok(call) = self.queue.try_recv() {
-            fail(call, &end, true);
+            self.shared.fail(call, &end, true);
         }
     }
 }
@@ -307,16 +307,16 @@ fn answer(call: Call, reply: Reply, handle: &mpsc::WeakUnboundedSender<Call>, sh
     match (call.caller, call.request) {
         // An answer that cannot be delivered comes back and is dropped, which releases its grant.
         (Caller::Waits(caller), _) => drop(caller.send(Ok(Answer { reply: Some(reply), orphan }))),
-        (Caller::Told(done), request) => {
+        (Caller::Releases { done: Some(done), .. }, request) => {
             let outcome = outcome::released(reply);
             done(outcome.map_err(|error| named(error.on_server(&shared.home.server), &request)));
         }
-        (Caller::Nobody, request) => {
-            if let (Request::Release { key, token, .. }, Reply::Refused(status)) = (&request, &reply) {
+        (Caller::Releases { done: None, .. }, request) => {
+            if let (Request::Release { key, token, .. }, Reply::Refused(status)) = (request, reply) {
                 tracing::debug!(%key, fence = ?token.fence(), %status, "released a lease that was gone already");
             }
-            drop(Answer { reply: Some(reply), orphan });
         }
+        (Caller::Nobody, _) => drop(Answer { reply: Some(reply), orphan }),
     }
 }
 
@@ -326,5 +326,5 @@ fn orphan(request: &Request, token: &Token) -> Option<Orphan> {
         Request::Wait { family, .. } => *family,
         _ => return None,
     };
-    Some(Orphan { key: request.key()?.clone(), token: token.clone(), family })
+    Some(Orphan { key: request.key()?.clone(), token: token.clone(), family, rescued: false })
 }

@@ -1,0 +1,248 @@
+//! What an operator sees of leases: spans and events for the log, and the listener for those who
+//! count. Nothing secret in either.
+#![cfg(feature = "test-util")]
+
+#[path = "support/peers.rs"]
+mod peers;
+
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dflockd_client::server::ServerConfig;
+use dflockd_client::test_util::TestServer;
+use dflockd_client::{Builder, ClientTarget, LeaseChange, LeaseEvent, LockClient, LostReason};
+use peers::{Peers, Wire, peer};
+use tokio::time::sleep;
+use tracing::subscriber::DefaultGuard;
+
+const S: Duration = Duration::from_secs(1);
+
+/// All that is logged on this thread, as text.
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn capture() -> (Self, DefaultGuard) {
+        let log = Self::default();
+        let writer = log.clone();
+        let subscriber = tracing_subscriber::fmt()
+            .with_max_level(tracing::Level::TRACE)
+            .with_ansi(false)
+            .with_writer(move || writer.clone());
+        (log, tracing::subscriber::set_default(subscriber.finish()))
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+
+    /// The lines that contain all of these.
+    fn lines(&self, parts: &[&str]) -> Vec<String> {
+        let has_all = |line: &&str| parts.iter().all(|part| line.contains(part));
+        self.text().lines().filter(has_all).map(Into::into).collect()
+    }
+}
+
+impl Write for Log {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What the listener was told, in order.
+#[derive(Clone, Default)]
+struct Events(Arc<Mutex<Vec<LeaseEvent>>>);
+
+impl Events {
+    fn of(builder: Builder<ClientTarget>) -> (LockClient, Self) {
+        let events = Self::default();
+        let told = events.clone();
+        let builder = builder.on_event(move |event| told.0.lock().unwrap().push(event.clone()));
+        (builder.build().unwrap(), events)
+    }
+
+    /// Their names, and the key and grantor of all.
+    fn names(&self) -> Vec<&'static str> {
+        let events = self.0.lock().unwrap();
+        assert!(
+            events.iter().all(|event| event.key.to_string() == "k" && &*event.grantor == "127.0.0.1:6388")
+        );
+        let name = |event: &LeaseEvent| match event.change {
+            LeaseChange::Granted { .. } => "granted",
+            LeaseChange::Renewed { .. } => "renewed",
+            LeaseChange::RenewFailed(_) => "renew failed",
+            LeaseChange::AtRisk => "at risk",
+            LeaseChange::Lost(_) => "lost",
+            LeaseChange::Released => "released",
+            LeaseChange::ReleaseFailed(_) => "release failed",
+            LeaseChange::Forgotten => "forgotten",
+            _ => "unknown",
+        };
+        events.iter().map(name).collect()
+    }
+}
+
+/// A server that answers with these lines, and then closes, or says nothing more.
+fn scripted(answers: &'static [&'static str], closes: bool) -> Builder<ClientTarget> {
+    LockClient::builder().dial(Peers::new(move |_, _| peers::script(answers, closes)))
+}
+
+const GRANT: &str = "ok 000000000000002a00112233445566aa 10\n";
+
+#[tokio::test(start_paused = true)]
+async fn a_life_of_a_lease_is_logged_with_key_server_and_fence() {
+    let (log, _capturing) = Log::capture();
+    let guard = TestServer::new().locks().lock("job").unwrap().acquire().await.unwrap();
+    let fence = format!("fence={}", guard.fence().unwrap().get());
+    sleep(40 * S).await;
+    guard.release().await.unwrap();
+    for what in ["lease granted", "lease renewed", "lease released"] {
+        let lines = log.lines(&["DEBUG", "lease{", "key=job", "server=127.0.0.1:6388", &fence, what]);
+        assert!(!lines.is_empty(), "{what} is not in\n{}", log.text());
+    }
+    assert!(log.lines(&["WARN"]).is_empty() && log.lines(&["ERROR"]).is_empty(), "{}", log.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_acquire_that_fails_is_logged_in_its_span() {
+    let (log, _capturing) = Log::capture();
+    let locks = TestServer::new().locks();
+    let _held = locks.lock("job").unwrap().acquire().await.unwrap();
+    locks.lock("job").unwrap().acquire_within(S).await.unwrap_err();
+    let lines = log.lines(&["DEBUG", "acquire{key=job server=127.0.0.1:6388}", "not acquired", "timed out"]);
+    assert_eq!(lines.len(), 1, "{}", log.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_lost_lease_is_one_warning_with_the_reason() {
+    let (log, _capturing) = Log::capture();
+    let server = TestServer::new();
+    let guard = server.locks().lock("job").unwrap().acquire().await.unwrap();
+    server.cut();
+    guard.lost().await;
+    assert!(!guard.is_held());
+    drop(guard);
+    sleep(60 * S).await;
+    let warnings = log.lines(&["WARN"]);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    assert!(warnings[0].contains("lease lost") && warnings[0].contains("its connection closed"));
+    assert!(warnings[0].contains("key=job"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_on_drop_that_fails_is_a_warning() {
+    let (log, _capturing) = Log::capture();
+    let client = scripted(&[GRANT, "error\n"], false).build().unwrap();
+    drop(client.lock("job").unwrap().acquire().await.unwrap());
+    sleep(S).await;
+    assert_eq!(
+        log.lines(&["WARN", "release failed", "key=job", "not the holder"]).len(),
+        1,
+        "{}",
+        log.text()
+    );
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_secret_is_logged_or_printed() {
+    let (log, _capturing) = Log::capture();
+    let config = ServerConfig { auth_token: Some("open-sesame".into()), ..ServerConfig::default() };
+    let server = TestServer::with(config).unwrap();
+    let (client, events) = Events::of(server.builder().auth_token("open-sesame"));
+    let lock = client.lock("k").unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let token = guard.token().expose();
+    lock.acquire_within(S).await.unwrap_err();
+    sleep(60 * S).await;
+    let error = {
+        server.cut();
+        guard.release().await.unwrap_err()
+    };
+    server.builder().auth_token("open-sesamf").build().unwrap().stats().await.unwrap_err();
+    sleep(60 * S).await;
+    let printed = format!("{}{error:?}{error}{client:?}{lock:?}{:?}", log.text(), events.0.lock().unwrap());
+    assert!(printed.len() > 1000);
+    assert!(!printed.contains(&token), "a token is shown");
+    assert!(!printed.contains(&token[..9]) && !printed.contains(&token[23..]), "a token is shown in part");
+    assert!(!printed.contains("open-sesam"), "the auth token is shown");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fence_that_falls_is_one_warning_per_key() {
+    let (log, _capturing) = Log::capture();
+    let dial = Peers::new(|_, _| {
+        peer(|far| async move {
+            let mut wire = Wire::new(far);
+            for fence in [7, 9, 8, 3, 10_u64] {
+                wire.request().await;
+                wire.send(format!("ok {fence:016x}00112233445566aa 10\n")).await;
+                wire.request().await;
+                wire.send("ok\n").await;
+            }
+        })
+    });
+    let lock = LockClient::builder().dial(dial).build().unwrap().lock("job").unwrap();
+    for _ in 0..5 {
+        lock.acquire().await.unwrap().release().await.unwrap();
+    }
+    let warnings = log.lines(&["WARN"]);
+    assert_eq!(warnings.len(), 1, "{warnings:?}");
+    for part in ["the fence fell", "key=job", "fence=8", "highest=9", "127.0.0.1:6388"] {
+        assert!(warnings[0].contains(part), "{part}: {warnings:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_listener_hears_of_each_step_of_a_lease() {
+    let server = TestServer::new();
+    let (client, events) = Events::of(server.builder().lease_ttl(10 * S).renew_jitter(0.0));
+    let lock = client.lock("k").unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let fence = guard.fence();
+    sleep(11 * S).await;
+    guard.release().await.unwrap();
+    assert_eq!(events.names(), ["granted", "renewed", "renewed", "released"]);
+    assert!(events.0.lock().unwrap().iter().all(|event| event.fence == fence));
+
+    drop(lock.acquire().await.unwrap());
+    sleep(S).await;
+    assert_eq!(events.names()[4..], ["granted", "released"]);
+
+    lock.acquire().await.unwrap().forget();
+    sleep(60 * S).await;
+    assert_eq!(events.names()[6..], ["granted", "forgotten"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_listener_hears_of_what_goes_wrong() {
+    let (client, events) = Events::of(scripted(&[GRANT, "error_draining\n", "ok 10\n"], false));
+    let guard = client.lock("k").unwrap().acquire().await.unwrap();
+    assert_eq!(guard.lost().await, LostReason::DeadlinePassed);
+    let names = events.names();
+    assert_eq!(names[..3], ["granted", "renew failed", "renewed"]);
+    assert!(names[3..].contains(&"at risk"), "{names:?}");
+    assert_eq!(names.last(), Some(&"lost"));
+
+    let (client, events) = Events::of(scripted(&[GRANT, "error\n"], false));
+    drop(client.lock("k").unwrap().acquire().await.unwrap());
+    sleep(S).await;
+    assert_eq!(events.names(), ["granted", "release failed"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_panics_does_the_lease_no_harm() {
+    let (log, _capturing) = Log::capture();
+    let server = TestServer::new();
+    let client = server.builder().on_event(|_| panic!("counted too far")).build().unwrap();
+    let guard = client.lock("k").unwrap().acquire().await.unwrap();
+    sleep(100 * S).await;
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+    assert!(!log.lines(&["ERROR", "the listener to lease events panicked"]).is_empty());
+}
