@@ -1,5 +1,6 @@
 //! Acquires of every kind, dropped after any number of polls, over pipes of any size: the server
-//! ends with no waiter and no holder from them, and the client goes on as if nothing had been.
+//! ends with no waiter and no holder from them, also one that does not free what a closed connection
+//! held, and the client goes on as if nothing had been.
 #![cfg(all(feature = "client", feature = "server", feature = "tls"))]
 
 #[path = "support/turns.rs"]
@@ -14,7 +15,7 @@ use dflockd_client::tls::{ClientTls, ServerTls};
 use dflockd_client::{Enqueued, LeaseGuard, LockClient, Ticket};
 use futures::FutureExt;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
-use tokio::time::sleep;
+use turns::turn;
 use world::{S, Scene, Way, World, builder, dropped_everywhere, dropped_over_pipes};
 
 async fn ticket(locks: &LockClient) -> Ticket {
@@ -24,10 +25,12 @@ async fn ticket(locks: &LockClient) -> Ticket {
     }
 }
 
-/// Lets go after a while.
+/// Lets go after a while, counted in turns.
 fn lets_go(guard: LeaseGuard) {
     tokio::spawn(async move {
-        sleep(S / 50).await;
+        for _ in 0..60 {
+            turn().await;
+        }
         drop(guard);
     });
 }
@@ -197,7 +200,8 @@ async fn a_wait_whose_turn_does_not_come() {
 #[tokio::test(start_paused = true)]
 async fn an_acquire_of_a_semaphore() {
     dropped_over_pipes("semaphore", |world| {
-        let (slots, others) = (world.locks.semaphore("s", 2).unwrap(), world.rival.semaphore("s", 2).unwrap());
+        let (slots, others) =
+            (world.locks.semaphore("s", 2).unwrap(), world.rival.semaphore("s", 2).unwrap());
         async move {
             let (one, two) = (others.acquire().await.unwrap(), others.acquire().await.unwrap());
             lets_go(two);
@@ -211,7 +215,8 @@ async fn an_acquire_of_a_semaphore() {
 #[tokio::test(start_paused = true)]
 async fn an_enqueue_for_a_semaphore_and_its_wait() {
     dropped_over_pipes("semaphore, enqueued", |world| {
-        let (slots, others) = (world.locks.semaphore("s", 2).unwrap(), world.rival.semaphore("s", 2).unwrap());
+        let (slots, others) =
+            (world.locks.semaphore("s", 2).unwrap(), world.rival.semaphore("s", 2).unwrap());
         async move {
             let (one, two) = (others.acquire().await.unwrap(), others.acquire().await.unwrap());
             lets_go(two);
@@ -230,7 +235,7 @@ async fn an_enqueue_for_a_semaphore_and_its_wait() {
 
 #[tokio::test(start_paused = true)]
 async fn an_acquire_while_it_dials() {
-    let slow = || World::new(ServerConfig::default(), Way { slow: true, ..Way::pipe(64) });
+    let slow = |config| World::new(config, Way { slow: true, ..Way::pipe(64) });
     dropped_everywhere("dial", slow, |world| {
         let lock = world.lock();
         async { Scene::leaves_nothing(async move { lock.acquire().await.unwrap() }) }.boxed()
@@ -241,8 +246,8 @@ async fn an_acquire_while_it_dials() {
 #[tokio::test(start_paused = true)]
 async fn an_acquire_while_it_authenticates() {
     for room in [1, 4096] {
-        let guarded = move || {
-            let config = ServerConfig { auth_token: Some("s3cret".into()), ..Default::default() };
+        let guarded = move |config| {
+            let config = ServerConfig { auth_token: Some("s3cret".into()), ..config };
             let mut world = World::new(config, Way::pipe(room));
             let with_token = |way| builder(&world.server, way).auth_token("s3cret").build().unwrap();
             (world.locks, world.rival) = (with_token(Way::pipe(room)), with_token(Way::pipe(4096)));
@@ -272,13 +277,13 @@ async fn an_acquire_over_tls() {
     // No narrower: until the keys are agreed, neither side reads while it has something to write.
     for room in [16, 64 * 1024] {
         let (tls, trusted) = (tls.clone(), trusted.clone());
-        let secure = move || {
+        let secure = move |config| {
             let tls = tls.clone();
             let accept = Arc::new(move |stream| {
                 let tls = tls.clone();
                 async move { tls.accept(stream).await }.boxed()
             });
-            let mut world = World::new(ServerConfig::default(), Way::pipe(room));
+            let mut world = World::new(config, Way::pipe(room));
             let way = Way { accept: Some(accept), ..Way::pipe(room) };
             world.locks = builder(&world.server, way).tls(trusted.clone()).build().unwrap();
             world

@@ -10,7 +10,7 @@ use futures::task::ArcWake;
 use tokio::sync::Notify;
 
 /// After so many turns without a wake-up, only time can help.
-const PATIENCE: u32 = 64;
+const PATIENCE: u32 = 160;
 
 /// Numbers that look random and are the same for the same seed.
 pub(crate) struct Dice(u64);

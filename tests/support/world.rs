@@ -170,21 +170,24 @@ where
     P: Fn(&World) -> BoxFuture<'_, Scene> + Clone + Send + Sync + 'static,
 {
     for room in ROOMS {
-        let world = move || World::new(ServerConfig::default(), Way::pipe(room));
+        let world = move |config| World::new(config, Way::pipe(room));
         dropped_everywhere(&format!("{what} over {room} bytes"), world, scene.clone()).await;
     }
 }
 
 /// Drops the scene's future after 0, 1, 2 … polls, in a world of its own each time, until it comes
-/// to its end; after each drop nothing is left of it, and the client is as good as new.
+/// to its end; after each drop nothing is left of it, and the client is as good as new. The server
+/// may or may not free what a closed connection held.
 pub(crate) async fn dropped_everywhere<W, P>(what: &str, world: W, scene: P)
 where
-    W: Fn() -> World + Clone + Send + Sync + 'static,
+    W: Fn(ServerConfig) -> World + Clone + Send + Sync + 'static,
     P: Fn(&World) -> BoxFuture<'_, Scene> + Clone + Send + Sync + 'static,
 {
-    for seed in SEEDS {
+    for (seed, keeps) in SEEDS.into_iter().flat_map(|seed| [(seed, false), (seed, true)]) {
+        let config = ServerConfig { auto_release_on_disconnect: !keeps, ..Default::default() };
         let (world, scene) = (world.clone(), scene.clone());
-        let what = format!("{what}, seed {seed}");
+        let world = move || world(config.clone());
+        let what = format!("{what}, seed {seed}{}", if keeps { ", no auto-release" } else { "" });
         let polls = tokio::spawn({
             let what = what.clone();
             // In a task of its own, where a turn is a turn.

@@ -226,15 +226,20 @@ impl Driver {
     async fn listen_for_crossing_grant(&mut self, chunk: &mut [u8]) -> Error {
         let abandoned = || Error::new(ErrorKind::ConnectionClosed, "its wait was given up");
         let listening = async {
-            while self.written < self.out.len() {
-                self.written += self.writer.write(&self.out[self.written..]).await?;
-            }
-            self.writer.shutdown().await?;
+            let mut left = false;
             loop {
-                match self.reader.read(chunk).await? {
-                    0 => return Ok(()),
-                    n if self.receive(&chunk[..n]).is_err() => return Ok(()),
-                    _ => {}
+                // The server may be in the middle of a reply, and take nothing until that is read.
+                tokio::select! {
+                    biased;
+                    read = self.reader.read(chunk) => match read? {
+                        0 => return Ok(()),
+                        n if self.receive(&chunk[..n]).is_err() => return Ok(()),
+                        _ => {}
+                    },
+                    done = leave(&mut self.writer, &self.out, &mut self.written), if !left => {
+                        done?;
+                        left = true;
+                    }
                 }
             }
         };
@@ -276,6 +281,17 @@ async fn write_some(writer: &mut WriteHalf<BoxStream>, rest: &[u8]) -> std::io::
         0 => Err(std::io::ErrorKind::WriteZero.into()),
         n => Ok(n),
     }
+}
+
+/// Writes what is left, and closes this way of the stream. Dropped, it may be made again.
+async fn leave(writer: &mut WriteHalf<BoxStream>, out: &[u8], written: &mut usize) -> std::io::Result<()> {
+    while *written < out.len() {
+        match writer.write(&out[*written..]).await? {
+            0 => return Err(std::io::ErrorKind::WriteZero.into()),
+            n => *written += n,
+        }
+    }
+    writer.shutdown().await
 }
 
 /// When a request that is answered now proves the server to have been listening.
