@@ -19,7 +19,6 @@ use crate::turns::{Dice, poll_times, turn};
 pub(crate) const S: Duration = Duration::from_secs(1);
 /// What pipes hold, in bytes.
 const ROOMS: [usize; 4] = [1, 7, 64, 64 * 1024];
-const SEEDS: [u64; 2] = [1, 2];
 
 /// What goes over the pipe on the server's side before the server's own session does.
 type Accept = dyn Fn(BoxStream) -> BoxFuture<'static, dflockd_client::Result<BoxStream>> + Send + Sync;
@@ -175,25 +174,37 @@ where
     }
 }
 
+/// How a future is dropped.
+#[derive(Clone, Copy, Debug)]
+enum Drops {
+    /// Alone, of a server that frees what a closed connection held.
+    Alone,
+    /// Alone, of a server that does not: what is free then was let go.
+    Kept,
+    /// Together with its client, of such a server.
+    WithClient,
+}
+
 /// Drops the scene's future after 0, 1, 2 … polls, in a world of its own each time, until it comes
-/// to its end; after each drop nothing is left of it, and the client is as good as new. The server
-/// may or may not free what a closed connection held.
+/// to its end; after each drop nothing is left of it, and the client is as good as new.
 pub(crate) async fn dropped_everywhere<W, P>(what: &str, world: W, scene: P)
 where
     W: Fn(ServerConfig) -> World + Clone + Send + Sync + 'static,
     P: Fn(&World) -> BoxFuture<'_, Scene> + Clone + Send + Sync + 'static,
 {
-    for (seed, keeps) in SEEDS.into_iter().flat_map(|seed| [(seed, false), (seed, true)]) {
-        let config = ServerConfig { auto_release_on_disconnect: !keeps, ..Default::default() };
+    for (seed, drops) in [(1, Drops::Alone), (2, Drops::Kept), (3, Drops::Kept), (4, Drops::WithClient)] {
+        let config =
+            ServerConfig { auto_release_on_disconnect: matches!(drops, Drops::Alone), ..Default::default() };
         let (world, scene) = (world.clone(), scene.clone());
-        let world = move || world(config.clone());
-        let what = format!("{what}, seed {seed}{}", if keeps { ", no auto-release" } else { "" });
+        let what = format!("{what}, {drops:?}, seed {seed}");
         let polls = tokio::spawn({
             let what = what.clone();
             // In a task of its own, where a turn is a turn.
             async move {
                 let mut polls = 0;
-                while !dropped_after(polls, seed, &what, &world, &scene).await {
+                while !dropped_after(polls, Dice::new(seed), drops, &what, world(config.clone()), &scene)
+                    .await
+                {
                     polls += 1 + polls / 24;
                 }
                 polls
@@ -206,24 +217,32 @@ where
 }
 
 /// Whether the future came to its end within so many polls.
-async fn dropped_after<W, P>(polls: usize, seed: u64, what: &str, world: &W, scene: &P) -> bool
+async fn dropped_after<P>(
+    polls: usize,
+    mut dice: Dice,
+    drops: Drops,
+    what: &str,
+    world: World,
+    scene: &P,
+) -> bool
 where
-    W: Fn() -> World,
     P: Fn(&World) -> BoxFuture<'_, Scene>,
 {
     let label = format!("{what}, dropped after {polls} polls");
     let baseline = Handle::current().metrics().num_alive_tasks();
-    let world = world();
     let Scene { future, keeps, holders, waiters, free } = scene(&world).await;
-    let mut dice = Dice::new(seed.wrapping_add(polls as u64));
-    let ended = poll_times(future, polls, &mut dice).await.is_some();
-    sleep(S).await;
-    let stats = world.server.stats();
-    assert_eq!(count(&stats), (holders, waiters), "{label}: {stats:?}");
-    serves_on(&world, free, &label).await;
-    drop(keeps);
     let World { server, locks, rival } = world;
-    drop((locks, rival));
+    let ended = poll_times(future, polls, &mut dice).await;
+    let over = ended.is_some();
+    drop(ended);
+    let locks = Some(locks).filter(|_| !matches!(drops, Drops::WithClient));
+    sleep(S).await;
+    let stats = server.stats();
+    assert_eq!(count(&stats), (holders, waiters), "{label}: {stats:?}");
+    if let Some(locks) = locks {
+        serves_on(&locks, free, &label).await;
+    }
+    drop((keeps, rival));
     sleep(S).await;
     let stats = server.stats();
     assert_eq!((stats.connections, count(&stats)), (0, (0, 0)), "{label}: {stats:?}");
@@ -231,24 +250,25 @@ where
     // The server's upkeep looks once a second whether it is still wanted.
     sleep(2 * S).await;
     assert_eq!(Handle::current().metrics().num_alive_tasks(), baseline, "{label}: tasks are left");
-    ended
+    over
 }
 
 /// Each command gets its own reply: the right key, the right kind, fences that grow.
-async fn serves_on(world: &World, free: bool, label: &str) {
-    let next = world.locks.lock("next").unwrap();
+async fn serves_on(locks: &LockClient, free: bool, label: &str) {
+    let next = locks.lock("next").unwrap();
     let in_time = |what: &'static str| format!("{label}: {what}");
     let one = timeout(S, next.acquire()).await.unwrap_or_else(|_| panic!("{}", in_time("no acquire")));
     let one = one.unwrap_or_else(|error| panic!("{label}: {error}"));
     assert_eq!(one.key().to_text(), "next", "{label}");
     let fence = one.fence();
-    let tried = world.lock().try_acquire().await.unwrap_or_else(|error| panic!("{label}: {error}"));
+    let tried =
+        locks.lock("k").unwrap().try_acquire().await.unwrap_or_else(|error| panic!("{label}: {error}"));
     assert_eq!(tried.is_some(), free, "{label}");
     assert!(tried.is_none_or(|guard| guard.fence() > fence && guard.key().to_text() == "k"), "{label}");
     one.release().await.unwrap_or_else(|error| panic!("{label}: {error}"));
     let two = next.try_acquire().await.unwrap_or_else(|error| panic!("{label}: {error}"));
     let two = two.unwrap_or_else(|| panic!("{}", in_time("the key is still taken")));
     assert!(two.fence() > fence, "{label}");
-    let stats = world.locks.stats().await.unwrap_or_else(|error| panic!("{label}: {error}"));
+    let stats = locks.stats().await.unwrap_or_else(|error| panic!("{label}: {error}"));
     assert!(stats[0].locks.iter().any(|lock| lock.key == "next"), "{label}: {stats:?}");
 }

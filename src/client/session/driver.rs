@@ -169,7 +169,9 @@ impl Driver {
             match Reply::parse(line, call.request.expect()) {
                 Ok(reply) => {
                     self.shared.proof.answered(proven(&call.request, sent, self.shared.home.keepalive));
-                    answer(call, reply, &self.handle, &self.shared);
+                    if let Some(orphan) = answer(call, reply, &self.handle, &self.shared) {
+                        self.let_go(orphan);
+                    }
                 }
                 Err(fault) => {
                     let error = outcome::bad_reply(fault);
@@ -178,6 +180,15 @@ impl Driver {
                 }
             }
         }
+    }
+
+    /// Releases a grant that came when nobody had the session any more, so nobody waited for it.
+    fn let_go(&mut self, orphan: Orphan) {
+        if self.shared.abandoned.get().is_some() {
+            return (self.shared.home.rescue)(orphan, None);
+        }
+        self.shared.under_way.fetch_add(1, Ordering::Relaxed);
+        self.admit(Call { request: orphan.release(), caller: Caller::Nobody });
     }
 
     /// Where in the conversation the stream stands.
@@ -303,8 +314,15 @@ fn proven(request: &Request, sent: Instant, keepalive: Duration) -> Instant {
     if request.may_wait() && now > sent + keepalive { now } else { sent }
 }
 
-/// Hands a reply to its caller; a grant travels with the duty to release it.
-fn answer(call: Call, reply: Reply, handle: &mpsc::WeakUnboundedSender<Call>, shared: &Arc<Shared>) {
+/// Hands a reply to its caller; a grant travels with the duty to release it, or comes back where
+/// nobody has the session any more.
+#[must_use]
+fn answer(
+    call: Call,
+    reply: Reply,
+    handle: &mpsc::WeakUnboundedSender<Call>,
+    shared: &Arc<Shared>,
+) -> Option<Orphan> {
     if reply == Reply::Refused(Status::Draining) {
         shared.home.draining.store(true, Ordering::Relaxed);
     }
@@ -312,14 +330,10 @@ fn answer(call: Call, reply: Reply, handle: &mpsc::WeakUnboundedSender<Call>, sh
         Reply::Granted { token, .. } | Reply::Acquired { token, .. } => orphan(&call.request, token),
         _ => None,
     };
-    let orphan = orphan.and_then(|orphan| match handle.upgrade() {
-        Some(calls) => Some((orphan, Session { calls, shared: shared.clone() })),
-        None => {
-            // Nobody has the session any more, so nobody waits for the grant.
-            (shared.home.rescue)(orphan, None);
-            None
-        }
-    });
+    let (orphan, left) = match (orphan, handle.upgrade()) {
+        (Some(orphan), Some(calls)) => (Some((orphan, Session { calls, shared: shared.clone() })), None),
+        (orphan, _) => (None, orphan),
+    };
     match (call.caller, call.request) {
         // An answer that cannot be delivered comes back and is dropped, which releases its grant.
         (Caller::Waits(caller), _) => drop(caller.send(Ok(Answer { reply: Some(reply), orphan }))),
@@ -334,6 +348,7 @@ fn answer(call: Call, reply: Reply, handle: &mpsc::WeakUnboundedSender<Call>, sh
         }
         (Caller::Nobody, _) => drop(Answer { reply: Some(reply), orphan }),
     }
+    left
 }
 
 fn orphan(request: &Request, token: &Token) -> Option<Orphan> {
