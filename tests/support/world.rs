@@ -149,7 +149,7 @@ impl Scene {
 
     /// So many others hold something else than the key.
     pub(crate) fn beside(mut self, holders: u64, kept: impl Send + 'static) -> Self {
-        self.holders = holders;
+        self.holders += holders;
         self.keeps.push(Box::new(kept));
         self
     }
