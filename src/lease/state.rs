@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -21,6 +21,8 @@ pub(super) struct Shared {
     renewal: Mutex<Renewal>,
     state: watch::Sender<LeaseState>,
     phase: AtomicU8,
+    /// Wakes the renewal task when others than itself have changed the schedule.
+    pub(super) changed: Notify,
     task: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -41,6 +43,7 @@ impl Shared {
             renewal: Mutex::new(renewal),
             state: watch::Sender::new(LeaseState::Healthy),
             phase: AtomicU8::new(KEPT),
+            changed: Notify::new(),
             task: Mutex::new(None),
         }
     }
@@ -147,6 +150,7 @@ impl Shared {
             renewal.state(Instant::now().into_std())
         };
         self.publish(state);
+        self.changed.notify_one();
     }
 
     /// How the lease stands now, or stood when it was released. Once seen as lost it stays lost.

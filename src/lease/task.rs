@@ -59,6 +59,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
                     incident = Some(shared.engine.incident());
                 }
             }
+            () = shared.changed.notified() => {}
             () = sleep_until(until.into()) => {}
         }
     }
