@@ -1,5 +1,5 @@
-//! The way between a client and a server, in the hands of the test: it swallows what goes either
-//! way, closes, or is reset. Each test uses its part of this.
+//! The way between a client and a server, in the hands of the test: it swallows or holds up what
+//! goes either way, closes, or is reset. Each test uses its part of this.
 #![allow(dead_code, reason = "each test uses its part")]
 
 use std::io;
@@ -30,9 +30,12 @@ struct Fate {
     /// Requests are taken and go nowhere.
     swallows_requests: AtomicBool,
     swallows_replies: AtomicBool,
-    /// How often all connections were reset.
+    /// Requests are held up.
+    stalls_requests: AtomicBool,
+    stalls_replies: AtomicBool,
     reset: AtomicBool,
-    readers: Mutex<Vec<Waker>>,
+    /// Whoever reads or writes.
+    tasks: Mutex<Vec<Waker>>,
 }
 
 impl Net {
@@ -47,6 +50,13 @@ impl Net {
         self.0.fate.swallows_replies.store(replies, Ordering::SeqCst);
     }
 
+    /// Whether requests and replies are held up from now on, to arrive later.
+    pub(crate) fn stall(&self, requests: bool, replies: bool) {
+        self.0.fate.stalls_requests.store(requests, Ordering::SeqCst);
+        self.0.fate.stalls_replies.store(replies, Ordering::SeqCst);
+        self.0.fate.wake();
+    }
+
     /// The server closes every connection.
     pub(crate) fn close(&self) {
         self.0.serving.lock().unwrap().drain(..).for_each(|serving| serving.abort());
@@ -55,7 +65,21 @@ impl Net {
     /// Every connection fails, for good; the server does not hear of it until the client closes.
     pub(crate) fn reset(&self) {
         self.0.fate.reset.store(true, Ordering::SeqCst);
-        self.0.fate.readers.lock().unwrap().drain(..).for_each(Waker::wake);
+        self.0.fate.wake();
+    }
+}
+
+impl Fate {
+    /// Lets whoever reads or writes look again.
+    fn wake(&self) {
+        self.tasks.lock().unwrap().drain(..).for_each(Waker::wake);
+    }
+
+    fn remember(&self, cx: &Context<'_>) {
+        let mut tasks = self.tasks.lock().unwrap();
+        if !tasks.iter().any(|task| task.will_wake(cx.waker())) {
+            tasks.push(cx.waker().clone());
+        }
     }
 }
 
@@ -91,7 +115,10 @@ impl AsyncRead for Stream {
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         self.is_reset()?;
-        self.fate.readers.lock().unwrap().push(cx.waker().clone());
+        self.fate.remember(cx);
+        if self.fate.stalls_replies.load(Ordering::SeqCst) {
+            return Poll::Pending;
+        }
         loop {
             let before = buf.filled().len();
             let read = Pin::new(&mut self.pipe).poll_read(cx, buf);
@@ -109,6 +136,10 @@ impl AsyncRead for Stream {
 impl AsyncWrite for Stream {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         self.is_reset()?;
+        self.fate.remember(cx);
+        if self.fate.stalls_requests.load(Ordering::SeqCst) {
+            return Poll::Pending;
+        }
         if self.fate.swallows_requests.load(Ordering::SeqCst) {
             return Poll::Ready(Ok(bytes.len()));
         }
