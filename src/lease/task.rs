@@ -17,17 +17,22 @@ use crate::lease::state::Shared;
 const RENEW_LIMIT: Duration = Duration::from_secs(5);
 
 /// Marks the lease lost if the task is dropped with the runtime, not by a release.
-struct Dropped<'a>(&'a Shared);
+struct Dropped(Arc<Shared>);
 
-impl Drop for Dropped<'_> {
+impl Drop for Dropped {
     fn drop(&mut self) {
         self.0.lose(LostReason::RuntimeShutdown);
     }
 }
 
 /// Keeps the lease until it is lost.
-pub(super) async fn keep(shared: Arc<Shared>) {
-    let _dropped = Dropped(&shared);
+pub(super) fn keep(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {
+    // Made here, since a task may be dropped before it is ever polled.
+    let dropped = Dropped(shared);
+    async move { keep_on(&dropped.0).await }
+}
+
+async fn keep_on(shared: &Shared) {
     // None while a doubt is not cleared up.
     let mut incident = Some(shared.engine.incident());
     let mut renewing: Option<BoxFuture<'_, (Instant, Result<Duration>)>> = None;
@@ -37,7 +42,7 @@ pub(super) async fn keep(shared: Arc<Shared>) {
         let until = match shared.poll(now, no_renewal) {
             Step::Lost(reason) => return shared.lose(reason),
             Step::Renew => {
-                renewing = Some(renew_once(&shared, now).boxed());
+                renewing = Some(renew_once(shared, now).boxed());
                 continue;
             }
             Step::Wait(until) => until,

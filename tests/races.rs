@@ -1,0 +1,276 @@
+//! Two things at once: a grant and the end of the wait for it, a release and the loss of its
+//! connection, two releases, a drop and the next acquire. Whichever comes first, nobody holds what
+//! nobody knows of, and a release is attempted once.
+#![cfg(all(feature = "client", feature = "server"))]
+
+#[path = "support/link.rs"]
+mod link;
+#[path = "support/peers.rs"]
+mod peers;
+#[path = "support/turns.rs"]
+mod turns;
+#[path = "support/world.rs"]
+mod world;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use dflockd_client::server::{Server, ServerConfig};
+use dflockd_client::{ErrorKind, LeaseChange, LockClient};
+use link::Net;
+use peers::{Peers, TOKEN, Wire, peer};
+use tokio::time::{Instant, sleep, sleep_until};
+use turns::turn;
+use world::{S, Way, World, count};
+
+async fn turns(count: usize) {
+    for _ in 0..count {
+        turn().await;
+    }
+}
+
+/// Whether the server frees what a closed connection held.
+fn settings(frees: bool) -> ServerConfig {
+    ServerConfig { auto_release_on_disconnect: frees, ..Default::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_crosses_a_cancel_is_given_back() {
+    let mut crossed = 0;
+    for (room, steps) in [(64 * 1024, 12), (1, 90)] {
+        for (frees, offset) in
+            [true, false].into_iter().flat_map(|frees| (0..steps).map(move |at| (frees, at)))
+        {
+            crossed += tokio::spawn(async move {
+                let world = World::new(settings(frees), Way::pipe(room));
+                let (lock, held) = (world.lock(), world.rival_holds().await);
+                let waiter = tokio::spawn(async move { lock.acquire().await });
+                sleep(S).await;
+                assert_eq!(count(&world.server.stats()), (1, 1));
+                drop(held);
+                turns(offset).await;
+                let granted = count(&world.server.stats()) == (1, 0);
+                waiter.abort();
+                let taken = waiter.await.is_ok_and(|outcome| outcome.is_ok());
+                sleep(S).await;
+                let stats = world.server.stats();
+                assert_eq!(count(&stats), (0, 0), "{room} bytes, frees: {frees}, after {offset}: {stats:?}");
+                usize::from(granted && !taken)
+            })
+            .await
+            .unwrap();
+        }
+    }
+    assert!(crossed > 20, "no grant ever crossed a cancel: {crossed}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_that_crosses_a_timeout_is_held_or_given_back() {
+    let mut outcomes = [0, 0];
+    for (frees, offset) in [true, false].into_iter().flat_map(|frees| (0..=8).map(move |at| (frees, at))) {
+        let world = World::new(settings(frees), Way::pipe(64));
+        let (lock, held) = (world.lock(), world.rival_holds().await);
+        // There is a connection already, so the request leaves at once.
+        world.locks.stats().await.unwrap();
+        let due = Instant::now() + S + Duration::from_millis(offset) - Duration::from_millis(4);
+        let let_go = async {
+            sleep_until(due).await;
+            drop(held);
+        };
+        let (outcome, ()) = tokio::join!(lock.acquire_within(S), let_go);
+        sleep(S).await;
+        let stats = world.server.stats();
+        match outcome {
+            Ok(guard) => {
+                assert!(guard.is_held());
+                assert_eq!(count(&stats), (1, 0), "{offset}: {stats:?}");
+                outcomes[0] += 1;
+            }
+            Err(error) => {
+                assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+                assert_eq!(count(&stats), (0, 0), "{offset}: {stats:?}");
+                outcomes[1] += 1;
+            }
+        }
+    }
+    assert!(outcomes.iter().all(|n| *n > 4), "{outcomes:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_grant_whose_reply_comes_after_the_client_gave_up_is_given_back() {
+    let server = Server::new(settings(false)).unwrap();
+    let net = Net::new(&server);
+    let locks = LockClient::builder().dial(net.clone()).build().unwrap();
+    let rival = LockClient::builder().dial(Net::new(&server)).build().unwrap();
+    let held = rival.lock("k").unwrap().acquire().await.unwrap();
+    let waiter = tokio::spawn(async move { locks.lock("k").unwrap().acquire_within(2 * S).await });
+    sleep(S).await;
+    net.stall(false, true);
+    held.release().await.unwrap();
+    let error = waiter.await.unwrap().unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+    assert_eq!(count(&server.stats()), (1, 0), "the grant is on its way");
+    sleep(S / 2).await;
+    net.stall(false, false);
+    sleep(S).await;
+    assert_eq!((server.stats().connections, count(&server.stats())), (1, (0, 0)), "{:?}", server.stats());
+}
+
+/// What became of releases, as told to whoever listens.
+fn counted(net: &Net) -> (LockClient, Arc<Mutex<Vec<&'static str>>>) {
+    let releases = Arc::new(Mutex::new(Vec::new()));
+    let told = releases.clone();
+    let builder = LockClient::builder().dial(net.clone()).on_event(move |event| match &event.change {
+        LeaseChange::Released => told.lock().unwrap().push("released"),
+        LeaseChange::ReleaseFailed(_) => told.lock().unwrap().push("failed"),
+        LeaseChange::Lost(_) => told.lock().unwrap().push("lost"),
+        _ => {}
+    });
+    (builder.build().unwrap(), releases)
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_release_that_crosses_the_loss_of_its_connection_has_one_outcome() {
+    let mut seen = Vec::new();
+    for (offset, early) in (0..8).flat_map(|offset| [(offset, false), (offset, true)]) {
+        for (frees, reset) in [(true, false), (true, true), (false, false)] {
+            let outcome = tokio::spawn(async move {
+                let what = format!("{offset} turns, early: {early}, frees: {frees}, reset: {reset}");
+                let server = Server::new(settings(frees)).unwrap();
+                let net = Net::new(&server);
+                let (locks, releases) = counted(&net);
+                let guard = locks.lock("k").unwrap().acquire().await.unwrap();
+                let cut = || if reset { net.reset() } else { net.close() };
+                if early {
+                    cut();
+                    turns(offset).await;
+                    drop(guard);
+                } else {
+                    drop(guard);
+                    turns(offset).await;
+                    cut();
+                }
+                sleep(S).await;
+                let releases = releases.lock().unwrap().clone();
+                assert_eq!(releases.len(), 1, "{what}: {releases:?}");
+                let free = count(&server.stats()) == (0, 0);
+                // A release that failed may not have reached a server that waits for one.
+                assert!(
+                    free || (!frees && releases == ["failed"]),
+                    "{what}: {releases:?}, {:?}",
+                    server.stats()
+                );
+                if !free {
+                    sleep(34 * S).await;
+                    assert_eq!(count(&server.stats()), (0, 0), "{what}: it runs out");
+                }
+                releases[0]
+            });
+            seen.push(outcome.await.unwrap());
+        }
+    }
+    for outcome in ["released", "failed", "lost"] {
+        assert!(seen.contains(&outcome), "never {outcome}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_handles_that_release_one_reaches_the_server() {
+    let releases = Arc::new(AtomicUsize::new(0));
+    let counted = releases.clone();
+    let serve = move || {
+        let counted = counted.clone();
+        peer(move |far| async move {
+            let mut wire = Wire::new(far);
+            while let Some(request) = wire.request().await {
+                match &request[..2] {
+                    "l " => wire.send(format!("ok {TOKEN} 33\n")).await,
+                    "r " => {
+                        counted.fetch_add(1, Ordering::SeqCst);
+                        wire.send("ok\n").await;
+                    }
+                    _ => wire.send("ok\n").await,
+                }
+            }
+        })
+    };
+    let dial = Peers::first(serve, &Server::new(settings(true)).unwrap());
+    let lock = LockClient::builder().dial(dial).build().unwrap().lock("k").unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let (one, two) = ((*guard).clone(), (*guard).clone());
+    let (one, two) = tokio::join!(one.release(), two.release());
+    let errors: Vec<_> = [one, two].into_iter().filter_map(Result::err).map(|error| error.kind()).collect();
+    assert_eq!(errors, [ErrorKind::NotHeld]);
+    assert!(!guard.is_held());
+    assert_eq!(guard.release().await.unwrap_err().kind(), ErrorKind::NotHeld);
+    sleep(S).await;
+    assert_eq!(releases.load(Ordering::SeqCst), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_panic_that_unwinds_through_a_guard_releases_it() {
+    let world = World::new(settings(false), Way::pipe(64));
+    let lock = world.lock();
+    let task = tokio::spawn(async move {
+        let guard = lock.acquire().await.unwrap();
+        assert!(!guard.is_held(), "as a test of a panic");
+    });
+    assert!(task.await.unwrap_err().is_panic());
+    sleep(S).await;
+    assert_eq!(count(&world.server.stats()), (0, 0));
+    assert!(world.lock().try_acquire().await.unwrap().is_some());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_forgotten_lease_keeps_the_key_and_its_connection_until_its_ttl() {
+    let world = World::new(settings(true), Way::pipe(64));
+    world.lock().acquire().await.unwrap().forget();
+    let World { server, locks, rival } = world;
+    drop(locks);
+    // The margin ahead of the deadline is at most 500 ms.
+    sleep(32 * S).await;
+    let stats = server.stats();
+    assert_eq!((stats.connections, count(&stats)), (1, (1, 0)));
+    assert!(rival.lock("k").unwrap().try_acquire().await.unwrap().is_none());
+    drop(rival);
+    sleep(3 * S).await;
+    let stats = server.stats();
+    assert_eq!((stats.connections, count(&stats)), (0, (0, 0)), "{stats:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn leases_outlive_the_client_that_took_them() {
+    let world = World::new(settings(true), Way::pipe(64));
+    let one = world.lock().acquire().await.unwrap();
+    let two = world.locks.lock("two").unwrap().acquire().await.unwrap();
+    let World { server, locks, rival } = world;
+    drop((locks, rival));
+    sleep(600 * S).await;
+    assert!(one.is_held() && two.is_held());
+    assert_eq!(count(&server.stats()), (2, 0));
+    one.release().await.unwrap();
+    drop(two);
+    sleep(S).await;
+    let stats = server.stats();
+    assert_eq!((stats.connections, count(&stats)), (0, (0, 0)), "{stats:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_drop_followed_at_once_by_an_acquire_gets_the_key() {
+    for room in [1, 64 * 1024] {
+        let world = World::new(settings(true), Way::pipe(room));
+        let lock = world.lock();
+        let mut guard = lock.acquire().await.unwrap();
+        let start = Instant::now();
+        for _ in 0..100 {
+            let fence = guard.fence();
+            drop(guard);
+            guard = lock.acquire_within(S).await.unwrap();
+            assert!(guard.fence() > fence && guard.is_held());
+        }
+        assert!(start.elapsed() < S, "somebody waited for a lease to run out: {:?}", start.elapsed());
+        assert_eq!(count(&world.server.stats()), (1, 0));
+        assert!(world.server.stats().connections <= 3, "{:?}", world.server.stats());
+    }
+}
