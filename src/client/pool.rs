@@ -201,7 +201,7 @@ impl Drop for Waiting {
     fn drop(&mut self) {
         if let Some(session) = self.session.take() {
             if self.under_way {
-                session.abandon(self.pool.clone());
+                session.abandon();
             } else {
                 self.pool.give_back(self.shard, session);
             }

@@ -5,8 +5,8 @@
 mod driver;
 mod proof;
 
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use tokio::sync::{Notify, mpsc, oneshot, watch};
@@ -39,9 +39,6 @@ impl Orphan {
         Request::Release { key: self.key, token: self.token, family: self.family }
     }
 }
-
-/// Whatever must outlive something.
-type Keep = Arc<dyn Send + Sync>;
 
 /// What a session needs of the pool that it belongs to.
 #[derive(Clone)]
@@ -128,8 +125,7 @@ struct Shared {
     home: Home,
     /// Why the session ended, once it has.
     ended: watch::Sender<Option<Error>>,
-    /// What an abandoned session keeps alive to its end: that which the rescue of a grant needs.
-    abandoned: OnceLock<Keep>,
+    abandoned: AtomicBool,
     abandon: Notify,
     proof: Proof,
     /// Requests that were made and have no reply yet.
@@ -150,7 +146,7 @@ impl Session {
             proof: Proof::new(home.keepalive),
             home,
             ended: watch::Sender::new(None),
-            abandoned: OnceLock::new(),
+            abandoned: AtomicBool::new(false),
             abandon: Notify::new(),
             under_way: AtomicUsize::new(0),
         });
@@ -192,7 +188,7 @@ impl Session {
     pub(crate) fn release(&self, orphan: Orphan, done: Option<Done>) {
         let caller = Caller::Releases { done, rescued: orphan.rescued };
         let call = Call { request: orphan.release(), caller };
-        if self.shared.abandoned.get().is_some() {
+        if self.shared.abandoned.load(Ordering::Acquire) {
             self.shared.fail(call, &shut_down(), true);
         } else {
             self.send(call);
@@ -208,11 +204,9 @@ impl Session {
     }
 
     /// Gives up a wait that is under way: the server is told by a half-close, which takes the
-    /// waiter out of its queue; a grant that crosses it is still read, and released. `keep` lives
-    /// until then.
-    pub(crate) fn abandon(&self, keep: Keep) {
-        // Nobody abandons twice.
-        let _ = self.shared.abandoned.set(keep);
+    /// waiter out of its queue; a grant that crosses it is still read, and released.
+    pub(crate) fn abandon(&self) {
+        self.shared.abandoned.store(true, Ordering::Release);
         self.shared.abandon.notify_one();
     }
 

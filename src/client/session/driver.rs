@@ -184,7 +184,7 @@ impl Driver {
 
     /// Releases a grant that came when nobody had the session any more, so nobody waited for it.
     fn let_go(&mut self, orphan: Orphan) {
-        if self.shared.abandoned.get().is_some() {
+        if self.shared.abandoned.load(Ordering::Acquire) {
             return (self.shared.home.rescue)(orphan, None);
         }
         self.shared.under_way.fetch_add(1, Ordering::Relaxed);
