@@ -8,6 +8,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::watch;
+use tokio::task::consume_budget;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::net::Stream;
@@ -128,6 +129,8 @@ impl<S: Stream> Session<S> {
             if self.out.len() >= WRITE_BATCH {
                 self.flush().await?;
             }
+            // One read brings hundreds of frames: whoever sends them fast must not keep others waiting.
+            consume_budget().await;
         }
     }
 
@@ -146,20 +149,24 @@ impl<S: Stream> Session<S> {
                     let fresh = &self.inbox[self.inbox.len() - n..];
                     if memchr::memchr(b'\n', fresh).is_some() {
                         self.line_started = Instant::now();
+                    } else if Instant::now() >= limit {
+                        // A peer that always has more to send never lets the timer have its turn.
+                        return Err(self.time_out().await);
                     }
                     return Ok(());
                 }
                 () = std::future::ready(()), if may_go => return Err(Closed),
-                () = sleep_until(limit) => {
-                    tracing::debug!("read timeout: closing a connection");
-                    self.refuse(Status::Error);
-                    self.flush().await?;
-                    return Err(Closed);
-                }
+                () = sleep_until(limit) => return Err(self.time_out().await),
                 _ = self.phase.changed() => {}
                 () = sleep(DRAIN_LOOK), if draining => {}
             }
         }
+    }
+
+    async fn time_out(&mut self) -> Closed {
+        tracing::debug!("read timeout: closing a connection");
+        self.refuse(Status::Error);
+        self.flush().await.err().unwrap_or(Closed)
     }
 
     async fn flush(&mut self) -> Result<(), Closed> {
