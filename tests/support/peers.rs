@@ -119,6 +119,11 @@ impl Wire {
         let _ = self.0.get_mut().write_all(bytes.as_ref()).await;
     }
 
+    /// The pipe itself, where everything that was asked has been read.
+    pub(crate) fn into_inner(self) -> DuplexStream {
+        self.0.into_inner()
+    }
+
     /// Waits until the client closes.
     pub(crate) async fn closed(&mut self) {
         let _ = self.0.read_to_end(&mut Vec::new()).await;
