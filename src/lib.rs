@@ -48,22 +48,84 @@
 //! A server that gave a key away for good would never get it back from a holder that crashed. So
 //! it gives it for a limited time, the *ttl*, which the holder extends again and again: it *renews*
 //! its *lease*. A [`LeaseGuard`] does that in the background, after half of what remains (see
-//! [`Builder::renew_ratio`]). Four instants matter:
+//! [`Builder::renew_ratio`]). Its state only goes forward, but that a renewal heals the first step:
 //!
-//! - **The deadline** ([`Lease::deadline`]): when the last successful acquire or renewal was
-//!   *sent*, plus the ttl. The server counts from when it *received* that request, which is later,
-//!   so the guard gives up no later than the server does.
-//! - **At risk** ([`Lease::at_risk`]): a quarter of the ttl is left and no renewal got through.
-//!   A later one heals it.
-//! - **Lost** ([`Lease::lost`]): the connection closed, the server refused a renewal, or the
-//!   deadline is a margin away (2 % of the ttl, at most 500 ms). A lost lease stays lost.
-//! - **Released**: by [`LeaseGuard::release`], which reports, or by dropping the guard, which does
-//!   it in the background. A release is attempted once.
+//! - **Healthy**: held, with time to spare.
+//! - **At risk** ([`Lease::at_risk`]): held, but no renewal got through and a quarter of the ttl is
+//!   left (see [`Builder::at_risk_ratio`]): wind down, or hope.
+//! - **Lost** ([`Lease::lost`]): not held any more, for good, and the reason says why.
 //!
-//! What no client can know is that it was suspended. A process that is stopped, or a virtual
-//! machine that is moved, between looking at [`Lease::is_held`] and writing, writes late. For that
-//! there is the [`Fence`]: a number that grows with every grant of a key, to be checked by whatever
-//! the lease protects.
+//! # What a lease promises
+//!
+//! **While a guard says that it is held, the server has given the key to nobody else**, as long as
+//! this process's clock runs no slower than the server's, the server keeps its state, and nothing
+//! between the two tells the server alone that the connection has ended. A loss is known
+//!
+//! - at once, when the server closes or resets the connection and that gets through;
+//! - with the first renewal that the server rejects;
+//! - whatever the network swallows, at the latest at the *earlier* of two instants:
+//!   1. the [deadline](Lease::deadline), less a margin of 2 % of the ttl (at most 500 ms). The
+//!      deadline is when the last successful acquire or renewal was sent, plus the ttl;
+//!   2. two [keepalive intervals](Builder::keepalive_interval) (20 s) after the last request was
+//!      sent that the server has answered, on that lease's connection.
+//!
+//! A renewal that fails in any other way is tried again while the lease lives. [`Lease::is_held`]
+//! asks the clock, so it is right even where the renewal task was starved of its turn.
+//!
+//! Why the first bound holds:
+//!
+//! 1. A request is sent at `s`, and reaches the server at `r`; it cannot arrive before it was sent,
+//!    so `s ≤ r`.
+//! 2. The server lets the lease run until `r + ttl`, or longer if a later renewal arrives.
+//! 3. The guard counts as held until `s + ttl - margin` at most.
+//! 4. `s + ttl - margin < r + ttl`: the guard gives up first.
+//! 5. Only an answer moves `s` forward, and only to when its own request was sent. A grant that had
+//!    to queue counts from the renewal that confirms it.
+//!
+//! The second bound is the same argument for the server's read timeout (23 s unless set): a server
+//! drops a connection on which it reads nothing for that long, and frees what it held. Hence the
+//! keepalive interval must stay below half of the read timeout.
+//!
+//! ## Clocks, and machines that stop
+//!
+//! Both sides count with clocks that no time service sets back or forward. A clock that runs slower
+//! by more than the margin breaks the rule; real ones are off by a hundredth of that. But no
+//! program knows that it was not running: a process stopped by a signal, a virtual machine that is
+//! moved, a long page fault. It looks at [`is_held`](Lease::is_held), stops for a minute, wakes up
+//! and writes. And a middlebox that resets the server's end of a connection alone makes the server
+//! hand the key on up to 20 s before the holder can know.
+//!
+//! ## Fences
+//!
+//! For those cases every grant carries a [`Fence`], a number that grows with each grant of a key.
+//! Hand it to whatever the lease protects, and have that refuse a lower one than it has seen. In
+//! SQL, in the statement that writes:
+//!
+//! ```sql
+//! UPDATE account SET balance = $1, fence = $2 WHERE id = $3 AND fence <= $2
+//! ```
+//!
+//! No row changed: a later holder was there. In an object store, keep the fence in the object (or
+//! its metadata), read it together with the object's version, stop if it is higher than yours, and
+//! write on the condition that the version has not changed (`If-Match`); if the condition fails,
+//! begin again. Fences are for locks: the holders of a semaphore have different ones at one time.
+//! They grow over a server's restarts where it has a `--fence-state-file`. A fence that falls is
+//! logged as a warning, once per key.
+//!
+//! ## When the connection ends
+//!
+//! A dflockd server frees what a connection held when it closes (*auto-release*): a crashed holder's
+//! key is free at once, and so the end of a connection is the end of its leases here. Where a
+//! server runs with `--auto-release-on-disconnect=false`, leases outlive their connections, and
+//! [`OnDisconnect::Reattach`] makes the client renew them over another one while they last.
+//!
+//! ## When a guard is dropped
+//!
+//! It lets go, once, in the background: on any thread, with or without a runtime, while a panic
+//! unwinds too. A release that fails is logged, and told to [`Builder::on_event`]; the lease then
+//! runs out by itself. [`LeaseGuard::release`] waits for the answer and returns it.
+//! [`LeaseGuard::detach`] gives up the duty and keeps the lease renewed, for handlers that a server
+//! drops when their client goes away; [`LeaseGuard::forget`] gives up both.
 //!
 //! # Cancel safety
 //!
