@@ -18,7 +18,7 @@ use crate::turns::{Dice, poll_times, turn};
 
 pub(crate) const S: Duration = Duration::from_secs(1);
 /// What pipes hold, in bytes.
-const ROOMS: [usize; 4] = [1, 7, 64, 64 * 1024];
+const ROOMS: [usize; 3] = [1, 7, 64 * 1024];
 
 /// What goes over the pipe on the server's side before the server's own session does.
 type Accept = dyn Fn(BoxStream) -> BoxFuture<'static, dflockd_client::Result<BoxStream>> + Send + Sync;
@@ -185,7 +185,7 @@ enum Drops {
     WithClient,
 }
 
-/// Drops the scene's future after 0, 1, 2 … polls, in a world of its own each time, until it comes
+/// Drops the scene's future after 0, 1, 2 … polls (later in greater steps), in a world of its own each time, until it comes
 /// to its end; after each drop nothing is left of it, and the client is as good as new.
 pub(crate) async fn dropped_everywhere<W, P>(what: &str, world: W, scene: P)
 where
@@ -205,7 +205,7 @@ where
                 while !dropped_after(polls, Dice::new(seed), drops, &what, world(config.clone()), &scene)
                     .await
                 {
-                    polls += 1 + polls / 24;
+                    polls += 1 + polls / 16;
                 }
                 polls
             }
