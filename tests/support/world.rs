@@ -185,8 +185,9 @@ enum Drops {
     WithClient,
 }
 
-/// Drops the scene's future after 0, 1, 2 … polls (later in greater steps), in a world of its own each time, until it comes
-/// to its end; after each drop nothing is left of it, and the client is as good as new.
+/// Drops the scene's future after 0, 1, 2 … polls (later in greater steps), in a world of its own
+/// each time, until it comes to its end; after each drop nothing is left of it, and the client is as
+/// good as new.
 pub(crate) async fn dropped_everywhere<W, P>(what: &str, world: W, scene: P)
 where
     W: Fn(ServerConfig) -> World + Clone + Send + Sync + 'static,
