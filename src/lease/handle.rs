@@ -189,8 +189,6 @@ impl Lease {
         let sent = Instant::now();
         let outcome = self.0.engine.renew().await;
         self.0.settle(sent, &outcome);
-        // The deadline may be an earlier one now.
-        self.0.changed.notify_one();
         match (&outcome, self.state().lost()) {
             (Ok(_), Some(reason)) => Err(self.0.lost_error("renew", reason)),
             _ => outcome,

@@ -160,6 +160,11 @@ impl Renewal {
         self.next = now + pause.min(latest).max(LEAST_PAUSE);
     }
 
+    /// Whether something happened that only a renewal can clear up.
+    pub fn is_in_doubt(&self) -> bool {
+        self.doubtful
+    }
+
     /// What to do at `now`; `in_flight` when a renewal is under way.
     pub fn poll(&mut self, now: Instant, in_flight: bool) -> Step {
         if now >= self.lost_at() {

@@ -71,71 +71,67 @@ impl Shared {
 
     /// Asks the schedule and publishes how the lease stands.
     pub(super) fn poll(&self, now: Instant, no_renewal: bool) -> Step {
-        let (step, state) = {
-            let mut renewal = self.renewal();
-            (renewal.poll(now.into_std(), no_renewal), renewal.state(now.into_std()))
-        };
-        self.publish(state);
+        let step = self.renewal().poll(now.into_std(), no_renewal);
+        self.publish();
         step
     }
 
-    /// Books the outcome of a renewal sent at `sent`; whether it succeeded.
-    pub(super) fn settle(&self, sent: Instant, outcome: &Result<Duration>) -> bool {
+    /// Books the outcome of a renewal sent at `sent`.
+    pub(super) fn settle(&self, sent: Instant, outcome: &Result<Duration>) {
         let now = Instant::now();
         match outcome {
             Ok(ttl) => {
-                let mut renewal = self.renewal();
-                renewal.renewed(sent.into_std(), *ttl, now.into_std(), fastrand::f64());
-                let state = renewal.state(now.into_std());
-                drop(renewal);
-                if state.lost().is_none() {
+                let held = {
+                    let mut renewal = self.renewal();
+                    renewal.renewed(sent.into_std(), *ttl, now.into_std(), fastrand::f64());
+                    renewal.state(now.into_std()).lost().is_none()
+                };
+                if held {
                     self.teller.renewed(*ttl);
                 }
-                self.publish(state);
-                true
+                self.publish();
             }
-            Err(error) if error.kind() == ErrorKind::NotHeld => {
-                self.lose(LostReason::RenewalRejected);
-                false
-            }
+            Err(error) if error.kind() == ErrorKind::NotHeld => self.lose(LostReason::RenewalRejected),
             Err(error) => {
                 self.teller.renew_failed(error);
                 self.renewal().failed(now.into_std(), fastrand::f64());
-                false
             }
         }
+        // The deadline may be an earlier one now.
+        self.changed.notify_one();
     }
 
     /// What keeps the lease is in doubt.
     pub(super) fn doubt(&self) {
-        let now = Instant::now().into_std();
-        let state = {
-            let mut renewal = self.renewal();
-            renewal.doubt(now);
-            renewal.state(now)
-        };
-        self.publish(state);
+        self.renewal().doubt(Instant::now().into_std());
+        self.publish();
+    }
+
+    /// Whether only a renewal can tell how the lease stands.
+    pub(super) fn is_in_doubt(&self) -> bool {
+        self.renewal().is_in_doubt()
     }
 
     /// Tells everyone how the lease stands, once per change; never again after a loss or a release.
-    fn publish(&self, state: LeaseState) {
+    fn publish(&self) {
         if self.phase() == RELEASED {
             return;
         }
-        let news = self.state.send_if_modified(|current| {
-            let news = *current != state && current.lost().is_none();
-            if news {
+        let mut news = None;
+        self.state.send_if_modified(|current| {
+            // Looked up in here, so that of two who publish at a time the later look wins.
+            let state = self.renewal().state(Instant::now().into_std());
+            if *current != state && current.lost().is_none() {
                 *current = state;
+                news = Some(state);
             }
-            news
+            news.is_some()
         });
         // A forgotten lease is meant to run out.
-        if news && self.wants_renewal() {
-            match state {
-                LeaseState::Healthy => {}
-                LeaseState::AtRisk => self.teller.at_risk(),
-                LeaseState::Lost(reason) => self.teller.lost(reason),
-            }
+        match news.filter(|_| self.wants_renewal()) {
+            Some(LeaseState::AtRisk) => self.teller.at_risk(),
+            Some(LeaseState::Lost(reason)) => self.teller.lost(reason),
+            Some(LeaseState::Healthy) | None => {}
         }
     }
 
@@ -144,12 +140,8 @@ impl Shared {
         if self.phase() == RELEASED {
             return;
         }
-        let state = {
-            let mut renewal = self.renewal();
-            renewal.lose(reason);
-            renewal.state(Instant::now().into_std())
-        };
-        self.publish(state);
+        self.renewal().lose(reason);
+        self.publish();
         self.changed.notify_one();
     }
 

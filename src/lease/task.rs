@@ -29,7 +29,15 @@ impl Drop for Dropped {
 pub(super) fn keep(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {
     // Made here, since a task may be dropped before it is ever polled.
     let dropped = Dropped(shared);
-    async move { keep_on(&dropped.0).await }
+    async move {
+        let shared = &dropped.0;
+        keep_on(shared).await;
+        if !shared.wants_renewal() {
+            // What is forgotten stays taken to its very end: its connection must not close before.
+            let end = shared.renewal().deadline();
+            sleep_until(end.into()).await;
+        }
+    }
 }
 
 async fn keep_on(shared: &Shared) {
@@ -37,6 +45,9 @@ async fn keep_on(shared: &Shared) {
     let mut incident = Some(shared.engine.incident());
     let mut renewing: Option<BoxFuture<'_, (Instant, Result<Duration>)>> = None;
     loop {
+        if incident.is_none() && !shared.is_in_doubt() {
+            incident = Some(shared.engine.incident());
+        }
         let now = Instant::now();
         let no_renewal = renewing.is_some() || !shared.wants_renewal();
         let until = match shared.poll(now, no_renewal) {
@@ -60,9 +71,7 @@ async fn keep_on(shared: &Shared) {
             },
             Some((sent, outcome)) = OptionFuture::from(renewing.as_mut()) => {
                 renewing = None;
-                if shared.settle(sent, &outcome) && incident.is_none() {
-                    incident = Some(shared.engine.incident());
-                }
+                shared.settle(sent, &outcome);
             }
             () = shared.changed.notified() => {}
             () = sleep_until(until.into()) => {}
