@@ -23,6 +23,9 @@ const S: Duration = Duration::from_secs(1);
 /// Longer than anything takes, on the slowest machine.
 const CAP: Duration = Duration::from_secs(60);
 
+/// What becomes of a way.
+type Turn = fn(&Proxy);
+
 fn start(flags: &[&str]) -> Dflockd {
     Dflockd::start(flags, &[])
 }
@@ -63,7 +66,7 @@ fn waiters(stats: &StatsResult) -> u64 {
 async fn a_lease_whose_way_ends_is_lost_and_the_key_is_free() {
     let server = start(&[]);
     let (other, proxy) = (direct(&server), Proxy::to(server.address).await);
-    let ends: [(&str, fn(&Proxy)); 6] = [
+    let ends: [(&str, Turn); 6] = [
         ("cut", Proxy::cut),
         ("reset", Proxy::reset),
         ("half-closed towards the server", |proxy| proxy.up(Way::HalfClose)),
@@ -90,7 +93,7 @@ async fn a_lease_whose_way_ends_is_lost_and_the_key_is_free() {
 }
 
 /// Holds the key behind a way that swallows; when another has the key, the guard must have let go.
-async fn swallowed(server: &Dflockd, key: String, ttl: Duration, swallow: fn(&Proxy)) -> LostReason {
+async fn swallowed(server: &Dflockd, key: String, ttl: Duration, swallow: Turn) -> LostReason {
     let proxy = Proxy::to(server.address).await;
     let client = through(proxy.port).lease_ttl(ttl).build().unwrap();
     let guard = client.lock(key.clone()).unwrap().acquire().await.unwrap();
@@ -117,7 +120,7 @@ async fn swallowed(server: &Dflockd, key: String, ttl: Duration, swallow: fn(&Pr
 #[tokio::test]
 async fn a_lease_behind_a_way_that_swallows_is_lost_before_another_has_the_key() {
     let server = start(&["--read-timeout=3"]);
-    let ways: [(&str, fn(&Proxy)); 3] = [
+    let ways: [(&str, Turn); 3] = [
         ("up", |proxy| proxy.up(Way::Swallow)),
         ("down", |proxy| proxy.down(Way::Swallow)),
         ("both", |proxy| proxy.both(Way::Swallow)),
@@ -239,7 +242,7 @@ async fn a_cancelled_wait_leaves_the_queue_whatever_the_way_does() {
         until(&format!("{way:?}: the wait is over"), &other, |stats| waiters(stats) == 0).await;
     }
     // A way that ends under a wait ends the wait, on both sides.
-    let ends: [(&str, fn(&Proxy)); 5] = [
+    let ends: [(&str, Turn); 5] = [
         ("cut", Proxy::cut),
         ("reset", Proxy::reset),
         ("half-closed towards the server", |proxy| proxy.up(Way::HalfClose)),

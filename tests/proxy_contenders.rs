@@ -20,6 +20,9 @@ const S: Duration = Duration::from_secs(1);
 /// Longer than anything takes, on the slowest machine.
 const CAP: Duration = Duration::from_secs(60);
 
+/// What becomes of a way.
+type Turn = fn(&Proxy);
+
 const CONTENDERS: usize = 4;
 const ROUNDS: usize = 6;
 
@@ -77,7 +80,7 @@ async fn raise(guard: &LeaseGuard, counter: &Mutex<Counter>) -> bool {
 
 /// How often the counter was raised, by a contender whose way turns bad while it holds the key, or
 /// before it has it.
-async fn contend(server: &Dflockd, counter: Arc<Mutex<Counter>>, turn: fn(&Proxy), early: bool) -> u64 {
+async fn contend(server: &Dflockd, counter: Arc<Mutex<Counter>>, turn: Turn, early: bool) -> u64 {
     let proxy = Proxy::to(server.address).await;
     let client = LockClient::builder().servers([("127.0.0.1", proxy.port)]).connect_timeout(S);
     let client = client.keepalive_interval(S).lease_ttl(S).build().unwrap();
@@ -107,7 +110,7 @@ async fn contend(server: &Dflockd, counter: Arc<Mutex<Counter>>, turn: fn(&Proxy
     raised
 }
 
-async fn all_contend(what: &'static str, turn: fn(&Proxy)) {
+async fn all_contend(what: &'static str, turn: Turn) {
     let server = Dflockd::start::<&str>(&[], &[]);
     let counter = Arc::new(Mutex::new(Counter::default()));
     let contenders = (0..CONTENDERS).map(|n| contend(&server, counter.clone(), turn, n == 0));
@@ -127,7 +130,7 @@ async fn all_contend(what: &'static str, turn: fn(&Proxy)) {
 }
 
 /// Each kind of way with a server of its own, all at once.
-async fn all_contend_over<const N: usize>(ways: [(&'static str, fn(&Proxy)); N]) {
+async fn all_contend_over<const N: usize>(ways: [(&'static str, Turn); N]) {
     futures::future::join_all(ways.map(|(what, turn)| all_contend(what, turn))).await;
 }
 

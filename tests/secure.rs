@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::tls::{ClientTls, ClientTlsBuilder, ServerTls};
-use dflockd_client::{Builder, ClientTarget, Error, ErrorKind, LockClient, command};
+use dflockd_client::{Builder, ClientTarget, Error, ErrorKind, LockClient, LostReason, command};
 use peers::{End, Peers, carry, peer};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use tokio::time::Instant;
@@ -306,5 +306,50 @@ async fn a_handshake_with_garbage_says_what_the_peer_is_not() {
         });
         let error = fails(LockClient::builder().dial(dial).tls(Ca::new().trusted().build().unwrap())).await;
         is_tls(&error, "does not speak tls");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn garbage_after_the_handshake_ends_the_lease_and_the_next_goes_elsewhere() {
+    let ca = Ca::new();
+    let (cert, key) = ca.issue("127.0.0.1");
+    let (near, tls) = (ca.trusted().build().unwrap(), ServerTls::from_pem(cert, key).unwrap());
+    // Nothing of the kind, a record that cannot be decrypted, and one that never ends.
+    for garbage in
+        [&b"ok\nok\nok\nok\n"[..], b"\x17\x03\x03\x00\x20xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx", &[0xff; 4096]]
+    {
+        let server = Server::new(ServerConfig::default()).unwrap();
+        let (way, tls) = (server.clone(), tls.clone());
+        let dial = Peers::new(move |_, nth| {
+            let (server, tls) = (way.clone(), tls.clone());
+            peer(move |client| async move {
+                let (near, far) = tokio::io::duplex(64 * 1024);
+                tokio::spawn(async move {
+                    let stream = tls.accept(Box::new(far)).await.expect("the handshake is sound");
+                    server.serve_stream(stream).await;
+                });
+                let (mut from_client, mut to_client) = tokio::io::split(client);
+                let (mut from_server, mut to_server) = tokio::io::split(near);
+                tokio::select! {
+                    () = carry(&mut from_client, &mut to_server, None) => {}
+                    () = carry(&mut from_server, &mut to_client, None) => {}
+                    () = tokio::time::sleep(S), if nth == 0 => {
+                        let _ = tokio::io::AsyncWriteExt::write_all(&mut to_client, garbage).await;
+                        // The server's end stays open: only the garbage tells.
+                        carry(&mut from_client, &mut tokio::io::sink(), None).await;
+                    }
+                }
+            })
+        });
+        let lock = LockClient::builder().dial(dial).tls(near.clone()).build().unwrap().lock("k").unwrap();
+        let guard = lock.acquire().await.unwrap();
+        let lost = tokio::time::timeout(2 * S, guard.lost()).await;
+        assert_eq!(lost, Ok(LostReason::ConnectionClosed), "{garbage:?}");
+        assert!(!guard.is_held());
+        drop(guard);
+        let guard = lock.acquire().await.unwrap_or_else(|error| panic!("{garbage:?}: {error}"));
+        guard.release().await.unwrap();
+        tokio::time::sleep(S).await;
+        assert!(server.stats().locks.is_empty());
     }
 }

@@ -59,6 +59,10 @@ impl Dflockd {
         assert!(status.success(), "the server is gone already");
     }
 
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
     pub(crate) fn is_running(&mut self) -> bool {
         self.child.try_wait().expect("it can be waited for").is_none()
     }
