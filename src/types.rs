@@ -229,6 +229,8 @@ pub struct Seconds(u64);
 impl Seconds {
     /// No time at all: a *try*.
     pub const ZERO: Self = Self(0);
+    /// The most that the protocol carries.
+    pub const MAX: Self = Self(MAX_SECONDS);
 
     /// Wraps a number of seconds; `None` past 9,223,372,036.
     pub const fn new(seconds: u64) -> Option<Self> {

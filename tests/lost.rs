@@ -1,9 +1,7 @@
 //! A lease that is lost says so: with the reason, in time, to everyone who asks, and for good;
 //! whatever the network or the server does.
-#![cfg(all(feature = "client", feature = "server"))]
+#![cfg(feature = "test-util")]
 
-#[path = "support/link.rs"]
-mod link;
 #[path = "support/peers.rs"]
 mod peers;
 
@@ -11,12 +9,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
+use dflockd_client::test_util::TestServer;
 use dflockd_client::{
-    AsyncConn, Builder, ClientTarget, ErrorKind, LeaseChange, LeaseGuard, LeaseState, LockClient, LostReason,
-    command,
+    Builder, ClientTarget, ErrorKind, LeaseChange, LeaseGuard, LeaseState, LockClient, LostReason,
 };
 use futures::FutureExt;
-use link::Net;
 use peers::{Peers, TOKEN, Wire, peer};
 use tokio::time::{Instant, advance, sleep, timeout};
 
@@ -27,10 +24,9 @@ fn server() -> Server {
     Server::new(ServerConfig::default()).unwrap()
 }
 
-fn networked() -> (Server, Net, Builder<ClientTarget>) {
-    let server = server();
-    let net = Net::new(&server);
-    (server, net.clone(), LockClient::builder().dial(net))
+fn networked() -> (TestServer, Builder<ClientTarget>) {
+    let server = TestServer::new();
+    (server.clone(), server.builder())
 }
 
 async fn hold(builder: Builder<ClientTarget>, ttl: u32) -> LeaseGuard {
@@ -42,27 +38,19 @@ fn margin(guard: &LeaseGuard) -> Duration {
     (guard.ttl() / 50).min(500 * MS)
 }
 
-/// Frees the key behind its holder's back.
-async fn steal(server: &Server, guard: &LeaseGuard) {
-    let (near, far) = tokio::io::duplex(4096);
-    let server = server.clone();
-    tokio::spawn(async move { server.serve_stream(far).await });
-    command::release(&AsyncConn::new(near), "k", guard.token()).await.unwrap();
-}
-
 #[tokio::test(start_paused = true)]
 async fn a_close_and_a_reset_are_told_within_50_ms() {
     for (what, ttl, after) in [("close", 600, 0), ("close", 600, 37), ("reset", 600, 0), ("reset", 33, 100)] {
-        let (_server, net, builder) = networked();
+        let (server, builder) = networked();
         let guard = hold(builder, ttl).await;
         let watch = tokio::spawn(guard.lost());
         sleep(after * S).await;
         assert!(guard.is_held(), "{what} after {after} s");
         let start = Instant::now();
         if what == "close" {
-            net.close()
+            server.cut()
         } else {
-            net.reset()
+            server.reset()
         }
         assert_eq!(watch.await.unwrap(), LostReason::ConnectionClosed, "{what}");
         assert!(start.elapsed() <= 50 * MS, "{what}: {:?}", start.elapsed());
@@ -73,12 +61,12 @@ async fn a_close_and_a_reset_are_told_within_50_ms() {
 
 #[tokio::test(start_paused = true)]
 async fn the_first_rejected_renewal_is_the_end() {
-    let (server, _net, builder) = networked();
+    let (server, builder) = networked();
     let rejected = Arc::new(Mutex::new(Vec::new()));
     let seen = rejected.clone();
     let builder = builder.on_event(move |event| seen.lock().unwrap().push(format!("{:?}", event.change)));
     let guard = hold(builder.renew_jitter(0.0), 10).await;
-    steal(&server, &guard).await;
+    server.lose_lease("k");
     let start = Instant::now();
     assert_eq!(guard.lost().await, LostReason::RenewalRejected);
     assert!(start.elapsed() <= 5 * S + 50 * MS, "{:?}: it is due after 5 s", start.elapsed());
@@ -93,10 +81,14 @@ async fn a_network_that_swallows_everything_loses_the_lease_in_time() {
         for ttl in [1, 2, 5, 19, 20, 21, 25, 33, 60, 600] {
             for after in [0, 3, 8, 14, 47] {
                 let what = format!("ttl {ttl} s, {requests}/{replies} swallowed after {after} s");
-                let (server, net, builder) = networked();
+                let (server, builder) = networked();
                 let guard = hold(builder, ttl).await;
                 sleep(after * S).await;
-                net.swallow(requests, replies);
+                match (requests, replies) {
+                    (true, true) => server.partition(),
+                    (true, false) => server.hold_requests(),
+                    _ => server.hold_replies(),
+                }
                 let (swallowed, deadline) = (Instant::now(), guard.deadline() - margin(&guard));
                 let silent = swallowed + 20 * S;
                 let reason = guard.lost().await;
@@ -116,7 +108,8 @@ async fn a_network_that_swallows_everything_loses_the_lease_in_time() {
                 assert!(!guard.is_held());
                 // Whoever has the key now, or gets it next, comes after the loss was told.
                 sleep(Duration::from_secs(ttl.into()) + 25 * S).await;
-                assert_eq!(server.stats().locks.len(), 0, "{what}: {:?}", server.stats());
+                let stats = server.stats();
+                assert_eq!(stats.locks.len(), 0, "{what}: {stats:?}");
             }
         }
     }
@@ -219,10 +212,10 @@ async fn a_late_answer_does_not_bring_a_lost_lease_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_holder_that_looks_first_tells_all_who_wait() {
-    let (_server, net, builder) = networked();
+    let (server, builder) = networked();
     let guard = hold(builder, 5).await;
     let (lost, at_risk) = (guard.lost(), tokio::spawn(guard.at_risk()));
-    net.swallow(true, true);
+    server.partition();
     // The clock goes on, and nothing but this task has run since.
     assert!(advance(6 * S).now_or_never().is_none());
     assert_eq!(lost.reason(), None, "it looks at no clock");
@@ -244,18 +237,16 @@ async fn a_renewal_to_a_shorter_ttl_is_lost_when_that_is_over() {
 
 #[tokio::test(start_paused = true)]
 async fn a_drained_servers_close_is_told_as_such() {
-    let server = Server::new(ServerConfig { shutdown_timeout: 5, ..Default::default() }).unwrap();
-    let locks = LockClient::builder().dial(Net::new(&server)).build().unwrap();
+    let server = TestServer::with(ServerConfig { shutdown_timeout: 5, ..Default::default() }).unwrap();
+    let locks = server.locks();
     let guard = locks.lock("k").unwrap().acquire().await.unwrap();
     let waiter = tokio::spawn({
         let lock = locks.lock("k").unwrap();
         async move { lock.acquire_within(100 * S).await.unwrap_err() }
     });
     sleep(S).await;
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let stopping = tokio::spawn(async move { server.serve(listener, async {}).await });
+    server.drain();
     assert_eq!(waiter.await.unwrap().kind(), ErrorKind::Draining);
     assert!(guard.is_held(), "a server that drains lets its holders finish");
     assert_eq!(guard.lost().await, LostReason::ServerDraining);
-    stopping.await.unwrap();
 }

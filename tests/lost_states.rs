@@ -1,9 +1,7 @@
 //! How a lease stands, from its grant to its loss: healthy, at risk, lost, and who is told when.
 //! Work that runs under a lease, and leases that outlive whoever acquired them.
-#![cfg(all(feature = "client", feature = "server"))]
+#![cfg(feature = "test-util")]
 
-#[path = "support/link.rs"]
-mod link;
 #[path = "support/turns.rs"]
 mod turns;
 
@@ -11,22 +9,20 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dflockd_client::server::{Server, ServerConfig};
+use dflockd_client::test_util::TestServer;
 use dflockd_client::{
-    Builder, ClientTarget, Lease, LeaseChange, LeaseGuard, LeaseState, LockClient, LostReason, Outcome,
+    Builder, ClientTarget, Lease, LeaseChange, LeaseGuard, LeaseState, LostReason, Outcome,
 };
 use futures::FutureExt;
-use link::Net;
 use tokio::time::{Instant, sleep, timeout};
 use turns::Dice;
 
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
 
-fn networked() -> (Server, Net, Builder<ClientTarget>) {
-    let server = Server::new(ServerConfig::default()).unwrap();
-    let net = Net::new(&server);
-    (server, net.clone(), LockClient::builder().dial(net))
+fn networked() -> (TestServer, Builder<ClientTarget>) {
+    let server = TestServer::new();
+    (server.clone(), server.builder())
 }
 
 async fn hold(builder: Builder<ClientTarget>, ttl: u32) -> LeaseGuard {
@@ -37,9 +33,9 @@ async fn hold(builder: Builder<ClientTarget>, ttl: u32) -> LeaseGuard {
 #[tokio::test(start_paused = true)]
 async fn a_lease_is_at_risk_when_the_share_that_was_set_is_left() {
     for (ratio, left) in [(0.1, S), (0.25, 5 * S / 2), (0.5, 5 * S), (0.9, 9 * S)] {
-        let (_server, net, builder) = networked();
+        let (server, builder) = networked();
         let guard = hold(builder.at_risk_ratio(ratio), 10).await;
-        net.swallow(true, true);
+        server.partition();
         let (lost, start) = (guard.lost(), Instant::now());
         guard.at_risk().await;
         let due = 10 * S - left;
@@ -51,13 +47,13 @@ async fn a_lease_is_at_risk_when_the_share_that_was_set_is_left() {
 
 #[tokio::test(start_paused = true)]
 async fn a_renewal_in_time_heals_a_lease_at_risk() {
-    let (_server, net, builder) = networked();
+    let (server, builder) = networked();
     let guard = hold(builder, 10).await;
     for _ in 0..5 {
-        net.stall(true, false);
+        server.hold_requests();
         guard.at_risk().await;
         assert_eq!(guard.state(), LeaseState::AtRisk);
-        net.stall(false, false);
+        server.heal();
         sleep(S / 10).await;
         assert_eq!(guard.state(), LeaseState::Healthy);
     }
@@ -66,13 +62,13 @@ async fn a_renewal_in_time_heals_a_lease_at_risk() {
 /// The network fails and recovers at random; a rival is after the key all the while.
 async fn live_with_a_flaky_network(seed: u64) -> (LostReason, usize) {
     let mut dice = Dice::new(seed);
-    let (server, net, builder) = networked();
+    let (server, builder) = networked();
     let events = Arc::new(Mutex::new(Vec::new()));
     let seen = events.clone();
     let builder = builder.on_event(move |event| seen.lock().unwrap().push(event.change.clone()));
     let ttl = [2, 5, 10, 33, 120][dice.below(5) as usize];
     let guard = hold(builder.keepalive_interval(Duration::from_secs(2 + dice.below(8))), ttl).await;
-    let rival = LockClient::builder().dial(Net::new(&server)).build().unwrap().lock("k").unwrap();
+    let rival = server.elsewhere().locks().lock("k").unwrap();
     let mut rival = tokio::spawn(async move { rival.acquire_within(100_000 * S).await.unwrap() });
     let mut holds_up_until = Instant::now();
     let (mut before, mut samples, start) = (guard.state(), 0, Instant::now());
@@ -99,12 +95,16 @@ async fn live_with_a_flaky_network(seed: u64) -> (LostReason, usize) {
         before = state;
         if now >= holds_up_until {
             let flaky = dice.below(4) == 0;
-            net.stall(flaky && dice.below(2) == 0, flaky);
+            match (flaky, flaky && dice.below(2) == 0) {
+                (true, true) => server.partition(),
+                (true, false) => server.hold_replies(),
+                _ => server.heal(),
+            }
             holds_up_until = now + Duration::from_millis(dice.below(if flaky { 25_000 } else { 5_000 }));
         }
         if now > start + 600 * S {
             // It has proved itself; now to the end.
-            net.swallow(true, true);
+            server.partition();
         }
         assert!(now < start + 2000 * S, "seed {seed}: nobody ever gets the key");
     }
@@ -125,7 +125,7 @@ async fn a_lease_over_a_flaky_network_goes_from_healthy_to_at_risk_and_back_and_
 
 #[tokio::test(start_paused = true)]
 async fn every_task_that_has_the_signal_hears_of_the_loss() {
-    let (_server, net, builder) = networked();
+    let (server, builder) = networked();
     let guard = hold(builder, 600).await;
     let lost = guard.lost();
     let children: Vec<_> = (0..10)
@@ -141,7 +141,7 @@ async fn every_task_that_has_the_signal_hears_of_the_loss() {
         .collect();
     sleep(5 * S).await;
     drop(lost);
-    net.close();
+    server.cut();
     for child in children {
         let heard = timeout(10 * S, child).await.expect("it hears of it").unwrap();
         assert_eq!(heard, (LostReason::ConnectionClosed, LostReason::ConnectionClosed));
@@ -150,7 +150,7 @@ async fn every_task_that_has_the_signal_hears_of_the_loss() {
 
 #[tokio::test(start_paused = true)]
 async fn work_is_dropped_at_once_when_the_lease_is_lost() {
-    let (_server, net, builder) = networked();
+    let (server, builder) = networked();
     let guard = hold(builder, 600).await;
     let work = Arc::new(());
     let alive = Arc::downgrade(&work);
@@ -160,7 +160,7 @@ async fn work_is_dropped_at_once_when_the_lease_is_lost() {
     });
     let cut = async {
         sleep(3 * S).await;
-        net.close();
+        server.cut();
         Instant::now()
     };
     let (outcome, cut) = tokio::join!(
@@ -182,7 +182,7 @@ async fn work_is_dropped_at_once_when_the_lease_is_lost() {
 
 #[tokio::test(start_paused = true)]
 async fn work_that_ends_in_time_is_completed() {
-    let (_server, _net, builder) = networked();
+    let (_server, builder) = networked();
     let guard = hold(builder, 2).await;
     let work = async {
         sleep(60 * S).await;
@@ -195,7 +195,7 @@ async fn work_that_ends_in_time_is_completed() {
 /// As hyper drops a handler when its client goes away.
 #[tokio::test(start_paused = true)]
 async fn a_detached_lease_outlives_the_handler_that_took_it() {
-    let (server, _net, builder) = networked();
+    let (server, builder) = networked();
     let locks = builder.lease_ttl(3 * S).build().unwrap();
     let uploads: Arc<Mutex<HashMap<String, Lease>>> = Arc::default();
     let handler = tokio::spawn({

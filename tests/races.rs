@@ -1,10 +1,8 @@
 //! Two things at once: a grant and the end of the wait for it, a release and the loss of its
 //! connection, two releases, a drop and the next acquire. Whichever comes first, nobody holds what
 //! nobody knows of, and a release is attempted once.
-#![cfg(all(feature = "client", feature = "server"))]
+#![cfg(feature = "test-util")]
 
-#[path = "support/link.rs"]
-mod link;
 #[path = "support/peers.rs"]
 mod peers;
 #[path = "support/turns.rs"]
@@ -17,8 +15,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
+use dflockd_client::test_util::TestServer;
 use dflockd_client::{ErrorKind, LeaseChange, LockClient};
-use link::Net;
 use peers::{Peers, TOKEN, Wire, peer};
 use tokio::time::{Instant, sleep, sleep_until};
 use turns::turn;
@@ -99,29 +97,28 @@ async fn a_grant_that_crosses_a_timeout_is_held_or_given_back() {
 
 #[tokio::test(start_paused = true)]
 async fn a_grant_whose_reply_comes_after_the_client_gave_up_is_given_back() {
-    let server = Server::new(settings(false)).unwrap();
-    let net = Net::new(&server);
-    let locks = LockClient::builder().dial(net.clone()).build().unwrap();
-    let rival = LockClient::builder().dial(Net::new(&server)).build().unwrap();
+    let server = TestServer::with(settings(false)).unwrap();
+    let (locks, rival) = (server.locks(), server.elsewhere().locks());
     let held = rival.lock("k").unwrap().acquire().await.unwrap();
     let waiter = tokio::spawn(async move { locks.lock("k").unwrap().acquire_within(2 * S).await });
     sleep(S).await;
-    net.stall(false, true);
+    server.hold_replies();
     held.release().await.unwrap();
     let error = waiter.await.unwrap().unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
     assert_eq!(count(&server.stats()), (1, 0), "the grant is on its way");
     sleep(S / 2).await;
-    net.stall(false, false);
+    server.heal();
     sleep(S).await;
-    assert_eq!((server.stats().connections, count(&server.stats())), (1, (0, 0)), "{:?}", server.stats());
+    let stats = server.stats();
+    assert_eq!((stats.connections, count(&stats)), (1, (0, 0)), "{stats:?}");
 }
 
 /// What became of releases, as told to whoever listens.
-fn counted(net: &Net) -> (LockClient, Arc<Mutex<Vec<&'static str>>>) {
+fn counted(server: &TestServer) -> (LockClient, Arc<Mutex<Vec<&'static str>>>) {
     let releases = Arc::new(Mutex::new(Vec::new()));
     let told = releases.clone();
-    let builder = LockClient::builder().dial(net.clone()).on_event(move |event| match &event.change {
+    let builder = server.builder().on_event(move |event| match &event.change {
         LeaseChange::Released => told.lock().unwrap().push("released"),
         LeaseChange::ReleaseFailed(_) => told.lock().unwrap().push("failed"),
         LeaseChange::Lost(_) => told.lock().unwrap().push("lost"),
@@ -137,11 +134,10 @@ async fn a_release_that_crosses_the_loss_of_its_connection_has_one_outcome() {
         for (frees, reset) in [(true, false), (true, true), (false, false)] {
             let outcome = tokio::spawn(async move {
                 let what = format!("{offset} turns, early: {early}, frees: {frees}, reset: {reset}");
-                let server = Server::new(settings(frees)).unwrap();
-                let net = Net::new(&server);
-                let (locks, releases) = counted(&net);
+                let server = TestServer::with(settings(frees)).unwrap();
+                let (locks, releases) = counted(&server);
                 let guard = locks.lock("k").unwrap().acquire().await.unwrap();
-                let cut = || if reset { net.reset() } else { net.close() };
+                let cut = || if reset { server.reset() } else { server.cut() };
                 if early {
                     cut();
                     turns(offset).await;

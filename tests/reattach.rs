@@ -59,7 +59,7 @@ async fn a_lease_that_reattaches_is_at_risk_until_it_is_renewed_over_another_con
     sleep(600 * S).await;
     assert!(guard.is_held());
     guard.release().await.unwrap();
-    assert!(server.server().stats().locks.is_empty());
+    assert!(server.stats().locks.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -109,13 +109,13 @@ async fn a_release_goes_by_another_connection_where_its_own_has_ended() {
     let guard = hold(&server, OnDisconnect::Reattach).await;
     server.cut();
     guard.release().await.unwrap();
-    assert!(server.server().stats().locks.is_empty());
+    assert!(server.stats().locks.is_empty());
 
     let guard = hold(&server, OnDisconnect::Reattach).await;
     server.cut();
     drop(guard);
     sleep(S / 10).await;
-    assert!(server.server().stats().locks.is_empty());
+    assert!(server.stats().locks.is_empty());
 }
 
 #[tokio::test(start_paused = true)]
@@ -130,7 +130,7 @@ async fn a_late_release_does_not_touch_a_newer_lease() {
     assert_eq!(error.kind(), ErrorKind::LeaseLost, "{error}");
     sleep(S).await;
     assert!(new.is_held());
-    assert_eq!(server.server().stats().locks.len(), 1);
+    assert_eq!(server.stats().locks.len(), 1);
     new.renew().await.unwrap();
 }
 
@@ -141,7 +141,7 @@ async fn a_renewal_names_the_ttl_that_was_asked_for() {
     let guard = server.locks().lock("k").unwrap().with(seven).unwrap().acquire().await.unwrap();
     sleep(60 * S).await;
     assert_eq!(guard.renew().await.unwrap(), 7 * S);
-    assert!(server.server().stats().locks[0].lease_expires_in_s <= 7.0);
+    assert!(server.stats().locks[0].lease_expires_in_s <= 7.0);
 }
 
 #[tokio::test(start_paused = true)]

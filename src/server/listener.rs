@@ -93,7 +93,7 @@ async fn secure(shared: &Shared, stream: BoxStream, peer: IpAddr) -> Option<BoxS
 }
 
 /// Lets holders let go, up to the shutdown timeout, then ends every connection.
-async fn stop(shared: &Arc<Shared>) {
+pub(super) async fn stop(shared: &Arc<Shared>) {
     tracing::info!("draining");
     shared.drain();
     let mut connections = shared.connections.subscribe();

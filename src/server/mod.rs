@@ -96,6 +96,26 @@ impl Server {
         session::serve(self.shared.clone(), stream).await;
     }
 
+    /// Begins the graceful stop that [`serve`](Self::serve) ends with.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn drain(&self) {
+        self.shared.drain();
+        let shared = self.shared.clone();
+        tokio::spawn(async move { listener::stop(&shared).await });
+    }
+
+    /// Ends every connection, as the end of the process does.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn crash(&self) {
+        self.shared.phase.send_replace(shared::Phase::Stopped);
+    }
+
+    /// Takes the key from everyone who holds it, and tells how many did.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn revoke(&self, key: &crate::types::Key) -> usize {
+        self.shared.with(|table, now| table.revoke(now, key))
+    }
+
     /// What the server holds right now.
     pub fn stats(&self) -> StatsResult {
         self.shared.stats()

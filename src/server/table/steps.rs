@@ -141,6 +141,21 @@ impl LockTable {
         self.hand_on(now, slot);
     }
 
+    /// Takes the key from everyone who holds it, as if their leases had run out; tells how many did.
+    #[cfg(feature = "test-util")]
+    pub(crate) fn revoke(&mut self, now: Instant, key: &Key) -> usize {
+        let Some(slot) = self.keys.find(key) else { return 0 };
+        let (latest, mut count) = (deadline(now, Seconds::MAX), 0);
+        while let Some(entry) = self.keys.get(slot)
+            && let Some(holder) = self.holders.expired_of(entry, slot, latest)
+        {
+            self.evict(slot, holder);
+            count += 1;
+        }
+        self.hand_on(now, slot);
+        count
+    }
+
     /// Grants what room there is to those who wait, in their order. The last step of every change
     /// to a key: it also decides whether the key is idle.
     pub(super) fn hand_on(&mut self, now: Instant, slot: KeySlot) {
