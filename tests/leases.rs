@@ -1,15 +1,13 @@
 //! Leases end to end, in virtual time: client and server of this crate over pipes.
-#![cfg(all(feature = "client", feature = "server"))]
-
-mod support;
+#![cfg(feature = "test-util")]
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use dflockd_client::server::ServerConfig;
+use dflockd_client::test_util::TestServer;
 use dflockd_client::{Enqueued, ErrorKind, LostReason, Outcome, Settings};
-use support::{client, server};
 use tokio::time::{sleep, timeout};
 
 const S: Duration = Duration::from_secs(1);
@@ -20,8 +18,8 @@ fn ttl(seconds: u32) -> Settings {
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_of_two_seconds_is_held_for_an_hour() {
-    let server = server(ServerConfig::default());
-    let lock = client(&server).lock("k").unwrap().with(ttl(2)).unwrap();
+    let server = TestServer::new();
+    let lock = server.locks().lock("k").unwrap().with(ttl(2)).unwrap();
     let guard = lock.acquire().await.unwrap();
     sleep(3600 * S).await;
     assert!(guard.is_held());
@@ -32,8 +30,8 @@ async fn a_lease_of_two_seconds_is_held_for_an_hour() {
 
 #[tokio::test(start_paused = true)]
 async fn a_quiet_lease_outlives_the_servers_read_timeout() {
-    let server = server(ServerConfig::default());
-    let lock = client(&server).lock("k").unwrap().with(ttl(600)).unwrap();
+    let server = TestServer::new();
+    let lock = server.locks().lock("k").unwrap().with(ttl(600)).unwrap();
     let guard = lock.acquire().await.unwrap();
     sleep(290 * S).await;
     assert!(guard.is_held());
@@ -42,8 +40,8 @@ async fn a_quiet_lease_outlives_the_servers_read_timeout() {
 
 #[tokio::test(start_paused = true)]
 async fn a_ticket_keeps_its_place_for_minutes() {
-    let server = server(ServerConfig::default());
-    let lock = client(&server).lock("k").unwrap();
+    let server = TestServer::new();
+    let lock = server.locks().lock("k").unwrap();
     let Enqueued::Acquired(guard) = lock.enqueue().await.unwrap() else { panic!("the key was free") };
     let Enqueued::Queued(ticket) = lock.enqueue().await.unwrap() else { panic!("the key was taken") };
     sleep(180 * S).await;
@@ -60,8 +58,8 @@ async fn a_ticket_keeps_its_place_for_minutes() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_ticket_leaves_the_queue() {
-    let server = server(ServerConfig::default());
-    let lock = client(&server).lock("k").unwrap();
+    let server = TestServer::new();
+    let lock = server.locks().lock("k").unwrap();
     let guard = lock.acquire().await.unwrap();
     let Enqueued::Queued(ticket) = lock.enqueue().await.unwrap() else { panic!("the key was taken") };
     assert_eq!(server.stats().locks[0].waiters, 1);
@@ -73,8 +71,8 @@ async fn a_dropped_ticket_leaves_the_queue() {
 
 #[tokio::test(start_paused = true)]
 async fn a_dropped_acquire_leaves_the_queue() {
-    let server = server(ServerConfig::default());
-    let lock = client(&server).lock("k").unwrap();
+    let server = TestServer::new();
+    let lock = server.locks().lock("k").unwrap();
     let guard = lock.acquire().await.unwrap();
     assert!(timeout(3 * S, lock.acquire()).await.is_err());
     sleep(S).await;
@@ -86,8 +84,8 @@ async fn a_dropped_acquire_leaves_the_queue() {
 
 #[tokio::test(start_paused = true)]
 async fn busy_is_a_timeout_and_for_a_try_none() {
-    let server = server(ServerConfig::default());
-    let lock = client(&server).lock("k").unwrap();
+    let server = TestServer::new();
+    let lock = server.locks().lock("k").unwrap();
     let guard = lock.acquire().await.unwrap();
     let error = lock.acquire_within(2 * S).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
@@ -98,14 +96,10 @@ async fn busy_is_a_timeout_and_for_a_try_none() {
 
 #[tokio::test(start_paused = true)]
 async fn a_lease_released_behind_its_holder_is_lost_at_the_next_renewal() {
-    let server = server(ServerConfig::default());
-    let client = client(&server);
+    let server = TestServer::new();
+    let client = server.locks();
     let guard = client.lock("k").unwrap().with(ttl(10)).unwrap().acquire().await.unwrap();
-    let (near, far) = tokio::io::duplex(4096);
-    let behind = server.clone();
-    tokio::spawn(async move { behind.serve_stream(far).await });
-    let thief = dflockd_client::AsyncConn::new(near);
-    dflockd_client::command::release(&thief, "k", guard.token()).await.unwrap();
+    dflockd_client::command::release(&server.conn(), "k", guard.token()).await.unwrap();
     assert_eq!(guard.lost().await, LostReason::RenewalRejected);
     assert!(!guard.is_held());
     assert_eq!(guard.run(async { 1 }).await, Outcome::Lost(LostReason::RenewalRejected));
@@ -114,35 +108,31 @@ async fn a_lease_released_behind_its_holder_is_lost_at_the_next_renewal() {
 
 #[tokio::test(start_paused = true)]
 async fn a_closed_connection_loses_the_lease_at_once() {
-    let config = ServerConfig { shutdown_timeout: 1, ..Default::default() };
-    let server = server(config);
-    let guard = client(&server).lock("k").unwrap().with(ttl(600)).unwrap().acquire().await.unwrap();
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    server.serve(listener, std::future::ready(())).await;
+    let server = TestServer::new();
+    let guard = server.locks().lock("k").unwrap().with(ttl(600)).unwrap().acquire().await.unwrap();
+    server.cut();
     assert_eq!(timeout(S, guard.lost()).await, Ok(LostReason::ConnectionClosed));
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_draining_server_says_so() {
-    let server = server(ServerConfig { shutdown_timeout: 5, ..Default::default() });
-    let lock = client(&server).lock("k").unwrap();
+    let server = TestServer::new();
+    let lock = server.locks().lock("k").unwrap();
     let guard = lock.acquire().await.unwrap();
     let waiter = tokio::spawn({
         let lock = lock.clone();
         async move { lock.acquire().await.unwrap_err() }
     });
     sleep(S).await;
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let stopping = tokio::spawn(async move { server.serve(listener, std::future::ready(())).await });
+    server.drain();
     assert_eq!(waiter.await.unwrap().kind(), ErrorKind::Draining);
     guard.release().await.unwrap();
-    stopping.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn two_hundred_tasks_never_share_the_lock() {
-    let server = server(ServerConfig::default());
-    let client = client(&server);
+    let server = TestServer::new();
+    let client = server.locks();
     let (counter, inside) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let mut tasks = Vec::new();
     for _ in 0..200 {
@@ -172,8 +162,8 @@ async fn two_hundred_tasks_never_share_the_lock() {
 
 #[tokio::test(start_paused = true)]
 async fn a_semaphore_is_never_over_its_limit() {
-    let server = server(ServerConfig::default());
-    let client = client(&server);
+    let server = TestServer::new();
+    let client = server.locks();
     let (inside, most) = (Arc::new(AtomicU64::new(0)), Arc::new(AtomicU64::new(0)));
     let tasks = (0..30).map(|_| {
         let semaphore = client.semaphore("slots", 3).unwrap();
@@ -194,24 +184,25 @@ async fn a_semaphore_is_never_over_its_limit() {
 
 #[tokio::test(start_paused = true)]
 async fn a_wrong_auth_token_is_permission_denied() {
-    let server = server(ServerConfig { auth_token: Some("right".into()), ..Default::default() });
-    let dial = || support::Pipes(server.clone());
+    let server =
+        TestServer::with(ServerConfig { auth_token: Some("right".into()), ..Default::default() }).unwrap();
     let lock = |token: &str| {
-        let builder = dflockd_client::AsyncDistributedLock::builder("k").dial(dial()).auth_token(token);
+        let builder =
+            dflockd_client::AsyncDistributedLock::builder("k").dial(server.clone()).auth_token(token);
         builder.build().unwrap()
     };
     let error = lock("wrong").acquire().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PermissionDenied);
     assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::PermissionDenied);
     assert!(lock("right").acquire().await.is_ok());
-    let error = client(&server).lock("k").unwrap().acquire().await.unwrap_err();
+    let error = server.locks().lock("k").unwrap().acquire().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Auth);
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_forgotten_lease_keeps_the_key_until_it_runs_out() {
-    let server = server(ServerConfig::default());
-    let lock = client(&server).lock("k").unwrap().with(ttl(10)).unwrap();
+    let server = TestServer::new();
+    let lock = server.locks().lock("k").unwrap().with(ttl(10)).unwrap();
     lock.acquire().await.unwrap().forget();
     sleep(8 * S).await;
     assert!(lock.try_acquire().await.unwrap().is_none());
@@ -221,8 +212,8 @@ async fn a_forgotten_lease_keeps_the_key_until_it_runs_out() {
 
 #[tokio::test(start_paused = true)]
 async fn a_detached_lease_lives_on_and_is_released_once() {
-    let server = server(ServerConfig::default());
-    let lock = client(&server).lock("k").unwrap().with(ttl(2)).unwrap();
+    let server = TestServer::new();
+    let lock = server.locks().lock("k").unwrap().with(ttl(2)).unwrap();
     let lease = lock.acquire().await.unwrap().detach();
     let twin = lease.clone();
     sleep(60 * S).await;
