@@ -57,6 +57,9 @@ pub enum ErrorKind {
     Tls,
 }
 
+/// What a server says of a key that stayed busy.
+const BUSY: &str = "timeout";
+
 /// The error of every operation in this crate. Cloning is cheap.
 ///
 /// Branch on [`Error::kind`] or on a predicate; print it for people. It names the operation, the
@@ -144,6 +147,28 @@ impl Error {
     /// The time allowed ran out.
     pub fn is_timeout(&self) -> bool {
         self.kind() == ErrorKind::Timeout
+    }
+
+    /// The key is taken: it stayed so for as long as it was waited for, or as many wait as may. The
+    /// same call may succeed later. A server that does not answer is a
+    /// [`Timeout`](ErrorKind::Timeout) as well, but not this.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> dflockd_client::Result<()> {
+    /// # let server = TestServer::new();
+    /// # let locks = server.locks();
+    /// let lock = locks.lock("account:17")?;
+    /// let guard = lock.acquire().await?;
+    /// assert!(lock.acquire().await.unwrap_err().is_busy());
+    /// server.partition();
+    /// assert!(!lock.acquire().await.unwrap_err().is_busy());
+    /// # Ok(()) }
+    /// ```
+    pub fn is_busy(&self) -> bool {
+        let waited = self.is_timeout() && self.raw() == Some(BUSY);
+        waited || self.kind() == ErrorKind::MaxWaiters
     }
 
     /// A lease is gone: what it guarded may have another holder by now.

@@ -72,7 +72,7 @@ impl Resource {
     pub(crate) async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
         match self.acquire(Seconds::ZERO).await {
             Ok(guard) => Ok(Some(guard)),
-            Err(error) if error.raw() == Some("timeout") || error.kind() == ErrorKind::MaxWaiters => Ok(None),
+            Err(error) if error.is_busy() => Ok(None),
             Err(error) => Err(error),
         }
     }
