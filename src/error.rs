@@ -40,6 +40,10 @@ pub enum ErrorKind {
     LeaseLost,
     /// The server knows no such holder: the token was released, has expired, or never was.
     NotHeld,
+    /// This very object has the lock file already; locks are not reentrant.
+    AlreadyLocked,
+    /// The lock file is not held, or not by this object.
+    NotLocked,
     /// Another status of the server's; [`Error::raw`] has its text.
     Server,
     /// The peer broke the protocol: a malformed, oversized or unasked-for line.
@@ -262,6 +266,8 @@ impl ErrorKind {
             Self::NotLeader => "the server is not the leader",
             Self::LeaseLost => "the lease is lost",
             Self::NotHeld => "not the holder",
+            Self::AlreadyLocked => "already locked",
+            Self::NotLocked => "not locked",
             Self::Server => "the server refused",
             Self::Protocol => "protocol violation",
             Self::InvalidInput => "invalid input",
@@ -288,7 +294,9 @@ impl fmt::Display for Error {
             (None, Some(key)) => write!(f, "{:?}", key.to_text())?,
             (None, None) => {}
         }
-        if let Some(server) = &inner.server {
+        // A lock file is key and grantor in one.
+        let same = |server: &str| inner.key.as_ref().is_some_and(|key| key.to_text() == server);
+        if let Some(server) = inner.server.as_ref().filter(|server| !same(server)) {
             let named = inner.operation.is_some() || inner.key.is_some();
             write!(f, "{}{server}", if named { " on " } else { "" })?;
         }

@@ -38,6 +38,7 @@
 //! | locks and semaphores in a service | [`LockClient`], in the service's state |
 //! | one lock or one semaphore, with a client of its own | [`AsyncDistributedLock`], [`AsyncDistributedSemaphore`] |
 //! | to join the queue now and wait later | [`enqueue`](AsyncDistributedLock::enqueue) and its [`Ticket`] |
+//! | a lock without a server, on a shared file system | [`FileLock`] |
 //! | the commands of the protocol and nothing on top | [`AsyncConn`] and [`command`] |
 //! | a server for tests, development or a single node | [`server::Server`], the `dflockd` binary |
 //! | to test what your service does when a lease is lost | [`test_util::TestServer`] |
@@ -155,18 +156,25 @@
 //! - **`tls`** (default): TLS by rustls with the ring provider, for the client and the server
 //!   (module [`tls`]).
 //! - **`server`**: the embedded server and the `dflockd` binary (module [`server`]).
+//! - **`file`**: [`FileLock`], a lock file on a shared file system, for programs that have no server in
+//!   common (module [`mod@file`]).
 //! - **`test-util`**: a server inside your tests that paused time drives (module [`test_util`]).
 //!
 //! Without any, the parts that do no I/O remain: the wire ([`proto`]), the schedule of a lease
 //! ([`lease::renewal`]), and sharding.
 // The tour names rooms that a feature may leave out.
-#![cfg_attr(not(all(feature = "test-util", feature = "tls")), allow(rustdoc::broken_intra_doc_links))]
+#![cfg_attr(
+    not(all(feature = "test-util", feature = "tls", feature = "file")),
+    allow(rustdoc::broken_intra_doc_links)
+)]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
 #[cfg(feature = "client")]
 mod client;
 mod error;
+#[cfg(feature = "file")]
+pub mod file;
 pub mod lease;
 #[cfg(any(feature = "client", feature = "server", feature = "tls"))]
 pub mod net;
@@ -191,7 +199,9 @@ pub use client::{
     LockTarget, OnDisconnect, RetryPolicy, SemaphoreTarget, Settings, Target, Ticket, command,
 };
 pub use error::{Error, ErrorKind, Result};
-#[cfg(feature = "client")]
+#[cfg(feature = "file")]
+pub use file::{FileLock, LockState};
+#[cfg(any(feature = "client", feature = "file"))]
 pub use lease::{Lease, LeaseChange, LeaseEvent, LeaseGuard, LostSignal, Outcome};
 pub use lease::{LeaseState, LostReason};
 pub use proto::StatsResult;

@@ -38,7 +38,8 @@ impl Invalid {
 /// The name of a lock or semaphore: 1 to 256 bytes.
 ///
 /// Clients send UTF-8 without white space ([`Key::parse`]); a server takes any bytes but
-/// space, tab, CR and LF ([`Key::from_wire`]). Cloning is cheap.
+/// space, tab, CR and LF ([`Key::from_wire`]). The key of a lock file's lease is its path, and
+/// bound by neither. Cloning is cheap.
 ///
 /// ```
 /// use dflockd_client::Key;
@@ -77,6 +78,12 @@ impl Key {
             return Err(Invalid::new("key", format!("has white space at byte {at}")));
         }
         Ok(Self(key.into()))
+    }
+
+    /// The path of a lock file, which no wire carries: any bytes, of any length.
+    #[cfg(feature = "file")]
+    pub(crate) fn of_file(path: &std::path::Path) -> Self {
+        Self(path.as_os_str().as_encoded_bytes().into())
     }
 
     /// The key as it stands on the wire.
@@ -184,6 +191,12 @@ impl Token {
             return Err(Invalid::new("token", "has white space or control characters"));
         }
         Ok(Self::minted(token).unwrap_or_else(|| Self(Repr::Opaque(token.into()))))
+    }
+
+    /// The text of a lock file, which no wire carries: of any length.
+    #[cfg(feature = "file")]
+    pub(crate) fn of_file(text: &str) -> Self {
+        Self(Repr::Opaque(text.into()))
     }
 
     fn minted(token: &str) -> Option<Self> {

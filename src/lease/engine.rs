@@ -17,6 +17,7 @@ pub(crate) enum Incident {
     /// Nothing can be held by it any more.
     Lost(LostReason),
     /// The lease may have outlived it: a renewal tells.
+    #[cfg_attr(not(feature = "client"), allow(dead_code))]
     Doubt,
 }
 

@@ -4,30 +4,30 @@
 
 pub mod renewal;
 
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "file"))]
 mod engine;
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "file"))]
 mod event;
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "file"))]
 mod guard;
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "file"))]
 mod handle;
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "file"))]
 mod signal;
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "file"))]
 mod state;
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "file"))]
 mod task;
 
 pub use renewal::{LeaseState, LostReason};
 
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "file"))]
 pub(crate) use {
     engine::{Done, Engine, Incident},
     event::Listener,
     guard::Terms,
 };
-#[cfg(feature = "client")]
+#[cfg(any(feature = "client", feature = "file"))]
 pub use {
     event::{LeaseChange, LeaseEvent},
     guard::LeaseGuard,

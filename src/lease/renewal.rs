@@ -23,6 +23,10 @@ pub enum LostReason {
     DeadlinePassed,
     /// The runtime that renewed the lease was shut down.
     RuntimeShutdown,
+    /// The lock file is gone: somebody broke or deleted it.
+    FileRemoved,
+    /// Another file stands in the lock file's place: somebody broke the lock, and took it.
+    FileReplaced,
 }
 
 impl fmt::Display for LostReason {
@@ -34,6 +38,8 @@ impl fmt::Display for LostReason {
             Self::RenewalRejected => "the server rejected its renewal",
             Self::DeadlinePassed => "its deadline passed without a renewal",
             Self::RuntimeShutdown => "the runtime that renewed it shut down",
+            Self::FileRemoved => "its lock file is gone",
+            Self::FileReplaced => "another's lock file stands in its place",
         })
     }
 }

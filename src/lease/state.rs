@@ -91,7 +91,9 @@ impl Shared {
                 }
                 self.publish();
             }
-            Err(error) if error.kind() == ErrorKind::NotHeld => self.lose(LostReason::RenewalRejected),
+            Err(error) if error.kind() == ErrorKind::NotHeld => {
+                self.lose(self.engine.lost().unwrap_or(LostReason::RenewalRejected));
+            }
             Err(error) => {
                 self.teller.renew_failed(error);
                 self.renewal().failed(now.into_std(), fastrand::f64());

@@ -1,0 +1,207 @@
+//! How a contender breaks an expired lock: by a challenge that all others can see, so that what it
+//! replaces is what it has judged. The argument stands in the room's own docs. Knows of no runtime.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::error::Result;
+use crate::file::contender::{Contender, Stage, Step};
+use crate::file::disk::{self, Content, FileId};
+use crate::file::host;
+use crate::file::name::{self, ClaimName};
+
+/// How long a breaker waits between the judgement and the deed, so that a peer that knows of no
+/// challenges, and began before, has finished.
+const SETTLE: Duration = Duration::from_millis(50);
+
+/// How long a challenge stands, unless it is renewed, before others take its owner for dead.
+const CHALLENGE: Duration = Duration::from_secs(5);
+
+/// How long an owner that is late waits for a challenge to be over.
+const CONFIRM_ROUNDS: u32 = 40;
+const CONFIRM_PAUSE: Duration = Duration::from_millis(25);
+
+impl Contender {
+    /// The lock has expired, as far as can be seen from outside: opens it, and announces the break
+    /// if it is a lock indeed.
+    pub(super) fn challenge(&mut self, id: FileId) -> Result<Step> {
+        if self.judge()?.is_none() {
+            return Ok(Step::Busy);
+        }
+        self.touch(self.settings.expiry(CHALLENGE))?;
+        match disk::link(&self.claim, &self.challenge) {
+            Ok(()) => {}
+            Err(error) if disk::is_missing(&error) => return Ok(Step::Busy),
+            Err(error) if error.kind() == std::io::ErrorKind::AlreadyExists => {}
+            Err(error) => {
+                return Err(self.settings.io("could not write the challenge", &self.challenge, error));
+            }
+        }
+        self.stage = Stage::Challenging(id);
+        self.survey(id)
+    }
+
+    /// The lock file as it stands, if it is a lock that has expired.
+    fn judge(&self) -> Result<Option<Content>> {
+        let lockfile = &self.settings.lockfile;
+        let found = match disk::read(lockfile) {
+            Err(error) if self.settings.is_retried(&error) => return Ok(None),
+            outcome => outcome.map_err(|e| self.settings.io("could not read it", lockfile, e))?,
+        };
+        let Some(found) = found.filter(|lock| self.settings.is_expired(lock.stat.mtime)) else {
+            return Ok(None);
+        };
+        if self.parse(&found.text).is_none() {
+            tracing::debug!(key = %self.settings.key, "what stands at the path is not a lock: it is left alone");
+            return Ok(None);
+        }
+        Ok(Some(found))
+    }
+
+    /// Looks for the challenges of others. Goes on when there is none, waits for those that come
+    /// after this one in the order of names, and yields to those before it.
+    pub(super) fn survey(&mut self, id: FileId) -> Result<Step> {
+        // What one has waited for long must not be taken for a dead one's.
+        self.touch(self.settings.expiry(CHALLENGE))?;
+        let others = self.challenges()?;
+        if others.iter().any(|other| *other < self.challenge) {
+            return self.withdraw(id);
+        }
+        if !others.is_empty() {
+            return Ok(Step::Contested);
+        }
+        let Some(mut judged) = self.judge()? else { return self.withdraw(id) };
+        // From now on it looks fresh to peers that know of no challenges, and they leave it alone.
+        let lockfile = &self.settings.lockfile;
+        let touched = disk::touch_exactly(lockfile, &judged, self.settings.expiry(self.settings.lifetime));
+        let Some(mtime) = touched.map_err(|e| self.settings.io("could not touch it", lockfile, e))? else {
+            return self.withdraw(id);
+        };
+        judged.stat.mtime = mtime;
+        tracing::info!(key = %self.settings.key, holder = self.holder(&judged), "the lock has expired: breaking it");
+        self.stage = Stage::Settling(id, judged);
+        Ok(Step::Settling(SETTLE))
+    }
+
+    /// Who held what is broken, for the log.
+    fn holder(&self, judged: &Content) -> String {
+        let name = self.parse(&judged.text);
+        name.map(|name| format!("{}, process {}", String::from_utf8_lossy(name.hostname), name.pid))
+            .unwrap_or_default()
+    }
+
+    /// The challenges of others that stand. Those of the dead are removed.
+    fn challenges(&self) -> Result<Vec<std::path::PathBuf>> {
+        let mut standing = Vec::new();
+        for path in self.files()? {
+            if path == self.challenge || !name::is_challenge(&path, &self.settings.separator) {
+                continue;
+            }
+            match self.stat(&path)? {
+                None => {}
+                Some(other) if self.settings.is_expired(other.mtime) => drop(self.remove_other(&path)?),
+                Some(_) => standing.push(path),
+            }
+        }
+        Ok(standing)
+    }
+
+    /// All files in the directory that belong to the lock, but not the lock file.
+    fn files(&self) -> Result<Vec<std::path::PathBuf>> {
+        let directory = self.settings.directory();
+        let found = disk::list(directory, &self.settings.prefix());
+        found.map_err(|e| self.settings.io("could not list", directory, e))
+    }
+
+    fn stat(&self, path: &Path) -> Result<Option<disk::Stat>> {
+        disk::stat(path).map_err(|e| self.settings.io("could not look at", path, e))
+    }
+
+    fn remove_other(&self, path: &Path) -> Result<bool> {
+        disk::remove(path).map_err(|e| self.settings.io("could not remove", path, e))
+    }
+
+    fn withdraw(&mut self, id: FileId) -> Result<Step> {
+        self.remove_other(&self.challenge)?;
+        self.stage = Stage::Claimed(id);
+        Ok(Step::Busy)
+    }
+
+    /// Puts this claim in the place of what was judged, if that has not changed, and the challenge
+    /// still stands: it is the challenge itself that becomes the lock file.
+    pub(super) fn fire(&mut self, id: FileId, lifetime: Duration) -> Result<Step> {
+        let Stage::Settling(_, judged) = &self.stage else { return Ok(Step::Busy) };
+        let judged = judged.clone();
+        let lockfile = self.settings.lockfile.clone();
+        let found = match disk::read(&lockfile) {
+            Err(error) if self.settings.is_retried(&error) => return Ok(Step::Settling(SETTLE)),
+            outcome => outcome.map_err(|e| self.settings.io("could not read it", &lockfile, e))?,
+        };
+        if found.as_ref() != Some(&judged) {
+            return self.withdraw(id);
+        }
+        let fired = disk::rename(&self.challenge, &lockfile);
+        if !self.is_ours(id)? {
+            match fired {
+                Err(error) if !disk::is_missing(&error) => {
+                    return Err(self.settings.io("could not replace it", &lockfile, error));
+                }
+                _ => return self.withdraw(id),
+            }
+        }
+        let entered = self.enter(id, lifetime)?;
+        // The lock is had; what the dead have left is a nuisance, and no reason to give it up.
+        if let Err(error) = self.clean(&judged) {
+            tracing::debug!(key = %self.settings.key, %error, "could not clean up after a broken lock");
+        }
+        Ok(entered)
+    }
+
+    /// Removes the broken lock's claim, and the claims of processes of this machine that are dead.
+    fn clean(&self, judged: &Content) -> Result<()> {
+        if let Some(claim) = ClaimName::beside(&judged.text, &self.settings.lockfile) {
+            self.remove_claim_of(&claim, judged)?;
+        }
+        for path in self.files()? {
+            let Some(text) = name::bytes_of(&path) else { continue };
+            let Some(claim) = self.parse(&text) else { continue };
+            let dead = claim.hostname == self.settings.hostname.as_bytes() && !host::is_alive(claim.pid);
+            if dead && self.stat(&path)?.is_some_and(|found| self.settings.is_expired(found.mtime)) {
+                self.remove_other(&path)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Its owner may live, be late, and have made a new claim of the same name: it is taken aside
+    /// before it is looked at, and put back if it is not what was judged.
+    fn remove_claim_of(&self, claim: &Path, judged: &Content) -> Result<()> {
+        let is_judged = |found: &disk::Stat| found.id == judged.stat.id && found.mtime == judged.stat.mtime;
+        if !self.stat(claim)?.as_ref().is_some_and(is_judged) {
+            return Ok(());
+        }
+        let aside = &self.challenge;
+        match disk::rename(claim, aside) {
+            Err(error) if disk::is_missing(&error) => return Ok(()),
+            outcome => outcome.map_err(|e| self.settings.io("could not take aside", claim, e))?,
+        }
+        if !self.stat(aside)?.as_ref().is_some_and(is_judged) {
+            // Where it has made yet another one, that one is right.
+            let _ = disk::link(aside, claim);
+        }
+        self.remove_other(aside).map(drop)
+    }
+
+    /// Whether a lock is held that was refreshed only after its end. Since the refresh nobody can
+    /// judge it expired, and whoever did before has a challenge standing: so it is ours if there is
+    /// none, and it is still there.
+    pub(super) fn confirm(&mut self, id: FileId) -> Result<bool> {
+        for _ in 0..CONFIRM_ROUNDS {
+            if self.challenges()?.is_empty() {
+                return Ok(self.is_ours(id)? && self.settings.now() < self.expiry);
+            }
+            std::thread::sleep(CONFIRM_PAUSE);
+        }
+        Ok(false)
+    }
+}

@@ -1,0 +1,292 @@
+//! One contender for a lock file: its claim, and the steps by which it takes, keeps and leaves the
+//! lock. Each step is a few calls to the file system and never a pause; who drives it waits in
+//! between. Knows of no runtime.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::file::disk::{self, Content, FileId};
+use crate::file::name::{self, ClaimName};
+use crate::file::settings::Settings;
+use crate::lease::LostReason;
+
+/// A contender and how far it has come.
+pub(super) struct Contender {
+    pub(super) settings: Arc<Settings>,
+    pub(super) claim: PathBuf,
+    /// Where it announces that it breaks the lock.
+    pub(super) challenge: PathBuf,
+    text: Vec<u8>,
+    /// The process that made the claim: a child made by a fork holds nothing of its parent's.
+    pid: u32,
+    pub(super) stage: Stage,
+    /// When the claim, and so the lock, runs out by what this contender has set last.
+    pub(super) expiry: SystemTime,
+}
+
+/// How far a contender has come.
+#[derive(Debug)]
+pub(super) enum Stage {
+    /// No file is there.
+    Idle,
+    /// The claim is there.
+    Claimed(FileId),
+    /// The challenge is there as well; others may have theirs.
+    Challenging(FileId),
+    /// No other challenge was there, and the lock was found expired, like this.
+    Settling(FileId, Content),
+    /// The lock is taken.
+    Held(FileId),
+}
+
+/// What a step came to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Step {
+    /// The lock is held.
+    Held,
+    /// Another has it: try again later.
+    Busy,
+    /// Others break it too: try again soon.
+    Contested,
+    /// It is being broken, which takes this long.
+    Settling(Duration),
+}
+
+impl Contender {
+    pub(super) fn new(settings: Arc<Settings>) -> Self {
+        let (pid, salt) = (std::process::id(), fastrand::u64(0..=name::MOST_SALT));
+        let claim = name::claim(&settings.lockfile, &settings.separator, &settings.hostname, pid, salt);
+        Self {
+            challenge: name::challenge(&claim, &settings.separator),
+            // `build` has seen that a path has bytes.
+            text: name::bytes_of(&claim).unwrap_or_default(),
+            claim,
+            pid,
+            stage: Stage::Idle,
+            expiry: UNIX_EPOCH,
+            settings,
+        }
+    }
+
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.text).into_owned()
+    }
+
+    pub(super) fn is_held(&self) -> bool {
+        matches!(self.stage, Stage::Held(_))
+    }
+
+    /// Whether no file of this contender's is there.
+    pub(super) fn is_idle(&self) -> bool {
+        matches!(self.stage, Stage::Idle)
+    }
+
+    /// Takes the lock if it is free, or goes one step further in breaking it if it has expired.
+    /// An error, and nothing else, leaves no file behind.
+    pub(super) fn step(&mut self, lifetime: Duration) -> Result<Step> {
+        if self.pid != std::process::id() {
+            let fault = "was made by a process that this one was forked from, build another one";
+            return Err(Error::invalid("lock", fault).for_key(&self.settings.key));
+        }
+        let outcome = match self.stage {
+            Stage::Idle => self.write_claim(lifetime).and_then(|id| self.link(id, lifetime)),
+            Stage::Claimed(id) => self.link(id, lifetime),
+            Stage::Challenging(id) => self.survey(id),
+            Stage::Settling(id, _) => self.fire(id, lifetime),
+            Stage::Held(_) => Ok(Step::Held),
+        };
+        if outcome.is_err() {
+            // The first error is the one to tell.
+            let _ = self.give_up();
+        }
+        outcome
+    }
+
+    /// Sees that this contender has not got the lock, and cleans up where it had.
+    pub(super) fn begin(&mut self) -> Result<()> {
+        let Stage::Held(id) = self.stage else { return Ok(()) };
+        if self.is_ours(id)? {
+            return Err(self.settings.error(ErrorKind::AlreadyLocked, "this object has it"));
+        }
+        self.give_up()
+    }
+
+    fn write_claim(&mut self, lifetime: Duration) -> Result<FileId> {
+        let written = disk::write(&self.claim, &self.text);
+        let id = written.map_err(|e| self.settings.io("could not write the claim", &self.claim, e))?;
+        (self.stage, self.expiry) = (Stage::Claimed(id), UNIX_EPOCH);
+        self.touch(self.settings.expiry(lifetime))?;
+        Ok(id)
+    }
+
+    /// Sets the end of the claim, and of the lock if it is held; `false` where the claim is gone.
+    pub(super) fn touch(&mut self, expiry: SystemTime) -> Result<bool> {
+        if self.expiry == expiry && !self.is_held() && !matches!(self.stage, Stage::Idle) {
+            return Ok(true);
+        }
+        let done = disk::touch(&self.claim, expiry);
+        let there = done.map_err(|e| self.settings.io("could not touch", &self.claim, e))?;
+        self.expiry = expiry;
+        Ok(there)
+    }
+
+    fn link(&mut self, id: FileId, lifetime: Duration) -> Result<Step> {
+        // A lock must not look expired in the instant between the link and the touch after it.
+        if self.settings.now() + lifetime / 2 >= self.expiry {
+            self.touch(self.settings.expiry(lifetime))?;
+        }
+        let settings = self.settings.clone();
+        let Err(refused) = disk::link(&self.claim, &settings.lockfile) else {
+            return self.enter(id, lifetime);
+        };
+        let found = disk::stat(&settings.lockfile);
+        let found =
+            found.map_err(|e| settings.io("could not look at the lock file", &settings.lockfile, e))?;
+        // An NFS server that answers twice may refuse what it has done.
+        if found.is_some_and(|lock| lock.id == id) && self.is_ours(id)? {
+            return self.enter(id, lifetime);
+        }
+        if disk::is_missing(&refused) {
+            if disk::stat(&self.claim).is_ok_and(|claim| claim.is_none()) {
+                self.stage = Stage::Idle;
+            }
+            return Ok(Step::Busy);
+        }
+        if refused.kind() != std::io::ErrorKind::AlreadyExists {
+            return Err(settings.io("could not link the claim to it", &settings.lockfile, refused));
+        }
+        match found {
+            None => Ok(Step::Busy),
+            Some(lock) if lock.is_file && !settings.is_expired(lock.mtime) => {
+                if lock.links != 2 {
+                    tracing::debug!(key = %settings.key, links = lock.links, "a lock file has other links than two");
+                }
+                Ok(Step::Busy)
+            }
+            Some(_) => self.challenge(id),
+        }
+    }
+
+    /// The lock file is this claim's. The lifetime counts from now.
+    pub(super) fn enter(&mut self, id: FileId, lifetime: Duration) -> Result<Step> {
+        self.stage = Stage::Held(id);
+        let before = self.expiry;
+        let expiry = self.settings.expiry(lifetime);
+        let touched = expiry == before || self.touch(expiry)?;
+        if touched && (self.settings.now() < before || self.confirm(id)?) {
+            tracing::debug!(key = %self.settings.key, "the lock file is taken");
+            return Ok(Step::Held);
+        }
+        self.give_up()?;
+        Ok(Step::Busy)
+    }
+
+    /// Whether the lock file is this claim's. That the claim is still there shows that its number
+    /// was not given to another file in the meantime, so it is looked at last.
+    pub(super) fn is_ours(&self, id: FileId) -> Result<bool> {
+        if self.pid != std::process::id() {
+            return Ok(false);
+        }
+        let stat = |path: &Path| disk::stat(path).map_err(|e| self.settings.io("could not look at", path, e));
+        let lock = stat(&self.settings.lockfile)?;
+        if !lock.is_some_and(|lock| lock.id == id && lock.links == 2) {
+            return Ok(false);
+        }
+        Ok(stat(&self.claim)?.is_some_and(|claim| claim.id == id))
+    }
+
+    /// Extends the lock; `false` where it is not held any more.
+    pub(super) fn refresh(&mut self, lifetime: Duration) -> Result<bool> {
+        let Stage::Held(id) = self.stage else { return Ok(false) };
+        if self.pid != std::process::id() {
+            return Ok(false);
+        }
+        let (before, expiry) = (self.expiry, self.settings.expiry(lifetime));
+        match disk::touch(&self.claim, expiry) {
+            Ok(true) => self.expiry = expiry,
+            Ok(false) => return Ok(false),
+            // What one may not touch one does not own.
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(false),
+            Err(error) => return Err(self.settings.io("could not touch", &self.claim, error)),
+        }
+        let ours = self.is_ours(id)?;
+        if !ours || self.settings.now() < before {
+            return Ok(ours);
+        }
+        self.confirm(id)
+    }
+
+    /// Why the lock is not held any more, if so. Touches nothing.
+    pub(super) fn lost(&self) -> Result<Option<LostReason>> {
+        let Stage::Held(id) = self.stage else { return Ok(Some(LostReason::FileRemoved)) };
+        if self.is_ours(id)? {
+            return Ok(None);
+        }
+        let found = disk::stat(&self.settings.lockfile);
+        Ok(Some(match found {
+            Ok(Some(lock)) if lock.id != id => LostReason::FileReplaced,
+            _ => LostReason::FileRemoved,
+        }))
+    }
+
+    /// How long the claim, or the lock, lasts unless it is refreshed.
+    pub(super) fn left(&self) -> Duration {
+        self.expiry.duration_since(self.settings.now()).unwrap_or_default()
+    }
+
+    /// Leaves the lock; `false` where it was not held any more.
+    pub(super) fn release(&mut self, lifetime: Duration) -> Result<bool> {
+        let Stage::Held(id) = self.stage else { return Ok(false) };
+        if self.pid != std::process::id() {
+            return Ok(false);
+        }
+        // Past its end somebody may be about to break it, and then it is not ours to remove.
+        let in_time = self.settings.now() < self.expiry;
+        let ours = if in_time { self.is_ours(id)? } else { self.refresh(lifetime)? };
+        if ours {
+            let lockfile = &self.settings.lockfile;
+            disk::remove(lockfile).map_err(|e| self.settings.io("could not remove it", lockfile, e))?;
+            tracing::debug!(key = %self.settings.key, "the lock file is let go");
+        }
+        self.clear()?;
+        Ok(ours)
+    }
+
+    /// Removes all that this contender has put there, the lock included if it is held.
+    pub(super) fn give_up(&mut self) -> Result<()> {
+        if self.pid != std::process::id() || matches!(self.stage, Stage::Idle) {
+            return Ok(());
+        }
+        if self.is_held() {
+            return self.release(self.settings.lifetime).map(|_| ());
+        }
+        self.clear()
+    }
+
+    fn clear(&mut self) -> Result<()> {
+        if matches!(self.stage, Stage::Challenging(_) | Stage::Settling(..)) {
+            self.remove(&self.challenge)?;
+        }
+        self.remove(&self.claim)?;
+        self.stage = Stage::Idle;
+        Ok(())
+    }
+
+    fn remove(&self, path: &Path) -> Result<()> {
+        disk::remove(path).map(|_| ()).map_err(|e| self.settings.io("could not remove", path, e))
+    }
+
+    /// What a lock file's text says, if it is one's.
+    pub(super) fn parse<'a>(&self, text: &'a [u8]) -> Option<ClaimName<'a>> {
+        ClaimName::parse(text, &self.settings.separator)
+    }
+}
+
+impl fmt::Debug for Contender {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Contender").field("claim", &self.claim).field("stage", &self.stage).finish()
+    }
+}

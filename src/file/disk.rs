@@ -1,0 +1,209 @@
+//! The few calls to the file system that the lock is made of, each one system call or nearly so.
+//! Knows of no lock; a file that is not there is an answer and no error.
+
+use std::fs::{self, File, FileTimes};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+/// As much of a lock file as is ever read; a claim's path is shorter by far.
+const READ_LIMIT: u64 = 16 * 1024;
+
+/// Which file it is, as long as it exists: numbers are given out again after that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct FileId(u64, u64);
+
+/// What stands at a path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Stat {
+    pub(super) id: FileId,
+    pub(super) links: u64,
+    pub(super) mtime: SystemTime,
+    /// A plain file: no directory, pipe, device or symbolic link.
+    pub(super) is_file: bool,
+    pub(super) is_dir: bool,
+}
+
+/// A file's text together with how it stood when it was open. An open file is never described
+/// from an NFS client's cache.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Content {
+    pub(super) stat: Stat,
+    pub(super) text: Vec<u8>,
+}
+
+/// Whether the error says that there is no such file: an NFS server may call a handle stale.
+pub(super) fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle)
+}
+
+fn unless_missing<T>(outcome: io::Result<T>) -> io::Result<Option<T>> {
+    match outcome {
+        Ok(value) => Ok(Some(value)),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+pub(super) fn stat(path: &Path) -> io::Result<Option<Stat>> {
+    unless_missing(system::stat(path))
+}
+
+/// Opens a plain file and reads it; nothing is opened that is none, since a pipe would block.
+pub(super) fn read(path: &Path) -> io::Result<Option<Content>> {
+    let Some(found) = stat(path)? else { return Ok(None) };
+    if found.is_dir {
+        return Err(system::is_a_directory());
+    }
+    if !found.is_file {
+        return Ok(Some(Content { stat: found, text: Vec::new() }));
+    }
+    unless_missing(File::open(path).and_then(|file| content(&file)))
+}
+
+fn content(file: &File) -> io::Result<Content> {
+    let stat = system::stat_open(file)?;
+    let mut text = Vec::new();
+    file.take(READ_LIMIT).read_to_end(&mut text)?;
+    Ok(Content { stat, text })
+}
+
+/// Sets the times of the file that is expected at the path, and of no other one that may have come
+/// in its place; answers how it stands then. `None`: it is not there any more.
+pub(super) fn touch_exactly(
+    path: &Path,
+    expected: &Content,
+    time: SystemTime,
+) -> io::Result<Option<SystemTime>> {
+    let Some(file) = unless_missing(File::open(path))? else { return Ok(None) };
+    if content(&file)? != *expected {
+        return Ok(None);
+    }
+    match file.set_times(FileTimes::new().set_modified(time).set_accessed(time)) {
+        // Another user's: it stays as it is.
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
+        outcome => outcome?,
+    }
+    Ok(Some(system::stat_open(&file)?.mtime))
+}
+
+/// Sets the times of whatever stands at the path; `false` where nothing does.
+pub(super) fn touch(path: &Path, time: SystemTime) -> io::Result<bool> {
+    unless_missing(system::touch(path, time)).map(|done| done.is_some())
+}
+
+/// Creates the file, or empties it, and writes the text; leaves nothing behind where that fails.
+pub(super) fn write(path: &Path, text: &[u8]) -> io::Result<FileId> {
+    let mut file = File::create(path)?;
+    let written = file.write_all(text).and_then(|()| system::stat_open(&file));
+    match written {
+        Ok(stat) => Ok(stat.id),
+        Err(error) => {
+            drop(file);
+            // The first error is the one to tell.
+            let _ = remove(path);
+            Err(error)
+        }
+    }
+}
+
+pub(super) fn link(from: &Path, to: &Path) -> io::Result<()> {
+    fs::hard_link(from, to)
+}
+
+pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
+    fs::rename(from, to)
+}
+
+/// Removes a file; `false` where there is none.
+pub(super) fn remove(path: &Path) -> io::Result<bool> {
+    unless_missing(fs::remove_file(path)).map(|done| done.is_some())
+}
+
+/// Every name in the directory that starts with `prefix`, as paths.
+pub(super) fn list(dir: &Path, prefix: &[u8]) -> io::Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if name.as_encoded_bytes().starts_with(prefix) {
+            found.push(dir.join(name));
+        }
+    }
+    Ok(found)
+}
+
+#[cfg(unix)]
+mod system {
+    use super::{FileId, Stat};
+    use std::fs::{self, File, Metadata};
+    use std::io;
+    use std::os::unix::fs::MetadataExt;
+    use std::path::Path;
+    use std::time::{SystemTime, UNIX_EPOCH};
+
+    use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+
+    fn describe(metadata: &Metadata) -> io::Result<Stat> {
+        Ok(Stat {
+            id: FileId(metadata.dev(), metadata.ino()),
+            links: metadata.nlink(),
+            mtime: metadata.modified()?,
+            is_file: metadata.is_file(),
+            is_dir: metadata.is_dir(),
+        })
+    }
+
+    pub(super) fn stat(path: &Path) -> io::Result<Stat> {
+        describe(&fs::symlink_metadata(path)?)
+    }
+
+    pub(super) fn stat_open(file: &File) -> io::Result<Stat> {
+        describe(&file.metadata()?)
+    }
+
+    pub(super) fn is_a_directory() -> io::Error {
+        rustix::io::Errno::ISDIR.into()
+    }
+
+    pub(super) fn touch(path: &Path, time: SystemTime) -> io::Result<()> {
+        let since = time.duration_since(UNIX_EPOCH).unwrap_or_default();
+        let seconds = since.as_secs().try_into().map_err(|_| io::ErrorKind::InvalidInput)?;
+        let time = Timespec { tv_sec: seconds, tv_nsec: since.subsec_nanos().into() };
+        let times = Timestamps { last_access: time, last_modification: time };
+        Ok(utimensat(CWD, path, &times, AtFlags::empty())?)
+    }
+}
+
+#[cfg(windows)]
+mod system {
+    use super::{FileId, Stat};
+    use std::fs::{self, File, FileTimes};
+    use std::io;
+    use std::path::Path;
+    use std::time::SystemTime;
+
+    pub(super) fn stat(path: &Path) -> io::Result<Stat> {
+        let metadata = fs::symlink_metadata(path)?;
+        if metadata.is_file() {
+            return stat_open(&File::open(path)?);
+        }
+        let (mtime, is_dir) = (metadata.modified()?, metadata.is_dir());
+        Ok(Stat { id: FileId(0, 0), links: 0, mtime, is_file: false, is_dir })
+    }
+
+    pub(super) fn stat_open(file: &File) -> io::Result<Stat> {
+        let found = winapi_util::file::information(file)?;
+        let id = FileId(found.volume_serial_number(), found.file_index());
+        let mtime = file.metadata()?.modified()?;
+        Ok(Stat { id, links: found.number_of_links(), mtime, is_file: true, is_dir: false })
+    }
+
+    pub(super) fn is_a_directory() -> io::Error {
+        io::ErrorKind::IsADirectory.into()
+    }
+
+    pub(super) fn touch(path: &Path, time: SystemTime) -> io::Result<()> {
+        let file = File::options().write(true).open(path)?;
+        file.set_times(FileTimes::new().set_modified(time).set_accessed(time))
+    }
+}

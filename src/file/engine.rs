@@ -1,0 +1,110 @@
+//! A held lock file as the engine of a lease: refreshed off the reactor, and looked at in between,
+//! so that its holder hears soon when somebody has broken it.
+
+use std::sync::{Arc, Mutex, OnceLock};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::time::sleep;
+
+use crate::error::{ErrorKind, Result};
+use crate::file::contender::Contender;
+use crate::file::settings::Settings;
+use crate::file::turn::{Slot, off_reactor, soon, with};
+use crate::lease::{Done, Engine, Incident, LostReason};
+
+/// How often a holder looks whether its lock file is still there.
+const LOOK: Duration = Duration::from_secs(1);
+
+pub(super) struct FileLease {
+    settings: Arc<Settings>,
+    lifetime: Duration,
+    grantor: Arc<str>,
+    slot: Slot,
+    lost: Arc<OnceLock<LostReason>>,
+}
+
+impl FileLease {
+    /// The lease of a contender that holds the lock.
+    pub(super) fn new(contender: Contender, lifetime: Duration) -> Self {
+        let settings = contender.settings.clone();
+        let grantor = settings.lockfile.to_string_lossy().into();
+        Self {
+            settings,
+            lifetime,
+            grantor,
+            slot: Arc::new(Mutex::new(Some(contender))),
+            lost: Arc::default(),
+        }
+    }
+
+    async fn renew_once(&self) -> Result<Duration> {
+        let (slot, lifetime, lost) = (self.slot.clone(), self.lifetime, self.lost.clone());
+        let left = off_reactor(move || with(&slot, |held| renew(held, lifetime, &lost)));
+        let left = left.await?.transpose()?.flatten();
+        left.ok_or_else(|| self.not_held())
+    }
+
+    fn not_held(&self) -> crate::Error {
+        let reason = self.lost.get().map_or_else(|| "it was let go".to_owned(), ToString::to_string);
+        self.settings.error(ErrorKind::NotHeld, reason)
+    }
+
+    async fn look(&self) -> Option<LostReason> {
+        let (slot, lost) = (self.slot.clone(), self.lost.clone());
+        let look = off_reactor(move || {
+            // What cannot be seen may be there: the deadline decides.
+            let reason = with(&slot, |held| held.lost().ok().flatten()).flatten();
+            reason.map(|reason| *lost.get_or_init(|| reason))
+        });
+        look.await.ok().flatten()
+    }
+}
+
+/// Refreshes once; answers what is left of the lock then, by the clock that its end is set with.
+fn renew(held: &mut Contender, lifetime: Duration, lost: &OnceLock<LostReason>) -> Result<Option<Duration>> {
+    if held.refresh(lifetime)? {
+        return Ok(Some(held.left()));
+    }
+    if let Some(reason) = held.lost()? {
+        lost.get_or_init(|| reason);
+    }
+    Ok(None)
+}
+
+impl Engine for FileLease {
+    fn grantor(&self) -> Arc<str> {
+        self.grantor.clone()
+    }
+
+    fn renew(&self) -> BoxFuture<'_, Result<Duration>> {
+        Box::pin(async { self.renew_once().await.map_err(|error| error.during("renew")) })
+    }
+
+    fn release(&self, done: Done) {
+        let (slot, settings, lifetime) = (self.slot.clone(), self.settings.clone(), self.lifetime);
+        soon(move || {
+            let outcome = with(&slot, |held| held.release(lifetime));
+            let outcome = outcome.unwrap_or(Ok(false)).and_then(|was_held| {
+                let gone = || settings.error(ErrorKind::NotHeld, "somebody broke or removed it");
+                was_held.then_some(()).ok_or_else(gone)
+            });
+            done(outcome.map_err(|error| error.during("release")));
+        });
+    }
+
+    fn lost(&self) -> Option<LostReason> {
+        self.lost.get().copied()
+    }
+
+    fn incident(&self) -> BoxFuture<'_, Incident> {
+        Box::pin(async {
+            loop {
+                sleep(LOOK.min(self.lifetime / 4)).await;
+                if let Some(reason) = self.look().await {
+                    return Incident::Lost(reason);
+                }
+            }
+        })
+    }
+}

@@ -1,0 +1,340 @@
+//! The lock file as a user has it, for threads. Its methods for tasks stand in `task`.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, SystemTime};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::file::contender::Contender;
+use crate::file::query::{Details, LockState};
+use crate::file::settings::{Builder, Settings, check_lifetime};
+use crate::file::turn::{Patience, Slot, Turn, soon, take, with};
+
+/// A lock file that programs on a shared file system contend for, Python's `flufl.lock` among them.
+///
+/// It is one contender, with a claim of its own: two `FileLock`s on one path exclude each other, in
+/// one process as in two. It takes and leaves the lock with [`lock`](Self::lock) and
+/// [`unlock`](Self::unlock); a lock that is taken so is refreshed by hand.
+/// [`acquire`](Self::acquire) gives a [`LeaseGuard`](crate::LeaseGuard) instead, which refreshes in
+/// the background; each guard has a claim of its own, so that many tasks can share one `FileLock`.
+///
+/// Dropping it leaves the lock, if it has it. Locks are not reentrant.
+///
+/// The methods that touch files block; those that end in `_async` do the same off the reactor.
+///
+/// # Examples
+/// ```
+/// use dflockd_client::FileLock;
+/// use std::time::Duration;
+/// # let dir = tempfile::tempdir().unwrap();
+/// # let path = dir.path().join("report.lck");
+/// let lock = FileLock::builder(&path).build()?;
+/// lock.lock(Duration::from_secs(5))?;
+/// // One process on all machines gets here at a time.
+/// lock.unlock()?;
+/// # Ok::<(), dflockd_client::Error>(())
+/// ```
+pub struct FileLock {
+    pub(super) settings: Arc<Settings>,
+    pub(super) slot: Slot,
+    lifetime: Mutex<Duration>,
+    claim: PathBuf,
+}
+
+impl FileLock {
+    /// Starts a lock on the file at `path`, which need not exist; its directory must. A relative
+    /// path is made absolute.
+    pub fn builder(path: impl Into<PathBuf>) -> Builder {
+        Builder::new(path.into())
+    }
+
+    pub(super) fn new(settings: Settings) -> Self {
+        let lifetime = Mutex::new(settings.lifetime);
+        let settings = Arc::new(settings);
+        let contender = Contender::new(settings.clone());
+        let claim = contender.claim.clone();
+        Self { slot: Arc::new(Mutex::new(Some(contender))), settings, lifetime, claim }
+    }
+
+    /// Takes the lock; waits for it up to `timeout`, or the default timeout for `None`, or for ever
+    /// where there is none.
+    ///
+    /// A waiter tries again and again, with growing pauses (see [`Builder::poll`]); who gets the
+    /// lock next is a matter of luck, not of order. An expired lock is broken, which takes 50 ms,
+    /// and is seen to its end even past the timeout.
+    ///
+    /// # Errors
+    /// [`Timeout`](ErrorKind::Timeout) when others keep it, or an unrelated file stands at the
+    /// path; [`AlreadyLocked`](ErrorKind::AlreadyLocked) when this object has it, or another call is
+    /// taking it; [`Io`](ErrorKind::Io) when the directory is missing or may not be written, a
+    /// directory stands at the path, or the disk is full. No claim is left behind.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::{ErrorKind, FileLock};
+    /// # use std::time::Duration;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("report.lck");
+    /// let (one, other) = (FileLock::builder(&path).build()?, FileLock::builder(&path).build()?);
+    /// one.lock(None)?;
+    /// let error = other.lock(Duration::from_millis(10)).unwrap_err();
+    /// assert_eq!(error.kind(), ErrorKind::Timeout);
+    /// # Ok::<(), dflockd_client::Error>(())
+    /// ```
+    pub fn lock(&self, timeout: impl Into<Option<Duration>>) -> Result<()> {
+        let timeout = timeout.into().or(self.settings.default_timeout);
+        if self.take(timeout).map_err(|error| error.during("lock"))? {
+            Ok(())
+        } else {
+            Err(self.timed_out("lock"))
+        }
+    }
+
+    /// Takes the lock if it is free, or expired; `false` when it is busy.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock), without the timeout.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::FileLock;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("report.lck");
+    /// let (one, other) = (FileLock::builder(&path).build()?, FileLock::builder(&path).build()?);
+    /// assert!(one.try_lock()?);
+    /// assert!(!other.try_lock()?);
+    /// # Ok::<(), dflockd_client::Error>(())
+    /// ```
+    pub fn try_lock(&self) -> Result<bool> {
+        self.take(Some(Duration::ZERO)).map_err(|error| error.during("lock"))
+    }
+
+    fn take(&self, timeout: Option<Duration>) -> Result<bool> {
+        let turn = Turn::from(&self.slot, &self.settings, self.lifetime())?;
+        let taken = take(turn, Patience::new(&self.settings, timeout))?;
+        Ok(taken.map(Turn::finish).is_some())
+    }
+
+    pub(super) fn timed_out(&self, operation: &'static str) -> Error {
+        self.settings.error(ErrorKind::Timeout, "others keep it").during(operation)
+    }
+
+    /// Leaves the lock.
+    ///
+    /// # Errors
+    /// [`NotLocked`](ErrorKind::NotLocked) when this object has not got it, or it was broken;
+    /// [`Io`](ErrorKind::Io) when a file cannot be removed.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::{ErrorKind, FileLock};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("report.lck");
+    /// let lock = FileLock::builder(&path).build()?;
+    /// lock.lock(None)?;
+    /// lock.unlock()?;
+    /// assert_eq!(lock.unlock().unwrap_err().kind(), ErrorKind::NotLocked);
+    /// # Ok::<(), dflockd_client::Error>(())
+    /// ```
+    pub fn unlock(&self) -> Result<()> {
+        let lifetime = self.lifetime();
+        let left = with(&self.slot, |held| held.release(lifetime)).unwrap_or(Ok(false));
+        self.owned(left, "unlock")
+    }
+
+    /// Leaves the lock if this object has it, and removes what it has left behind if not.
+    ///
+    /// # Errors
+    /// [`Io`](ErrorKind::Io) when a file cannot be removed.
+    pub fn unlock_unconditionally(&self) -> Result<()> {
+        let outcome = with(&self.slot, Contender::give_up).unwrap_or(Ok(()));
+        outcome.map_err(|error| error.during("unlock"))
+    }
+
+    /// Makes the lock last for its lifetime from now, or for another one, which it keeps.
+    ///
+    /// # Errors
+    /// [`NotLocked`](ErrorKind::NotLocked) when this object has not got it, or it was broken: what
+    /// it guards may have another holder. [`InvalidInput`](ErrorKind::InvalidInput) for a lifetime
+    /// under 1 s; [`Io`](ErrorKind::Io) when the files cannot be seen.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::FileLock;
+    /// # use std::time::Duration;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("report.lck");
+    /// let lock = FileLock::builder(&path).build()?;
+    /// lock.lock(None)?;
+    /// let before = lock.expiration()?;
+    /// lock.refresh(Duration::from_secs(60))?;
+    /// assert!(lock.expiration()? > before);
+    /// # Ok::<(), dflockd_client::Error>(())
+    /// ```
+    pub fn refresh(&self, lifetime: impl Into<Option<Duration>>) -> Result<()> {
+        if let Some(lifetime) = lifetime.into() {
+            self.set_lifetime(lifetime)?;
+        }
+        self.owned(self.touch(), "refresh")
+    }
+
+    /// As [`refresh`](Self::refresh), but a lock that this object has not got is no error.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a lifetime under 1 s; [`Io`](ErrorKind::Io)
+    /// when the files cannot be seen.
+    pub fn refresh_unconditionally(&self, lifetime: impl Into<Option<Duration>>) -> Result<()> {
+        if let Some(lifetime) = lifetime.into() {
+            self.set_lifetime(lifetime)?;
+        }
+        self.touch().map(drop).map_err(|error| error.during("refresh"))
+    }
+
+    /// Whether this object has the lock. Asking refreshes it, so that the answer still holds when it
+    /// comes.
+    ///
+    /// # Errors
+    /// [`Io`](ErrorKind::Io) when the files cannot be seen.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::FileLock;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("report.lck");
+    /// let lock = FileLock::builder(&path).build()?;
+    /// assert!(!lock.is_locked()?);
+    /// lock.lock(None)?;
+    /// assert!(lock.is_locked()?);
+    /// # Ok::<(), dflockd_client::Error>(())
+    /// ```
+    pub fn is_locked(&self) -> Result<bool> {
+        self.touch().map_err(|error| error.during("is_locked"))
+    }
+
+    fn touch(&self) -> Result<bool> {
+        let lifetime = self.lifetime();
+        with(&self.slot, |held| held.refresh(lifetime)).unwrap_or(Ok(false))
+    }
+
+    pub(super) fn owned(&self, outcome: Result<bool>, operation: &'static str) -> Result<()> {
+        let not_ours = || self.settings.error(ErrorKind::NotLocked, "this object has not got it");
+        let outcome = outcome.and_then(|ours| ours.then_some(()).ok_or_else(not_ours));
+        outcome.map_err(|error| error.during(operation))
+    }
+
+    /// What can be told of the lock, whoever has it. Touches nothing.
+    ///
+    /// # Errors
+    /// [`Io`](ErrorKind::Io) when the file cannot be read.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::{FileLock, LockState};
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("report.lck");
+    /// let (one, other) = (FileLock::builder(&path).build()?, FileLock::builder(&path).build()?);
+    /// assert_eq!(one.state()?, LockState::Unlocked);
+    /// one.lock(None)?;
+    /// assert_eq!(other.state()?, LockState::Ours); // this process has it
+    /// # Ok::<(), dflockd_client::Error>(())
+    /// ```
+    pub fn state(&self) -> Result<LockState> {
+        self.settings.state().map_err(|error| error.during("state"))
+    }
+
+    /// Who has the lock, as the lock file says.
+    ///
+    /// # Errors
+    /// [`NotLocked`](ErrorKind::NotLocked) when there is no lock file, or what stands at the path is
+    /// none; [`Io`](ErrorKind::Io) when it cannot be read.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::FileLock;
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("report.lck");
+    /// let lock = FileLock::builder(&path).build()?;
+    /// lock.lock(None)?;
+    /// let details = lock.details()?;
+    /// assert_eq!(details.pid, std::process::id());
+    /// assert_eq!(details.hostname, lock.hostname());
+    /// # Ok::<(), dflockd_client::Error>(())
+    /// ```
+    pub fn details(&self) -> Result<Details> {
+        self.settings.details().map_err(|error| error.during("details"))
+    }
+
+    /// When the lock runs out, whoever has it: a whole second. It may be broken when the slop is
+    /// over as well.
+    ///
+    /// # Errors
+    /// [`NotLocked`](ErrorKind::NotLocked) when there is no lock file; [`Io`](ErrorKind::Io) when it
+    /// cannot be seen.
+    pub fn expiration(&self) -> Result<SystemTime> {
+        self.settings.expiration().map_err(|error| error.during("expiration"))
+    }
+
+    /// How long the lock lasts from when it is taken or refreshed.
+    pub fn lifetime(&self) -> Duration {
+        *self.lifetime_mut()
+    }
+
+    /// Sets how long the lock lasts from when it is taken or refreshed next.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](ErrorKind::InvalidInput) when that is under 1 s.
+    pub fn set_lifetime(&self, lifetime: Duration) -> Result<()> {
+        check_lifetime("lifetime", lifetime)?;
+        *self.lifetime_mut() = lifetime;
+        Ok(())
+    }
+
+    fn lifetime_mut(&self) -> std::sync::MutexGuard<'_, Duration> {
+        self.lifetime.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The lock file's path, absolute.
+    pub fn lockfile(&self) -> &Path {
+        &self.settings.lockfile
+    }
+
+    /// The path of this object's claim, which is there while it waits for the lock or has it.
+    pub fn claimfile(&self) -> &Path {
+        &self.claim
+    }
+
+    /// This machine's name in claims.
+    pub fn hostname(&self) -> &str {
+        &self.settings.hostname
+    }
+
+    /// The error numbers on which reading the lock file is tried again.
+    pub fn retry_errnos(&self) -> &[i32] {
+        &self.settings.retry_errnos
+    }
+}
+
+impl Drop for FileLock {
+    fn drop(&mut self) {
+        if with(&self.slot, |contender| contender.is_idle()).unwrap_or(true) {
+            return;
+        }
+        let slot = self.slot.clone();
+        soon(move || {
+            if let Some(Err(error)) = with(&slot, Contender::give_up) {
+                tracing::warn!(%error, "a lock file could not be let go");
+            }
+        });
+    }
+}
+
+impl fmt::Debug for FileLock {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("FileLock")
+            .field("lockfile", &self.settings.lockfile)
+            .field("held", &with(&self.slot, |contender| contender.is_held()).unwrap_or(false))
+            .field("lifetime", &self.lifetime())
+            .finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,267 @@
+//! The lock file for tasks: the blocking methods' twins, whose calls to the file system run off the
+//! reactor, and the guard.
+
+use std::time::{Duration, SystemTime};
+
+use crate::error::{Error, Result};
+use crate::file::contender::Contender;
+use crate::file::engine::FileLease;
+use crate::file::lock::FileLock;
+use crate::file::query::{Details, LockState};
+use crate::file::turn::{Patience, Turn, off_reactor, take_async, with};
+use crate::lease::LeaseGuard;
+use crate::types::Token;
+
+/// The shortest lifetime of a guard's lock: its end is cut to a whole second, so that no more than
+/// a half might be left.
+const LEAST_LEASE: Duration = Duration::from_secs(2);
+
+impl FileLock {
+    /// Waits for the lock, up to the default timeout, or for ever where there is none; gives a guard
+    /// that refreshes it in the background and leaves it on drop.
+    ///
+    /// The guard is that of a server's lease, but for what a file cannot do: it has no
+    /// [`fence`](crate::Lease::fence), and hears within a second that its file was broken, replaced
+    /// or removed. Its key and grantor are the lock file's path, its token the claim's.
+    ///
+    /// # Errors
+    /// [`Timeout`](crate::ErrorKind::Timeout) and [`Io`](crate::ErrorKind::Io) as
+    /// [`lock`](Self::lock); [`InvalidInput`](crate::ErrorKind::InvalidInput) when the lifetime is
+    /// under 2 s, since ends are cut to whole seconds.
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes the claim away, and leaves a lock that was just taken.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with its timer on.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::FileLock;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("report.lck");
+    /// let lock = FileLock::builder(&path).build()?;
+    /// let guard = lock.acquire().await?;
+    /// assert!(guard.is_held());
+    /// guard.release().await?;
+    /// assert!(!path.exists());
+    /// # Ok(()) }
+    /// ```
+    pub async fn acquire(&self) -> Result<LeaseGuard> {
+        let guard = self.acquire_lease(self.settings.default_timeout).await?;
+        guard.ok_or_else(|| self.timed_out("acquire"))
+    }
+
+    /// Waits for the lock up to `timeout`; as [`acquire`](Self::acquire).
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::FileLock;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("report.lck");
+    /// use std::time::Duration;
+    /// let lock = FileLock::builder(&path).build()?;
+    /// let guard = lock.acquire().await?;
+    /// let error = lock.acquire_within(Duration::from_millis(5)).await.unwrap_err();
+    /// assert!(error.is_timeout());
+    /// # Ok(()) }
+    /// ```
+    pub async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
+        self.acquire_lease(Some(timeout)).await?.ok_or_else(|| self.timed_out("acquire"))
+    }
+
+    /// Takes the lock if it is free, or expired; `None` when it is busy.
+    ///
+    /// # Errors
+    /// As [`acquire`](Self::acquire), without the timeout.
+    ///
+    /// # Cancel safety
+    /// As [`acquire`](Self::acquire).
+    pub async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
+        self.acquire_lease(Some(Duration::ZERO)).await
+    }
+
+    async fn acquire_lease(&self, timeout: Option<Duration>) -> Result<Option<LeaseGuard>> {
+        let lifetime = self.lifetime();
+        if lifetime < LEAST_LEASE {
+            return Err(Error::invalid("lifetime", format!("is {lifetime:?}, the least for a guard is 2 s")));
+        }
+        let turn = Turn::new(self.settings.clone(), lifetime);
+        let taken = take_async(turn, Patience::new(&self.settings, timeout)).await;
+        let Some((turn, began)) = taken.map_err(|error| error.during("acquire"))? else { return Ok(None) };
+        let Some(held) = turn.finish() else { return Ok(None) };
+        let (token, left) = (Token::of_file(&held.text()), held.left());
+        let engine = Box::new(FileLease::new(held, lifetime));
+        let (key, terms) = (self.settings.key.clone(), &self.settings.terms);
+        Ok(Some(LeaseGuard::new(engine, key, token, terms, began, left)))
+    }
+
+    /// As [`lock`](Self::lock), off the reactor.
+    ///
+    /// # Errors
+    /// As [`lock`](Self::lock).
+    ///
+    /// # Cancel safety
+    /// Dropping the future takes the claim away, and leaves a lock that was just taken. Until that
+    /// is done, this object is taken for one that a call is taking the lock for.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::FileLock;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let dir = tempfile::tempdir().unwrap();
+    /// # let path = dir.path().join("report.lck");
+    /// let lock = FileLock::builder(&path).build()?;
+    /// lock.lock_async(None).await?;
+    /// assert!(lock.is_locked_async().await?);
+    /// lock.unlock_async().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn lock_async(&self, timeout: impl Into<Option<Duration>>) -> Result<()> {
+        let timeout = timeout.into().or(self.settings.default_timeout);
+        if self.take_async(timeout).await? { Ok(()) } else { Err(self.timed_out("lock")) }
+    }
+
+    /// As [`try_lock`](Self::try_lock), off the reactor.
+    ///
+    /// # Errors
+    /// As [`try_lock`](Self::try_lock).
+    ///
+    /// # Cancel safety
+    /// As [`lock_async`](Self::lock_async).
+    pub async fn try_lock_async(&self) -> Result<bool> {
+        self.take_async(Some(Duration::ZERO)).await
+    }
+
+    async fn take_async(&self, timeout: Option<Duration>) -> Result<bool> {
+        let (slot, settings, lifetime) = (self.slot.clone(), self.settings.clone(), self.lifetime());
+        let taken = async {
+            let turn = off_reactor(move || Turn::from(&slot, &settings, lifetime)).await??;
+            take_async(turn, Patience::new(&self.settings, timeout)).await
+        };
+        let taken = taken.await.map_err(|error| error.during("lock"))?;
+        Ok(taken.map(|(turn, _)| turn.finish()).is_some())
+    }
+
+    /// As [`unlock`](Self::unlock), off the reactor.
+    ///
+    /// # Errors
+    /// As [`unlock`](Self::unlock).
+    ///
+    /// # Cancel safety
+    /// Once polled, it is done even if the future is dropped, unless many calls are under way.
+    pub async fn unlock_async(&self) -> Result<()> {
+        let lifetime = self.lifetime();
+        let left = self.held(move |held| held.release(lifetime), Ok(false)).await;
+        self.owned(left, "unlock")
+    }
+
+    /// As [`unlock_unconditionally`](Self::unlock_unconditionally), off the reactor.
+    ///
+    /// # Errors
+    /// As [`unlock_unconditionally`](Self::unlock_unconditionally).
+    ///
+    /// # Cancel safety
+    /// As [`unlock_async`](Self::unlock_async).
+    pub async fn unlock_unconditionally_async(&self) -> Result<()> {
+        self.held(Contender::give_up, Ok(())).await.map_err(|error| error.during("unlock"))
+    }
+
+    /// As [`refresh`](Self::refresh), off the reactor.
+    ///
+    /// # Errors
+    /// As [`refresh`](Self::refresh).
+    ///
+    /// # Cancel safety
+    /// As [`unlock_async`](Self::unlock_async).
+    pub async fn refresh_async(&self, lifetime: impl Into<Option<Duration>>) -> Result<()> {
+        if let Some(lifetime) = lifetime.into() {
+            self.set_lifetime(lifetime)?;
+        }
+        self.owned(self.touch_async().await, "refresh")
+    }
+
+    /// As [`refresh_unconditionally`](Self::refresh_unconditionally), off the reactor.
+    ///
+    /// # Errors
+    /// As [`refresh_unconditionally`](Self::refresh_unconditionally).
+    ///
+    /// # Cancel safety
+    /// As [`unlock_async`](Self::unlock_async).
+    pub async fn refresh_unconditionally_async(&self, lifetime: impl Into<Option<Duration>>) -> Result<()> {
+        if let Some(lifetime) = lifetime.into() {
+            self.set_lifetime(lifetime)?;
+        }
+        self.touch_async().await.map(drop).map_err(|error| error.during("refresh"))
+    }
+
+    /// As [`is_locked`](Self::is_locked), off the reactor.
+    ///
+    /// # Errors
+    /// As [`is_locked`](Self::is_locked).
+    ///
+    /// # Cancel safety
+    /// As [`unlock_async`](Self::unlock_async).
+    pub async fn is_locked_async(&self) -> Result<bool> {
+        self.touch_async().await.map_err(|error| error.during("is_locked"))
+    }
+
+    async fn touch_async(&self) -> Result<bool> {
+        let lifetime = self.lifetime();
+        self.held(move |held| held.refresh(lifetime), Ok(false)).await
+    }
+
+    /// Runs `job` on this object's contender; `otherwise` where a call is taking the lock.
+    async fn held<T: Send + 'static>(
+        &self,
+        job: impl FnOnce(&mut Contender) -> Result<T> + Send + 'static,
+        otherwise: Result<T>,
+    ) -> Result<T> {
+        let slot = self.slot.clone();
+        off_reactor(move || with(&slot, job)).await?.unwrap_or(otherwise)
+    }
+
+    /// As [`state`](Self::state), off the reactor.
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn state_async(&self) -> Result<LockState> {
+        let settings = self.settings.clone();
+        off_reactor(move || settings.state()).await?.map_err(|error| error.during("state"))
+    }
+
+    /// As [`details`](Self::details), off the reactor.
+    ///
+    /// # Errors
+    /// As [`details`](Self::details).
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn details_async(&self) -> Result<Details> {
+        let settings = self.settings.clone();
+        off_reactor(move || settings.details()).await?.map_err(|error| error.during("details"))
+    }
+
+    /// As [`expiration`](Self::expiration), off the reactor.
+    ///
+    /// # Errors
+    /// As [`expiration`](Self::expiration).
+    ///
+    /// # Cancel safety
+    /// Dropping the future loses nothing.
+    pub async fn expiration_async(&self) -> Result<SystemTime> {
+        let settings = self.settings.clone();
+        off_reactor(move || settings.expiration()).await?.map_err(|error| error.during("expiration"))
+    }
+}

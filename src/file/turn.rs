@@ -1,0 +1,209 @@
+//! A contender on its way to the lock, and the calls to the file system made off the reactor. What
+//! is dropped on its way leaves nothing behind.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::file::contender::{Contender, Step};
+use crate::file::settings::Settings;
+use crate::file::wait::Backoff;
+
+/// Where a [`FileLock`](crate::FileLock) keeps its contender; empty while a call takes the lock.
+pub(super) type Slot = Arc<Mutex<Option<Contender>>>;
+
+/// Runs `look` on what is in the slot; `None` while a call takes the lock.
+pub(super) fn with<T>(slot: &Slot, look: impl FnOnce(&mut Contender) -> T) -> Option<T> {
+    // Nothing panics while a slot is locked; if it did, the files tell how the contender stands.
+    slot.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
+}
+
+/// A contender that is taking the lock. Dropping it gives up, and returns it to where it came from.
+pub(super) struct Turn {
+    contender: Option<Contender>,
+    home: Option<Slot>,
+    lifetime: Duration,
+}
+
+impl Turn {
+    /// A contender of its own.
+    pub(super) fn new(settings: Arc<Settings>, lifetime: Duration) -> Self {
+        Self { contender: Some(Contender::new(settings)), home: None, lifetime }
+    }
+
+    /// The slot's contender, which must not have the lock already.
+    pub(super) fn from(slot: &Slot, settings: &Settings, lifetime: Duration) -> Result<Self> {
+        let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(contender) = place.as_mut() else {
+            return Err(settings.error(ErrorKind::AlreadyLocked, "another call takes it for this object"));
+        };
+        contender.begin()?;
+        Ok(Self { contender: place.take(), home: Some(slot.clone()), lifetime })
+    }
+
+    pub(super) fn step(&mut self) -> Result<Step> {
+        self.contender.as_mut().map_or(Ok(Step::Busy), |contender| contender.step(self.lifetime))
+    }
+
+    /// The contender, which holds the lock; or none, where it has gone home.
+    pub(super) fn finish(mut self) -> Option<Contender> {
+        let contender = self.contender.take();
+        match self.home.take() {
+            None => contender,
+            Some(home) => {
+                *home.lock().unwrap_or_else(PoisonError::into_inner) = contender;
+                None
+            }
+        }
+    }
+
+    /// Leaves no file behind, on this thread.
+    pub(super) fn give_up(mut self) -> Result<()> {
+        let outcome = self.contender.as_mut().map_or(Ok(()), Contender::give_up);
+        drop(self.finish());
+        outcome
+    }
+
+    fn is_over(&self) -> bool {
+        self.contender.as_ref().is_none_or(Contender::is_idle)
+    }
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        let (contender, home) = (self.contender.take(), self.home.take());
+        let Some(contender) = contender else { return };
+        let turn = Turn { contender: Some(contender), home, lifetime: self.lifetime };
+        if turn.is_over() {
+            drop(turn.finish());
+            return;
+        }
+        soon(move || {
+            if let Err(error) = turn.give_up() {
+                tracing::warn!(%error, "a lock file's claim was left behind");
+            }
+        });
+    }
+}
+
+/// When to try again, and when to stop.
+pub(super) struct Patience {
+    deadline: Option<Instant>,
+    backoff: Backoff,
+}
+
+impl Patience {
+    pub(super) fn new(settings: &Settings, timeout: Option<Duration>) -> Self {
+        let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
+        Self { deadline, backoff: Backoff::new(settings.poll) }
+    }
+
+    /// How long to pause after a step that came to this; `None` when the time is up. A break that
+    /// has got as far as it can be is seen to its end.
+    pub(super) fn pause(&mut self, step: Step) -> Option<Duration> {
+        let pause = match step {
+            Step::Held => return Some(Duration::ZERO),
+            Step::Settling(pause) => return Some(pause),
+            Step::Busy => self.backoff.pause(fastrand::f64()),
+            Step::Contested => Duration::from_millis(1 + fastrand::u64(0..4)),
+        };
+        let Some(deadline) = self.deadline else { return Some(pause) };
+        let left = deadline.saturating_duration_since(Instant::now());
+        (!left.is_zero()).then(|| pause.min(left))
+    }
+}
+
+/// Takes the lock on this thread; `None` when the time is up. Either way, or after an error, nothing
+/// is under way any more.
+pub(super) fn take(mut turn: Turn, mut patience: Patience) -> Result<Option<Turn>> {
+    loop {
+        match turn.step() {
+            Ok(Step::Held) => return Ok(Some(turn)),
+            Ok(step) => match patience.pause(step) {
+                Some(pause) => std::thread::sleep(pause),
+                None => return turn.give_up().map(|()| None),
+            },
+            Err(error) => {
+                drop(turn.finish());
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// Takes the lock off the reactor; as [`take`]. The instant is from before the step that took it.
+pub(super) async fn take_async(mut turn: Turn, mut patience: Patience) -> Result<Option<(Turn, Instant)>> {
+    loop {
+        let began = Instant::now();
+        let step = off_reactor(move || {
+            let outcome = turn.step();
+            (turn, outcome)
+        });
+        let (back, outcome) = step.await?;
+        turn = back;
+        match outcome {
+            Ok(Step::Held) => return Ok(Some((turn, began))),
+            Ok(step) => match patience.pause(step) {
+                Some(pause) => tokio::time::sleep(pause).await,
+                None => return off_reactor(move || turn.give_up()).await?.map(|()| None),
+            },
+            Err(error) => {
+                drop(turn.finish());
+                return Err(error);
+            }
+        }
+    }
+}
+
+/// File calls under way at a time in this process: waiters beyond it wait for their turn, and do
+/// not each start a thread.
+static CALLS: Semaphore = Semaphore::const_new(16);
+
+/// Runs calls to the file system off the reactor.
+pub(super) async fn off_reactor<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+    let stopped = || Error::new(ErrorKind::Io, "the runtime is shut down");
+    // Kept by the job to its end, even if nobody waits for it any more.
+    let permit = CALLS.acquire().await.map_err(|_| stopped())?;
+    let running = tokio::task::spawn_blocking(move || {
+        let value = job();
+        drop(permit);
+        value
+    });
+    match running.await {
+        Ok(value) => Ok(value),
+        Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
+        Err(_) => Err(stopped()),
+    }
+}
+
+/// A job that is done wherever it is dropped, if not before.
+struct Surely<F: FnOnce()>(Option<F>);
+
+impl<F: FnOnce()> Surely<F> {
+    fn run(mut self) {
+        if let Some(job) = self.0.take() {
+            job();
+        }
+    }
+}
+
+impl<F: FnOnce()> Drop for Surely<F> {
+    fn drop(&mut self) {
+        if let Some(job) = self.0.take() {
+            job();
+        }
+    }
+}
+
+/// Does the job without waiting for it: off the reactor, or, where there is none or it is ending,
+/// right here.
+pub(super) fn soon(job: impl FnOnce() + Send + 'static) {
+    let job = Surely(Some(job));
+    if let Ok(runtime) = Handle::try_current() {
+        drop(runtime.spawn_blocking(move || job.run()));
+    }
+}
