@@ -32,7 +32,7 @@ const EXPORTS: u64 = 2;
 #[derive(Parser)]
 struct Flags {
     /// Where to listen.
-    #[arg(long, default_value = "127.0.0.1:8080")]
+    #[arg(long, default_value = "127.0.0.1:8088")]
     listen: SocketAddr,
     /// The lock server; one inside this process unless set.
     #[arg(long, value_name = "HOST:PORT")]

@@ -31,6 +31,9 @@
 //! # Ok(()) }
 //! ```
 //!
+//! That is the first lock. What it promises, whatever goes wrong, is
+//! [below](#what-a-lease-promises).
+//!
 //! # Which type
 //!
 //! | You want | Take |
@@ -43,6 +46,14 @@
 //! | a server for tests, development or a single node | [`server::Server`], the `dflockd` binary |
 //! | to test what your service does when a lease is lost | [`test_util::TestServer`] |
 //! | to speak the wire yourself | [`proto`], without I/O |
+//!
+//! # The guide
+//!
+//! - [`guide::cookbook`]: twelve things to do with a lease, from one at a time to one leader.
+//! - [`guide::questions`]: which ttl, what if the server restarts, how many connections, how to
+//!   change the list of servers.
+//! - [`guide::choosing`]: this, Redis, etcd, Postgres or a lock file; for efficiency or correctness.
+//! - [`guide::services`]: leases in HTTP and gRPC handlers.
 //!
 //! # What a lease is
 //!
@@ -175,6 +186,8 @@ mod client;
 mod error;
 #[cfg(feature = "file")]
 pub mod file;
+#[cfg(any(doc, doctest))]
+pub mod guide;
 pub mod lease;
 #[cfg(any(feature = "client", feature = "server", feature = "tls"))]
 pub mod net;

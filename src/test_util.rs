@@ -4,23 +4,19 @@
 //!
 //! What does a handler do when its lease is lost? Five lines tell:
 //!
-//! ```
+//! ```rust,test_harness
 //! use dflockd_client::{LockClient, Outcome, test_util::TestServer};
 //!
 //! /// The handler under test.
 //! async fn export(locks: LockClient) -> dflockd_client::Result<&'static str> {
 //!     let guard = locks.lock("export")?.acquire().await?;
 //!     match guard.run(std::future::pending::<()>()).await {
-//!         Outcome::Completed(()) => Ok("done"),
+//!         Outcome::Completed(()) => Ok("200 OK"),
 //!         Outcome::Lost(_) => Ok("409 Conflict"),
 //!     }
 //! }
 //!
-//! # /*
 //! #[tokio::test(start_paused = true)]
-//! # */
-//! # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() {
-//! # an_export_that_loses_its_lease_is_a_conflict().await }
 //! async fn an_export_that_loses_its_lease_is_a_conflict() {
 //!     let server = TestServer::new();
 //!     let handler = tokio::spawn(export(server.locks()));
