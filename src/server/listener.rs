@@ -8,8 +8,9 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use crate::net::{BoxStream, Listen};
+use crate::server::phase::Phase;
 use crate::server::session;
-use crate::server::shared::{Phase, Shared};
+use crate::server::shared::Shared;
 
 /// How long to wait after the system refused to accept.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
@@ -25,6 +26,7 @@ pub(super) async fn serve(
     let per_ip = PerIp::default();
     loop {
         let accepted = tokio::select! {
+            biased;
             () = &mut shutdown => break,
             accepted = listener.accept() => accepted,
         };
@@ -57,11 +59,11 @@ fn admit(shared: &Arc<Shared>, per_ip: &PerIp, stream: BoxStream, peer: IpAddr) 
     let connected = shared.connect();
     let shared = shared.clone();
     tokio::spawn(async move {
-        let mut phase = shared.phase.subscribe();
         let secured = tokio::select! {
+            biased;
             secured = secure(&shared, stream, peer) => secured,
             // Whoever has not even shaken hands holds nothing: a stop need not wait for it.
-            _ = phase.wait_for(|phase| *phase != Phase::Serving) => None,
+            () = shared.life.reaches(Phase::Draining) => None,
         };
         if let Some(stream) = secured {
             session::serve_connected(shared, connected, stream).await;
@@ -106,7 +108,7 @@ pub(super) async fn stop(shared: &Arc<Shared>) {
             }
         }
     }
-    shared.phase.send_replace(Phase::Stopped);
+    shared.life.enter(Phase::Stopped);
     tracing::info!("stopped");
 }
 

@@ -4,6 +4,7 @@
 mod config;
 pub mod fence;
 mod listener;
+mod phase;
 mod session;
 mod shared;
 pub mod table;
@@ -107,7 +108,7 @@ impl Server {
     /// Ends every connection, as the end of the process does.
     #[cfg(feature = "test-util")]
     pub(crate) fn crash(&self) {
-        self.shared.phase.send_replace(shared::Phase::Stopped);
+        self.shared.life.enter(phase::Phase::Stopped);
     }
 
     /// Takes the key from everyone who holds it, and tells how many did.

@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::watch;
 use tokio::task::consume_budget;
 use tokio::time::{Instant, sleep, sleep_until, timeout};
 
 use crate::net::Stream;
 use crate::proto::{Frame, FrameDecoder, Reply, Request, Status};
-use crate::server::shared::{Connected, Phase, Shared, Wait};
+use crate::server::phase::Phase;
+use crate::server::shared::{Connected, Shared, Wait};
 use crate::server::table::{Answer, Grant, Place, WaiterId};
 use crate::types::{Key, Limit, Seconds, Token};
 
@@ -47,15 +47,15 @@ pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, s
         unsent: Vec::new(),
         decoder: FrameDecoder::new(),
         authenticated: shared.auth_token.is_none(),
-        phase: shared.phase.subscribe(),
         line_started: Instant::now(),
         shared,
         connected,
     };
-    let mut phase = session.phase.clone();
+    let shared = session.shared.clone();
     tokio::select! {
+        biased;
         Closed = session.run() => {}
-        _ = phase.wait_for(|phase| *phase == Phase::Stopped) => {}
+        () = shared.life.reaches(Phase::Stopped) => {}
     }
     // The peer may be gone already.
     let _ = timeout(AUTH_PAUSE, session.writer.shutdown()).await;
@@ -72,7 +72,6 @@ struct Session<S> {
     unsent: Vec<(usize, Key, Token)>,
     decoder: FrameDecoder,
     authenticated: bool,
-    phase: watch::Receiver<Phase>,
     line_started: Instant,
     shared: Arc<Shared>,
     connected: Connected,
@@ -138,7 +137,7 @@ impl<S: Stream> Session<S> {
     async fn read(&mut self) -> Result<(), Closed> {
         let limit = self.line_started + self.shared.config.read_limit();
         loop {
-            let draining = *self.phase.borrow_and_update() != Phase::Serving;
+            let draining = self.shared.life.phase() != Phase::Serving;
             let may_go = draining && self.decoder.at_boundary() && !self.holds();
             self.inbox.reserve(READ_CHUNK);
             tokio::select! {
@@ -157,7 +156,7 @@ impl<S: Stream> Session<S> {
                 }
                 () = std::future::ready(()), if may_go => return Err(Closed),
                 () = sleep_until(limit) => return Err(self.time_out().await),
-                _ = self.phase.changed() => {}
+                () = self.shared.life.reaches(Phase::Draining), if !draining => {}
                 () = sleep(DRAIN_LOOK), if draining => {}
             }
         }

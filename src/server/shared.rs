@@ -13,16 +13,9 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::proto::{StatsResult, Status};
 use crate::server::config::ServerConfig;
 use crate::server::fence::{FenceCounter, token_mint};
+use crate::server::phase::{Life, Phase};
 use crate::server::table::{ConnId, Grant, LockTable, TableConfig, WaiterId};
 use crate::types::{Key, Seconds};
-
-/// Where a server stands in its life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum Phase {
-    Serving,
-    Draining,
-    Stopped,
-}
 
 pub(super) struct Shared {
     pub(super) config: ServerConfig,
@@ -32,7 +25,7 @@ pub(super) struct Shared {
     state: Mutex<State>,
     next_conn: AtomicU64,
     pub(super) connections: watch::Sender<u64>,
-    pub(super) phase: watch::Sender<Phase>,
+    pub(super) life: Life,
     upkeep: AtomicBool,
 }
 
@@ -86,7 +79,7 @@ impl Shared {
             state: Mutex::new(State { table, waits: HashMap::new() }),
             next_conn: AtomicU64::new(1),
             connections: watch::Sender::new(0),
-            phase: watch::Sender::new(Phase::Serving),
+            life: Life::default(),
             upkeep: AtomicBool::new(false),
         }))
     }
@@ -129,7 +122,7 @@ impl Shared {
     /// Refuses new grants and tells everyone.
     pub(super) fn drain(&self) {
         self.with(|table, _| table.drain());
-        self.phase.send_replace(Phase::Draining);
+        self.life.enter(Phase::Draining);
     }
 
     /// A new connection's number; counts until the guard drops.
@@ -150,6 +143,7 @@ impl Shared {
         tokio::spawn(async move {
             loop {
                 let sweeps = tokio::select! {
+                    biased;
                     _ = sweep.tick() => true,
                     _ = collect.tick() => false,
                 };
