@@ -28,7 +28,7 @@ impl Life {
     }
 
     pub(super) fn enter(&self, phase: Phase) {
-        self.phase.store(phase as u8, Ordering::Release);
+        self.phase.fetch_max(phase as u8, Ordering::Release);
         self.moved_on.notify_waiters();
     }
 

@@ -1,0 +1,133 @@
+//! The real client and the real server on a simulated network: hosts that crash and come back,
+//! links that lose, hold or delay what is sent, servers that drain, callers that change their mind.
+//! Everything that happens follows from a seed. A checker goes over what the clients saw, and is
+//! itself checked: with a rule of the client's broken, it must find fault.
+//!
+//! - `SIM_SEED=n` replays one seed and prints its history.
+//! - `SIM_SEEDS=a..b` runs other seeds than usual.
+//! - `SIM_BREAK=Deadline` (or another rule) breaks a rule in all of them; `SIM_SHOWS=text` then lets
+//!   only violations count that contain the text.
+
+mod checker;
+mod history;
+mod network;
+mod plan;
+mod workload;
+mod world;
+
+use std::ops::Range;
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::thread;
+
+use dflockd_client::sabotage::{self, Rule};
+use plan::Plan;
+
+/// How many schedules are run by default.
+const SCHEDULES: u64 = 2_000;
+/// Among how many a broken rule has to show.
+const SHOWN_AMONG: u64 = 400;
+/// How many schedules are run twice.
+const REPLAYED: u64 = 40;
+
+#[test]
+fn whatever_the_schedule_leases_keep_what_they_promise() {
+    break_rule();
+    let ((seeds, verbose), shows) = (seeds(), std::env::var("SIM_SHOWS").unwrap_or_default());
+    let (next, failed) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
+    let work = || {
+        while !failed.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds.end {
+                return;
+            }
+            let mut found = violations(seed, verbose);
+            found.retain(|violation| violation.contains(&shows));
+            if !found.is_empty() && !failed.swap(true, Ordering::Relaxed) {
+                println!("seed {seed} fails; SIM_SEED={seed} replays it");
+                found.iter().for_each(|violation| println!("  violation: {violation}"));
+            }
+        }
+    };
+    let threads = thread::available_parallelism().map_or(2, usize::from);
+    thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
+    assert!(!failed.load(Ordering::Relaxed), "a schedule fails, see above");
+}
+
+#[test]
+fn a_seed_replays_exactly() {
+    for seed in 0..REPLAYED {
+        let [first, second] = [(); 2].map(|()| {
+            let run = thread::spawn(move || world::run(&Arc::new(Plan::new(seed))).log);
+            run.join().expect("a schedule does not panic")
+        });
+        let differs = first.iter().zip(&second).find(|(first, second)| first != second);
+        assert_eq!(differs, None, "seed {seed}");
+        assert_eq!(first.len(), second.len(), "seed {seed}");
+    }
+}
+
+#[test]
+fn the_checker_sees_leases_that_outlive_their_deadline() {
+    assert_shows(Rule::Deadline, "held by 2");
+}
+
+#[test]
+fn the_checker_sees_grants_that_nobody_releases() {
+    assert_shows(Rule::OrphanRelease, "was not handed on");
+}
+
+#[test]
+fn the_checker_sees_replies_that_are_read_as_anothers() {
+    assert_shows(Rule::ReplyOrder, "must not come of it");
+}
+
+/// What is wrong with the schedule of this seed.
+fn violations(seed: u64, verbose: bool) -> Vec<String> {
+    let plan = Arc::new(Plan::new(seed));
+    let history = world::run(&plan);
+    if verbose {
+        println!("{plan:#?}");
+        history.log.iter().for_each(|line| println!("{line}"));
+    }
+    checker::violations(&plan, &history)
+}
+
+/// Runs the schedules in a process of their own, since a rule is broken for a whole process.
+fn assert_shows(rule: Rule, violation: &str) {
+    let child = Command::new(std::env::current_exe().expect("a test has a path"))
+        .args(["--exact", "whatever_the_schedule_leases_keep_what_they_promise", "--nocapture"])
+        .env("SIM_BREAK", format!("{rule:?}"))
+        .env("SIM_SHOWS", violation)
+        .env("SIM_SEEDS", format!("0..{SHOWN_AMONG}"))
+        .env_remove("SIM_SEED")
+        .output()
+        .expect("a test can be run again");
+    let said = String::from_utf8_lossy(&child.stdout);
+    println!("{said}");
+    assert!(!child.status.success(), "nothing shows that {rule:?} is broken");
+    assert!(said.contains("  violation: "), "it fails for another reason");
+}
+
+/// Which seeds to run, and whether to tell all about them.
+fn seeds() -> (Range<u64>, bool) {
+    let number = |text: &str| text.parse::<u64>().expect("a seed is a number");
+    if let Ok(seed) = std::env::var("SIM_SEED") {
+        return (number(&seed)..number(&seed) + 1, true);
+    }
+    match std::env::var("SIM_SEEDS") {
+        Ok(seeds) => {
+            let (from, to) = seeds.split_once("..").expect("seeds are given as a..b");
+            (number(from)..number(to), false)
+        }
+        Err(_) => (0..SCHEDULES, false),
+    }
+}
+
+fn break_rule() {
+    let Ok(rule) = std::env::var("SIM_BREAK") else { return };
+    let rules = [Rule::Deadline, Rule::OrphanRelease, Rule::ReplyOrder];
+    let rule = rules.into_iter().find(|known| format!("{known:?}") == rule);
+    sabotage::break_only(Some(rule.expect("SIM_BREAK names a rule")));
+}

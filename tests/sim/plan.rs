@@ -1,0 +1,196 @@
+//! What a seed stands for: who there is, how they are set up, and what goes wrong when.
+
+use std::time::Duration;
+
+use dflockd_client::stable_hash_shard;
+use fastrand::Rng;
+
+/// A second.
+pub(crate) const S: Duration = Duration::from_secs(1);
+/// How long a dial may take.
+pub(crate) const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// The longest that a caller waits in a queue.
+pub(crate) const LONGEST_WAIT: u64 = 8;
+
+#[derive(Debug)]
+pub(crate) struct Plan {
+    pub(crate) seed: u64,
+    /// Nothing goes wrong but that callers change their mind: no lease may be lost, and leases are
+    /// long, so that whatever is left behind stays.
+    pub(crate) calm: bool,
+    pub(crate) shards: usize,
+    pub(crate) clients: usize,
+    /// Tasks per client, which share its connections.
+    pub(crate) workers: usize,
+    pub(crate) keys: Vec<Key>,
+    pub(crate) ttl: Duration,
+    pub(crate) keepalive: Duration,
+    pub(crate) auto_release: bool,
+    pub(crate) reattach: bool,
+    pub(crate) retry: bool,
+    pub(crate) auth: bool,
+    /// 0 is no cap.
+    pub(crate) max_waiters: usize,
+    /// The longest that a message is on its way when nothing is wrong.
+    pub(crate) latency: Duration,
+    /// When workers stop, and everything that is wrong is put right.
+    pub(crate) until: Duration,
+    /// In order.
+    pub(crate) faults: Vec<(Duration, Fault)>,
+}
+
+/// Something to be held.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) name: String,
+    /// None is a lock.
+    pub(crate) limit: Option<u64>,
+    pub(crate) shard: usize,
+}
+
+impl Key {
+    /// How many may hold it.
+    pub(crate) fn slots(&self) -> u64 {
+        self.limit.unwrap_or(1)
+    }
+}
+
+/// A client's way to a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Link {
+    pub(crate) client: usize,
+    pub(crate) shard: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Host {
+    Server(usize),
+    Client(usize),
+}
+
+/// What is wrong with a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Trouble {
+    /// Whatever is sent is lost, in both directions.
+    Cut,
+    /// What the client sends is lost.
+    CutUp,
+    /// What the server sends is lost.
+    CutDown,
+    /// Whatever is sent arrives when all is well again.
+    Hold,
+    /// Messages take up to so long.
+    Slow(Duration),
+}
+
+/// What is done to the hosts and to what is between them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Fault {
+    Break(Link, Trouble),
+    Repair(Link),
+    /// The process ends at once, and its connections with it.
+    Kill(Host),
+    /// The machine ends at once, and nobody is told.
+    PowerOff(Host),
+    Start(Host),
+    /// The server stops gracefully, and starts anew.
+    Drain(usize),
+}
+
+impl Plan {
+    pub(crate) fn new(seed: u64) -> Self {
+        let mut dice = Rng::with_seed(seed);
+        let calm = dice.u8(0..4) == 0;
+        let shards = dice.usize(1..=3);
+        let auto_release = dice.u8(0..3) > 0;
+        let keys = (0..dice.usize(2..=4)).map(|index| {
+            let name = format!("key-{index}");
+            let shard = stable_hash_shard(&name, shards);
+            Key { name, limit: (index % 2 == 1).then(|| dice.u64(1..=3)), shard }
+        });
+        let mut plan = Self {
+            seed,
+            calm,
+            shards,
+            keys: keys.collect(),
+            clients: dice.usize(2..=4),
+            workers: dice.usize(1..=3),
+            ttl: if calm { 60 * S } else { S * dice.u32(1..=6) },
+            keepalive: S * dice.u32(1..=3),
+            auto_release,
+            reattach: !auto_release && dice.u8(0..4) > 0,
+            retry: dice.bool(),
+            auth: dice.u8(0..4) == 0,
+            max_waiters: if dice.u8(0..4) == 0 { dice.usize(1..=2) } else { 0 },
+            latency: Duration::from_millis(dice.u64(2..=200)),
+            until: S * if calm { 10 } else { 25 },
+            faults: Vec::new(),
+        };
+        if !calm {
+            plan.add_faults(&mut dice);
+        }
+        plan
+    }
+
+    pub(crate) fn links(&self) -> impl Iterator<Item = Link> {
+        let shards = self.shards;
+        (0..self.clients).flat_map(move |client| (0..shards).map(move |shard| Link { client, shard }))
+    }
+
+    fn add_faults(&mut self, dice: &mut Rng) {
+        let mut faults = Vec::new();
+        for link in self.links() {
+            self.spells(dice, 8_000, |dice, from, to| {
+                let trouble = match dice.u8(0..8) {
+                    0 | 1 => Trouble::Cut,
+                    2 => Trouble::CutUp,
+                    3 | 4 => Trouble::CutDown,
+                    5 | 6 => Trouble::Hold,
+                    _ => Trouble::Slow(Duration::from_millis(dice.u64(200..4_000))),
+                };
+                faults.extend([(from, Fault::Break(link, trouble)), (to, Fault::Repair(link))]);
+            });
+        }
+        let hosts = (0..self.shards).map(Host::Server).chain((0..self.clients).map(Host::Client));
+        for host in hosts {
+            self.spells(dice, 24_000, |dice, from, to| match (dice.u8(0..3), host) {
+                (0, Host::Server(shard)) => faults.push((from, Fault::Drain(shard))),
+                (0 | 1, _) => faults.extend([(from, Fault::Kill(host)), (to, Fault::Start(host))]),
+                _ => faults.extend([(from, Fault::PowerOff(host)), (to, Fault::Start(host))]),
+            });
+        }
+        faults.sort_by_key(|(at, _)| *at);
+        self.faults = faults;
+    }
+
+    /// Times at which something is wrong, one after another, all of them over by the end.
+    fn spells(&self, dice: &mut Rng, gap: u64, mut add: impl FnMut(&mut Rng, Duration, Duration)) {
+        let mut at = Duration::ZERO;
+        loop {
+            let from = at + Duration::from_millis(dice.u64(100..gap));
+            let to = from + Duration::from_millis(dice.u64(50..9_000));
+            if to >= self.until {
+                return;
+            }
+            add(dice, from, to);
+            at = to;
+        }
+    }
+
+    /// After how much silence a server drops a connection.
+    pub(crate) fn read_timeout(&self) -> Duration {
+        2 * self.keepalive + S
+    }
+
+    /// By when the server must have heard that nobody has a key any more, once all is put right and
+    /// nobody waits.
+    pub(crate) fn handed_on_within(&self) -> Duration {
+        if self.calm { 2 * S } else { self.ttl + 3 * S }
+    }
+
+    /// How long a call may take beyond the time that it was given: the dial, a reply that does not
+    /// come, and a renewal that confirms a late grant.
+    pub(crate) fn slack(&self) -> Duration {
+        if self.calm { 2 * S } else { 2 * CONNECT_TIMEOUT + 36 * S }
+    }
+}
