@@ -110,3 +110,103 @@ fn lost_in_calm(history: &History) -> Vec<String> {
     let lost = history.holds.iter().filter(|hold| hold.lost.is_some());
     lost.map(|hold| format!("lost for no reason: {hold:?}")).collect()
 }
+
+mod tests {
+    use dflockd_client::LostReason;
+
+    use super::*;
+    use crate::history::{Boot, Call};
+    use crate::plan::{Key, S};
+
+    /// A lock and a semaphore of two on one server.
+    fn plan(calm: bool) -> Plan {
+        let key = |name: &str, limit| Key { name: name.to_owned(), limit, shard: 0 };
+        let keys = vec![key("lock", None), key("semaphore", Some(2))];
+        Plan { calm, shards: 1, keys, max_waiters: 0, ..Plan::new(0) }
+    }
+
+    /// Somebody has a key from one second to another.
+    fn hold(key: usize, fence: u64, from: u32, until: u32) -> Hold {
+        let (asked, from, until) = (S * from, S * from, Some(S * until));
+        Hold { client: 0, key, fence, asked, from, until, lost: None, overstays: None }
+    }
+
+    fn held(holds: impl IntoIterator<Item = Hold>) -> History {
+        let boots = vec![Boot { shard: 0, floor: 0 }];
+        History { boots, holds: holds.into_iter().collect(), ..History::default() }
+    }
+
+    fn called(end: Option<(u32, End)>) -> History {
+        let end = end.map(|(at, end)| (S * at, end));
+        let call = Call { client: 0, what: "acquire", began: S, limit: 5 * S, end };
+        History { calls: vec![call], ..History::default() }
+    }
+
+    #[track_caller]
+    fn assert_finds(history: &History, what: &str) {
+        let found = violations(&plan(true), history);
+        assert!(found.len() == 1 && found[0].contains(what), "{found:?}");
+    }
+
+    #[test]
+    fn holders_after_one_another_and_as_many_as_there_are_slots_are_fine() {
+        let holds = [hold(0, 1, 1, 3), hold(0, 2, 4, 5), hold(1, 3, 1, 9), hold(1, 4, 1, 9)];
+        assert_eq!(violations(&plan(true), &held(holds)), [""; 0]);
+    }
+
+    #[test]
+    fn one_holder_too_many_is_found() {
+        assert_finds(&held([hold(0, 1, 1, 3), hold(0, 2, 3, 5)]), "held by 2");
+        assert_finds(&held([hold(1, 1, 1, 9), hold(1, 2, 2, 9), hold(1, 3, 4, 5)]), "held by 3");
+    }
+
+    #[test]
+    fn a_holder_from_before_the_server_forgot_is_another_matter() {
+        let mut history = held([hold(0, 1, 1, 9), hold(0, 8, 4, 5)]);
+        history.boots.push(Boot { shard: 0, floor: 7 });
+        assert_eq!(violations(&plan(true), &history), [""; 0]);
+    }
+
+    #[test]
+    fn a_grant_that_was_lost_before_it_was_looked_at_held_nothing() {
+        let never = Hold { until: None, ..hold(0, 2, 2, 2) };
+        assert_eq!(violations(&plan(true), &held([hold(0, 1, 1, 3), never])), [""; 0]);
+    }
+
+    #[test]
+    fn fences_that_fall_or_repeat_are_found() {
+        assert_finds(&held([hold(0, 2, 1, 3), hold(0, 1, 4, 5)]), "does not grow");
+        assert_finds(&held([hold(0, 2, 1, 3), hold(1, 2, 4, 5)]), "does not grow");
+        let at_a_time = Hold { asked: S, ..hold(1, 1, 2, 3) };
+        assert_eq!(violations(&plan(true), &held([hold(0, 2, 2, 3), at_a_time])), [""; 0]);
+    }
+
+    #[test]
+    fn whoever_overstays_is_found() {
+        assert_finds(&held([Hold { overstays: Some(2 * S), ..hold(0, 1, 1, 3) }]), "past its deadline");
+    }
+
+    #[test]
+    fn calls_that_end_late_or_never_are_found() {
+        assert_eq!(violations(&plan(true), &called(Some((6, End::Done)))), [""; 0]);
+        assert_finds(&called(Some((7, End::Done))), "goes on");
+        assert_finds(&called(None), "goes on");
+    }
+
+    #[test]
+    fn errors_that_nothing_explains_are_found() {
+        let failed = |kind| called(Some((2, End::Failed(kind, String::new()))));
+        assert_finds(&failed(ErrorKind::Protocol), "must not come of it");
+        assert_finds(&failed(ErrorKind::MaxWaiters), "must not come of it");
+        assert_finds(&failed(ErrorKind::ConnectionClosed), "must not come of it");
+        assert_eq!(violations(&plan(false), &failed(ErrorKind::ConnectionClosed)), [""; 0]);
+        assert_eq!(violations(&plan(true), &failed(ErrorKind::Timeout)), [""; 0]);
+    }
+
+    #[test]
+    fn a_loss_in_the_calm_is_found() {
+        let lost = held([Hold { lost: Some(LostReason::DeadlinePassed), ..hold(0, 1, 1, 3) }]);
+        assert_finds(&lost, "for no reason");
+        assert_eq!(violations(&plan(false), &lost), [""; 0]);
+    }
+}

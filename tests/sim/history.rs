@@ -12,10 +12,26 @@ pub(crate) struct History {
     pub(crate) boots: Vec<Boot>,
     pub(crate) holds: Vec<Hold>,
     pub(crate) calls: Vec<Call>,
+    /// A host is going down: what its tasks do when they are dropped has no time.
+    pub(crate) crashing: bool,
     /// What must not happen whatever the circumstances.
     pub(crate) faults: Vec<String>,
     /// All of it, for people, and to tell whether two runs were the same.
     pub(crate) log: Vec<String>,
+}
+
+impl History {
+    /// What there was in it, by name.
+    pub(crate) fn contents(&self) -> impl Iterator<Item = String> {
+        let grants = self.holds.iter().map(|_| "granted".to_owned());
+        let lost = self.holds.iter().filter_map(|hold| hold.lost).map(|reason| format!("lost: {reason:?}"));
+        let ends = self.calls.iter().filter_map(|call| Some((call.what, &call.end.as_ref()?.1)));
+        let ends = ends.map(|(what, end)| match end {
+            End::Failed(kind, _) => format!("{what}: {kind:?}"),
+            end => format!("{what}: {end:?}"),
+        });
+        grants.chain(lost).chain(ends)
+    }
 }
 
 /// A server starts, and knows nothing but that fences up to `floor` may have been handed out.
@@ -95,25 +111,22 @@ impl Recorder {
         self.history().boots.push(Boot { shard, floor });
     }
 
-    pub(crate) fn called(&self, client: usize, what: &'static str, limit: Duration) -> usize {
+    pub(crate) fn called(&self, client: usize, what: &'static str, limit: Duration) -> Calling {
         let mut history = self.history();
         history.calls.push(Call { client, what, began: now(), limit, end: None });
-        history.calls.len() - 1
+        Calling { record: self.clone(), call: history.calls.len() - 1, end: End::Dropped }
     }
 
-    pub(crate) fn ended(&self, call: usize, end: End) {
-        let (client, what) = {
-            let call = &mut self.history().calls[call];
-            call.end = Some((now(), end.clone()));
-            (call.client, call.what)
-        };
-        self.log(now(), format_args!("client {client} {what}: {end:?}"));
+    /// A host goes down.
+    pub(crate) fn crashing(&self) {
+        self.history().crashing = true;
     }
 
-    /// A client's host went down, and with it whatever was under way.
-    pub(crate) fn crashed(&self, client: usize, at: Duration) {
+    /// A host went down, and with it whatever a client had under way.
+    pub(crate) fn crashed(&self, client: Option<usize>, at: Duration) {
         let mut history = self.history();
-        let open = history.calls.iter_mut().filter(|call| call.client == client && call.end.is_none());
+        history.crashing = false;
+        let open = history.calls.iter_mut().filter(|call| Some(call.client) == client && call.end.is_none());
         open.for_each(|call| call.end = Some((at, End::Crashed)));
     }
 
@@ -143,5 +156,33 @@ impl Recorder {
             self.log(now, format_args!("client {client} lost key-{key} with fence {fence}: {reason}"));
         }
         held
+    }
+}
+
+/// A call that is under way.
+pub(crate) struct Calling {
+    record: Recorder,
+    call: usize,
+    end: End,
+}
+
+impl Calling {
+    pub(crate) fn ended(mut self, end: End) {
+        self.end = end;
+    }
+}
+
+/// Dropped without an end, its caller has left.
+impl Drop for Calling {
+    fn drop(&mut self) {
+        let mut history = self.record.history();
+        if history.crashing {
+            return;
+        }
+        let call = &mut history.calls[self.call];
+        call.end = Some((now(), self.end.clone()));
+        let line = format!("client {} {}: {:?}", call.client, call.what, self.end);
+        drop(history);
+        self.record.log(now(), line);
     }
 }

@@ -15,44 +15,77 @@ mod plan;
 mod workload;
 mod world;
 
+use std::cell::Cell;
+use std::collections::BTreeMap;
 use std::ops::Range;
 use std::process::Command;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex};
 use std::thread;
 
 use dflockd_client::sabotage::{self, Rule};
+use history::History;
 use plan::Plan;
 
 /// How many schedules are run by default.
 const SCHEDULES: u64 = 2_000;
 /// Among how many a broken rule has to show.
 const SHOWN_AMONG: u64 = 400;
+/// What the schedules must lead to among them, or they show little.
+const EVENTS: &[&str] = &[
+    "acquire: Draining",
+    "acquire: LeaseExpired",
+    "acquire: MaxWaiters",
+    "acquire: Crashed",
+    "enqueue: Dropped",
+    "lost: ConnectionClosed",
+    "lost: DeadlinePassed",
+    "lost: RenewalRejected",
+    "lost: ServerDraining",
+    "lost: ServerSilent",
+    "release: Dropped",
+    "renew: Dropped",
+    "stats: Dropped",
+    "try: Dropped",
+    "wait: Done",
+    "wait: Dropped",
+    "wait: LeaseExpired",
+];
 /// How many schedules are run twice.
 const REPLAYED: u64 = 40;
 
 #[test]
 fn whatever_the_schedule_leases_keep_what_they_promise() {
     break_rule();
+    count_panics();
     let ((seeds, verbose), shows) = (seeds(), std::env::var("SIM_SHOWS").unwrap_or_default());
     let (next, failed) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
+    let contents = Mutex::new(BTreeMap::new());
     let work = || {
         while !failed.load(Ordering::Relaxed) {
             let seed = next.fetch_add(1, Ordering::Relaxed);
             if seed >= seeds.end {
                 return;
             }
-            let mut found = violations(seed, verbose);
+            let (history, mut found) = run(seed, verbose);
             found.retain(|violation| violation.contains(&shows));
             if !found.is_empty() && !failed.swap(true, Ordering::Relaxed) {
                 println!("seed {seed} fails; SIM_SEED={seed} replays it");
                 found.iter().for_each(|violation| println!("  violation: {violation}"));
             }
+            let mut contents = contents.lock().expect("nothing panics while it counts");
+            history.contents().for_each(|name| *contents.entry(name).or_insert(0) += 1);
         }
     };
     let threads = thread::available_parallelism().map_or(2, usize::from);
     thread::scope(|scope| (0..threads).for_each(|_| drop(scope.spawn(work))));
     assert!(!failed.load(Ordering::Relaxed), "a schedule fails, see above");
+    let contents = contents.into_inner().expect("nothing panics while it counts");
+    println!("{contents:#?}");
+    if seeds == (0..SCHEDULES) {
+        let missing: Vec<_> = EVENTS.iter().filter(|event| !contents.contains_key(**event)).collect();
+        assert!(missing.is_empty(), "no schedule leads to {missing:?}");
+    }
 }
 
 #[test]
@@ -83,15 +116,33 @@ fn the_checker_sees_replies_that_are_read_as_anothers() {
     assert_shows(Rule::ReplyOrder, "must not come of it");
 }
 
-/// What is wrong with the schedule of this seed.
-fn violations(seed: u64, verbose: bool) -> Vec<String> {
+/// What comes of a seed, and what is wrong with that.
+fn run(seed: u64, verbose: bool) -> (History, Vec<String>) {
     let plan = Arc::new(Plan::new(seed));
+    PANICS.set(0);
     let history = world::run(&plan);
     if verbose {
         println!("{plan:#?}");
         history.log.iter().for_each(|line| println!("{line}"));
     }
-    checker::violations(&plan, &history)
+    let mut found = checker::violations(&plan, &history);
+    if PANICS.get() > 0 {
+        found.push("a task panicked".to_owned());
+    }
+    (history, found)
+}
+
+thread_local! {
+    /// How often a task of this thread's schedule has panicked: the runtime hides that.
+    static PANICS: Cell<u32> = const { Cell::new(0) };
+}
+
+fn count_panics() {
+    let report = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        PANICS.set(PANICS.get() + 1);
+        report(info);
+    }));
 }
 
 /// Runs the schedules in a process of their own, since a rule is broken for a whole process.

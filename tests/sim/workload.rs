@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use dflockd_client::{
     AsyncDistributedLock, AsyncDistributedSemaphore, Enqueued, Lease, LeaseGuard, LockClient, OnDisconnect,
-    Result, RetryPolicy,
+    Outcome, Result, RetryPolicy,
 };
 use fastrand::Rng;
 use tokio::task::JoinSet;
@@ -108,13 +108,21 @@ struct Worker {
 impl Worker {
     async fn run(mut self) {
         while now() < self.plan.until {
-            let key = self.dice.usize(0..self.plan.keys.len());
-            let asked = now();
-            if let Some(guard) = self.take(key).await {
-                self.hold(key, asked, guard).await;
+            let patience = (self.dice.u8(0..8) == 0).then(|| self.up_to(4_000));
+            match patience {
+                // Dropped at whichever await it stands, with whatever it has.
+                Some(patience) => _ = timeout(patience, self.take_and_hold()).await,
+                None => self.take_and_hold().await,
             }
             let pause = self.up_to(800);
             sleep(pause).await;
+        }
+    }
+
+    async fn take_and_hold(&mut self) {
+        let (key, asked) = (self.dice.usize(0..self.plan.keys.len()), now());
+        if let Some(guard) = self.take(key).await {
+            self.hold(key, asked, guard).await;
         }
     }
 
@@ -132,17 +140,16 @@ impl Worker {
         call: impl Future<Output = Result<T>>,
     ) -> Option<T> {
         let patience = (self.dice.u8(0..3) == 0).then(|| self.up_to(3_000));
-        let id = self.record.called(self.client, what, limit + self.plan.slack());
+        let calling = self.record.called(self.client, what, limit + self.plan.slack());
         let outcome = match patience {
             Some(patience) => timeout(patience, call).await.ok(),
             None => Some(call.await),
         };
-        let end = match &outcome {
+        calling.ended(match &outcome {
             None => End::Dropped,
             Some(Ok(_)) => End::Done,
             Some(Err(error)) => End::Failed(error.kind(), error.to_string()),
-        };
-        self.record.ended(id, end);
+        });
         outcome?.ok()
     }
 
@@ -223,11 +230,13 @@ impl Worker {
             match self.dice.u8(0..8) {
                 0 | 1 => _ = self.call("renew", 5 * S, lease.renew()).await,
                 2 => self.stats().await,
-                _ => {
-                    let most = end.saturating_sub(now()).as_millis() as u64;
-                    let pause = self.up_to(most + 1);
-                    sleep(pause).await;
+                3 | 4 => {
+                    let outcome = lease.run(sleep(self.until(end))).await;
+                    if outcome == Outcome::Completed(()) && !lease.is_held() {
+                        self.record.fault(format!("work counts as completed, and {lease:?} is lost"));
+                    }
                 }
+                _ => sleep(self.until(end)).await,
             }
         };
         // Both are polled, also when the lease is lost half-way: the call is seen to its end.
@@ -237,6 +246,11 @@ impl Worker {
             () = &mut looks => works.await,
             () = &mut works => {}
         }
+    }
+
+    fn until(&mut self, end: Duration) -> Duration {
+        let most = end.saturating_sub(now()).as_millis() as u64;
+        self.up_to(most + 1)
     }
 
     async fn let_go(&mut self, hold: usize, guard: LeaseGuard) {

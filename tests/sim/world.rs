@@ -41,6 +41,7 @@ pub(crate) fn run(plan: &Arc<Plan>) -> History {
     let mut world = World::new(plan.clone(), &fences);
     let ran = world.run_to_the_end();
     let record = world.record.clone();
+    record.crashing();
     drop(world);
     let mut history = std::mem::take(&mut *record.history());
     history.faults.extend(ran.err().map(|error| format!("a host failed: {error}")));
@@ -198,9 +199,11 @@ impl World {
     }
 
     fn crash(&mut self, host: Host) {
+        self.record.crashing();
         self.sim.crash(host_name(host));
-        if let Host::Client(client) = host {
-            self.record.crashed(client, self.sim.elapsed());
+        let client = if let Host::Client(client) = host { Some(client) } else { None };
+        self.record.crashed(client, self.sim.elapsed());
+        if let Some(client) = client {
             self.done.borrow_mut()[client] = false;
         }
     }
