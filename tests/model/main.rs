@@ -40,6 +40,9 @@ impl Model for Leases {
             Property::always("a client that wants nothing keeps nothing", |_, world: &World| {
                 (0..CLIENTS).all(|client| !world.is_at_rest(client) || !world.server_knows(client))
             }),
+            Property::always("nobody waits for a key that is free", |_, world: &World| {
+                !world.is_waited_for() || world.is_held()
+            }),
             Property::sometimes("a lease is handed on", |_, world: &World| {
                 world.believes(1) && world.fence() == 2
             }),
@@ -107,4 +110,10 @@ fn an_orphan_that_is_not_released_keeps_the_key() {
 fn a_cancelled_request_whose_reply_is_not_awaited_shifts_every_later_reply() {
     let broken = broken(Rules { replies_in_order: false, ..Rules::ALL });
     assert!(!broken.is_empty());
+}
+
+#[test]
+fn a_key_that_is_not_handed_on_when_its_holders_connection_ends_is_free_and_waited_for() {
+    let broken = broken(Rules { hands_on: false, ..Rules::ALL });
+    assert!(broken.contains(&"nobody waits for a key that is free"), "{broken:?}");
 }

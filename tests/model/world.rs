@@ -14,7 +14,7 @@ const SILENCE: u8 = 2;
 /// How many requests a client may have under way.
 const PIPELINE: usize = 2;
 
-/// The rules that the client obeys.
+/// The rules that are obeyed: all but the last by the clients.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
     pub(crate) deadline_from_sending: bool,
@@ -22,6 +22,7 @@ pub(crate) struct Rules {
     pub(crate) confirm_late_grants: bool,
     pub(crate) release_orphans: bool,
     pub(crate) replies_in_order: bool,
+    pub(crate) hands_on: bool,
 }
 
 impl Rules {
@@ -31,6 +32,7 @@ impl Rules {
         confirm_late_grants: true,
         release_orphans: true,
         replies_in_order: true,
+        hands_on: true,
     };
 }
 
@@ -208,6 +210,14 @@ impl World {
         self.queue.contains(&client) || self.holder.is_some_and(|holder| holder.client == client)
     }
 
+    pub(crate) fn is_held(&self) -> bool {
+        self.holder.is_some()
+    }
+
+    pub(crate) fn is_waited_for(&self) -> bool {
+        !self.queue.is_empty()
+    }
+
     pub(crate) fn fence(&self) -> u8 {
         self.fence
     }
@@ -277,7 +287,7 @@ impl World {
                     self.send(c, Request::Release(fence));
                 }
             }
-            Action::ServerReads(c) => self.server_reads(c),
+            Action::ServerReads(c) => self.server_reads(c, rules),
             Action::ClientReads(c) => self.client_reads(c, rules),
             Action::Cut(c) => {
                 let link = &mut self.links[c];
@@ -287,7 +297,7 @@ impl World {
             }
             Action::ServerDropsIdle(c) => {
                 self.links[c].dropped = true;
-                self.disconnect(c);
+                self.disconnect(c, rules);
             }
             Action::ClientSeesEnd(c) => {
                 self.links[c].open_at_client = false;
@@ -428,7 +438,7 @@ impl World {
 
     // What the server does.
 
-    fn server_reads(&mut self, client: usize) {
+    fn server_reads(&mut self, client: usize, rules: Rules) {
         let request = self.links[client].up.remove(0);
         self.links[client].quiet = 0;
         if matches!(request, Request::Try | Request::Wait | Request::Renew(_)) {
@@ -455,7 +465,7 @@ impl World {
                     self.hand_on();
                 }
             }
-            Request::End => self.disconnect(client),
+            Request::End => self.disconnect(client, rules),
         }
     }
 
@@ -487,12 +497,15 @@ impl World {
     }
 
     /// The connection is gone: its waiter leaves, and what it held is handed on.
-    fn disconnect(&mut self, client: usize) {
+    fn disconnect(&mut self, client: usize, rules: Rules) {
         self.links[client].open_at_server = false;
         self.links[client].up.clear();
         self.queue.retain(|waiter| *waiter != client);
         if self.holder.is_some_and(|holder| holder.client == client) {
-            self.hand_on();
+            self.holder = None;
+            if rules.hands_on {
+                self.hand_on();
+            }
         }
     }
 }
