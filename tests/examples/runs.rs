@@ -92,17 +92,30 @@ fn every_example_runs_to_its_end() {
 
 #[test]
 fn load_runs_every_scenario() {
-    let plot = tempfile::tempdir().unwrap().path().with_extension("svg");
+    let files = tempfile::tempdir().unwrap();
+    let plot = files.path().join("plot.svg");
     let plot = plot.to_str().unwrap();
     let scenarios: [(&[&str], &[&str]); 8] = [
-        (&["--workers", "1,3", "--baseline", "--plot", plot], &["1 workers, shared", "3 connections", "ratio"]),
-        (&["run", "--workers", "4", "--keys", "one", "--mode", "per-worker", "--baseline"], &["1 connections"]),
+        (
+            &["--workers", "1,3", "--baseline", "--plot", plot],
+            &["1 workers, shared", "3 connections", "ratio"],
+        ),
+        (
+            &["run", "--workers", "4", "--keys", "one", "--mode", "per-worker", "--baseline"],
+            &["1 connections"],
+        ),
         (&["run", "--workers", "4", "--keys", "3", "--client-threads", "2"], &["4 workers"]),
         (&["run", "--workers", "2", "--tls", "--baseline"], &["2 workers", "ratio"]),
-        (&["fill", "--few", "100", "--many", "2000", "--probes", "500"], &["memory per held lease", "with 2000"]),
+        (
+            &["fill", "--few", "100", "--many", "2000", "--probes", "500"],
+            &["memory per held lease", "with 2000"],
+        ),
         (&["hold", "--leases", "50", "--lease", "2", "--time", "3"], &["lost meanwhile: 0"]),
         (&["queue", "--few", "20", "--many", "200", "--steps", "10"], &["join", "leave", "hand-off"]),
-        (&["sweep", "--few", "10", "--many", "1000", "--expire", "100", "--idle", "1"], &["1000 held, 100 run out"]),
+        (
+            &["sweep", "--few", "10", "--many", "1000", "--expire", "100", "--idle", "1"],
+            &["1000 held, 100 run out"],
+        ),
     ];
     for (arguments, words) in scenarios {
         let rounds: &[&str] = if arguments.contains(&"--workers") { &["--rounds", "20"] } else { &[] };
