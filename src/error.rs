@@ -88,6 +88,8 @@ struct Inner {
     server: Option<Arc<str>>,
     raw: Option<Arc<str>>,
     leader: Option<Arc<str>>,
+    /// Whether it says that what was waited for was taken, and nothing worse.
+    busy: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -102,6 +104,7 @@ impl Error {
             server: None,
             raw: None,
             leader: None,
+            busy: false,
             source: None,
         }))
     }
@@ -172,7 +175,7 @@ impl Error {
     /// ```
     pub fn is_busy(&self) -> bool {
         let waited = self.is_timeout() && self.raw() == Some(BUSY);
-        waited || self.kind() == ErrorKind::MaxWaiters
+        waited || self.0.busy || self.kind() == ErrorKind::MaxWaiters
     }
 
     /// A lease is gone: what it guarded may have another holder by now.
@@ -221,6 +224,12 @@ impl Error {
 
     pub(crate) fn with_leader(mut self, leader: Option<&str>) -> Self {
         Arc::make_mut(&mut self.0).leader = leader.map(Into::into);
+        self
+    }
+
+    #[cfg(feature = "file")]
+    pub(crate) fn while_busy(mut self) -> Self {
+        Arc::make_mut(&mut self.0).busy = true;
         self
     }
 

@@ -1,8 +1,8 @@
 //! How a contender breaks an expired lock: by a challenge that all others can see, so that what it
 //! replaces is what it has judged. The argument stands in the room's own docs. Knows of no runtime.
 
-use std::path::Path;
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, SystemTime};
 
 use crate::error::Result;
 use crate::file::contender::{Contender, Stage, Step};
@@ -91,7 +91,7 @@ impl Contender {
     }
 
     /// The challenges of others that stand. Those of the dead are removed.
-    fn challenges(&self) -> Result<Vec<std::path::PathBuf>> {
+    fn challenges(&self) -> Result<Vec<PathBuf>> {
         let mut standing = Vec::new();
         for path in self.files()? {
             if path == self.challenge || !name::is_challenge(&path, &self.settings.separator) {
@@ -107,7 +107,7 @@ impl Contender {
     }
 
     /// All files in the directory that belong to the lock, but not the lock file.
-    fn files(&self) -> Result<Vec<std::path::PathBuf>> {
+    fn files(&self) -> Result<Vec<PathBuf>> {
         let directory = self.settings.directory();
         let found = disk::list(directory, &self.settings.prefix());
         found.map_err(|e| self.settings.io("could not list", directory, e))
@@ -195,10 +195,10 @@ impl Contender {
     /// Whether a lock is held that was refreshed only after its end. Since the refresh nobody can
     /// judge it expired, and whoever did before has a challenge standing: so it is ours if there is
     /// none, and it is still there.
-    pub(super) fn confirm(&mut self, id: FileId) -> Result<bool> {
+    pub(super) fn confirm(&self, id: FileId, end: SystemTime) -> Result<bool> {
         for _ in 0..CONFIRM_ROUNDS {
             if self.challenges()?.is_empty() {
-                return Ok(self.is_ours(id)? && self.settings.now() < self.expiry);
+                return Ok(self.is_ours(id)? && self.settings.now() < end);
             }
             std::thread::sleep(CONFIRM_PAUSE);
         }

@@ -23,7 +23,7 @@ pub(super) struct Contender {
     /// The process that made the claim: a child made by a fork holds nothing of its parent's.
     pid: u32,
     pub(super) stage: Stage,
-    /// When the claim, and so the lock, runs out by what this contender has set last.
+    /// When the claim runs out, or the lock, as far as it is proven to be held.
     pub(super) expiry: SystemTime,
 }
 
@@ -122,15 +122,14 @@ impl Contender {
         Ok(id)
     }
 
-    /// Sets the end of the claim, and of the lock if it is held; `false` where the claim is gone.
-    pub(super) fn touch(&mut self, expiry: SystemTime) -> Result<bool> {
-        if self.expiry == expiry && !self.is_held() && !matches!(self.stage, Stage::Idle) {
-            return Ok(true);
+    /// Sets the end of a claim that has no lock yet.
+    pub(super) fn touch(&mut self, expiry: SystemTime) -> Result<()> {
+        if self.expiry != expiry {
+            disk::touch(&self.claim, expiry)
+                .map_err(|e| self.settings.io("could not touch", &self.claim, e))?;
+            self.expiry = expiry;
         }
-        let done = disk::touch(&self.claim, expiry);
-        let there = done.map_err(|e| self.settings.io("could not touch", &self.claim, e))?;
-        self.expiry = expiry;
-        Ok(there)
+        Ok(())
     }
 
     fn link(&mut self, id: FileId, lifetime: Duration) -> Result<Step> {
@@ -173,10 +172,8 @@ impl Contender {
     /// The lock file is this claim's. The lifetime counts from now.
     pub(super) fn enter(&mut self, id: FileId, lifetime: Duration) -> Result<Step> {
         self.stage = Stage::Held(id);
-        let before = self.expiry;
-        let expiry = self.settings.expiry(lifetime);
-        let touched = expiry == before || self.touch(expiry)?;
-        if touched && (self.settings.now() < before || self.confirm(id)?) {
+        let fresh = self.expiry == self.settings.expiry(lifetime) && self.settings.now() < self.expiry;
+        if fresh || self.refresh(lifetime)? {
             tracing::debug!(key = %self.settings.key, "the lock file is taken");
             return Ok(Step::Held);
         }
@@ -204,19 +201,20 @@ impl Contender {
         if self.pid != std::process::id() {
             return Ok(false);
         }
-        let (before, expiry) = (self.expiry, self.settings.expiry(lifetime));
+        let expiry = self.settings.expiry(lifetime);
         match disk::touch(&self.claim, expiry) {
-            Ok(true) => self.expiry = expiry,
+            Ok(true) => {}
             Ok(false) => return Ok(false),
             // What one may not touch one does not own.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(false),
             Err(error) => return Err(self.settings.io("could not touch", &self.claim, error)),
         }
-        let ours = self.is_ours(id)?;
-        if !ours || self.settings.now() < before {
-            return Ok(ours);
+        // In this order: what was not over when it was seen to be ours was nobody's to break.
+        let ours = self.is_ours(id)? && (self.settings.now() < self.expiry || self.confirm(id, expiry)?);
+        if ours {
+            self.expiry = expiry;
         }
-        self.confirm(id)
+        Ok(ours)
     }
 
     /// Why the lock is not held any more, if so. Touches nothing.
@@ -288,5 +286,29 @@ impl Contender {
 impl fmt::Debug for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Contender").field("claim", &self.claim).field("stage", &self.stage).finish()
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::FileLock;
+    use crate::file::turn::with;
+
+    #[test]
+    fn a_forked_child_neither_holds_nor_removes_what_its_parent_holds() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.lck");
+        let lock = FileLock::builder(&path).hostname("here").build().unwrap();
+        lock.lock(None).unwrap();
+        // To the child of a fork, another process has made the claim.
+        with(&lock.slot, |held| held.pid += 1);
+        assert!(!lock.is_locked().unwrap());
+        assert_eq!(lock.unlock().unwrap_err().kind(), ErrorKind::NotLocked);
+        assert_eq!(lock.lock(None).unwrap_err().kind(), ErrorKind::InvalidInput);
+        lock.unlock_unconditionally().unwrap();
+        let claim = lock.claimfile().to_owned();
+        drop(lock);
+        assert!(path.exists() && claim.exists());
     }
 }

@@ -117,7 +117,7 @@ impl FileLock {
     }
 
     pub(super) fn timed_out(&self, operation: &'static str) -> Error {
-        self.settings.error(ErrorKind::Timeout, "others keep it").during(operation)
+        self.settings.error(ErrorKind::Timeout, "others keep it").while_busy().during(operation)
     }
 
     /// Leaves the lock.

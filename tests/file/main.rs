@@ -1,5 +1,9 @@
 //! The lock file: what its object and its guard promise, with processes of their own where one is
 //! not enough.
+#![cfg(unix)]
 
 mod basics;
+mod faults;
+mod processes;
+mod roles;
 mod support;
