@@ -227,6 +227,6 @@ pub use types::{
 /// This crate's version.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
 
-#[cfg(all(doctest, feature = "client", feature = "server", feature = "tls"))]
+#[cfg(all(doctest, feature = "client", feature = "server", feature = "tls", feature = "file"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

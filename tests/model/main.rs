@@ -3,6 +3,7 @@
 //! will. What must always hold is checked in every state; with a rule switched off, the checker
 //! must find where it fails, or it would see nothing.
 
+mod breaking;
 mod world;
 
 use stateright::{Checker, HasDiscoveries, Model, Property};

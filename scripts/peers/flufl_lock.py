@@ -1,0 +1,251 @@
+"""Puts Python's flufl.lock and our lock file on one path: both kinds take turns, read each other's locks, and break them.
+
+Usage: flufl_lock.py BINARY [PART-OF-A-CHECK'S-NAME...], where BINARY is the example `file_lock`. Ends with a line
+`N passed, N failed`, and with exit code 1 when a check failed.
+"""
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from pathlib import Path
+
+from flufl.lock import Lock, LockState, NotLockedError, TimeOutError
+
+CHECKS = []
+BINARY = None
+
+
+def check(function):
+    CHECKS.append(function)
+    return function
+
+
+def expect(condition, what):
+    if not condition:
+        raise AssertionError(what)
+
+
+class Quick(Lock):
+    """The peer as it is, but for its pauses of a second: there are thousands of turns."""
+
+    def _sleep(self):
+        time.sleep(random.random() * 0.02)
+
+
+def ours(*arguments):
+    """Starts our half."""
+    command = [BINARY, *map(str, arguments)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def output_of(process):
+    out, err = process.communicate(timeout=120)
+    expect(process.returncode == 0, f"it ended with {process.returncode}: {err}")
+    return out
+
+
+def shown(path):
+    return dict(line.split(" ", 1) for line in output_of(ours("show", path)).splitlines())
+
+
+def expire(path):
+    long_ago = time.time() - 1000
+    os.utime(path, (long_ago, long_ago))
+
+
+def count(path, counter, times):
+    """As our half's `count`, run as a process of its own."""
+    lock = Quick(path)
+    for _ in range(int(times)):
+        lock.lock()
+        number = int(Path(counter).read_text())
+        Path(counter).write_text(str(number + 1))
+        lock.unlock()
+
+
+@check
+def both_count_to_two_thousand_together(tmp):
+    path, counter = tmp / "x.lck", tmp / "counter"
+    counter.write_text("0")
+    python = [sys.executable, "-P", __file__, "--count", path, counter]
+    processes = [subprocess.Popen([*map(str, python), "250"]) for _ in range(4)]
+    processes += [ours("count", path, counter, 250) for _ in range(4)]
+    for process in processes:
+        expect(process.wait(timeout=300) == 0, "every process ends well")
+    expect(counter.read_text() == "2000", f"the counter says {counter.read_text()}")
+    expect(os.listdir(tmp) == ["counter"], os.listdir(tmp))
+
+
+@check
+def python_reads_our_lock(tmp):
+    path = tmp / "x.lck"
+    holder = ours("hold", path)
+    expect(holder.stdout.readline() == "held\n", "it has the lock")
+    lock = Lock(str(path))
+    expect(lock.state == LockState.unknown, f"a living neighbour's lock is {lock.state}")
+    expect(lock.details == (lock.hostname, holder.pid, str(path)), lock.details)
+    left = (lock.expiration - datetime.now()).total_seconds()
+    expect(10 < left <= 15, f"it ends in {left} s")
+    expect(not lock.is_locked, "it is not Python's")
+    expect(Path(path).read_text().startswith(f"{path}|{lock.hostname}|{holder.pid}|"), "the claim is spelled alike")
+    try:
+        lock.lock(timeout=0)
+        raise AssertionError("it is taken")
+    except TimeOutError:
+        pass
+    expire(path)
+    expect(lock.state == LockState.theirs_expired, f"an expired lock is {lock.state}")
+    os.kill(holder.pid, signal.SIGKILL)
+    holder.wait()
+    expect(lock.state == LockState.stale, f"a dead holder's lock is {lock.state}")
+
+
+@check
+def we_read_pythons_lock(tmp):
+    path = tmp / "x.lck"
+    expect(shown_state(path) == "Unlocked", "nobody has it")
+    lock = Lock(str(path))
+    lock.lock()
+    found = shown(path)
+    expect(found["state"] == "Unknown", found)
+    expect((found["hostname"], int(found["pid"]), found["lockfile"]) == lock.details, found)
+    expect(int(found["expiration"]) == int(lock.expiration.timestamp()), found)
+    expire(path)
+    expect(shown(path)["state"] == "TheirsExpired", "an expired lock of the living")
+    lock.unlock()
+
+
+def shown_state(path):
+    process = ours("show", path)
+    out, _ = process.communicate(timeout=60)
+    return out.split()[1]
+
+
+@check
+def we_break_pythons_expired_lock_and_leave_the_directory_clean(tmp):
+    path = tmp / "x.lck"
+    lock = Lock(str(path))
+    lock.lock()
+    expire(path)
+    holder = ours("hold", path)
+    expect(holder.stdout.readline() == "held\n", "it is broken")
+    expect(len(os.listdir(tmp)) == 2, os.listdir(tmp))
+    expect(not lock.is_locked, "Python sees that it is gone")
+    try:
+        lock.unlock()
+        raise AssertionError("it is not Python's to leave")
+    except NotLockedError:
+        pass
+    holder.communicate("leave\n", timeout=60)
+    expect(holder.returncode == 0, "ours keeps it to the end")
+    expect(os.listdir(tmp) == [], os.listdir(tmp))
+
+
+@check
+def python_breaks_our_expired_lock_and_leaves_the_directory_clean(tmp):
+    path = tmp / "x.lck"
+    holder = ours("hold", path)
+    expect(holder.stdout.readline() == "held\n", "it has the lock")
+    holder.kill()
+    holder.wait()
+    expire(path)
+    lock = Quick(str(path))
+    lock.lock()
+    expect(lock.is_locked, "Python has it")
+    expect(len(os.listdir(tmp)) == 2, os.listdir(tmp))
+    lock.unlock()
+    expect(os.listdir(tmp) == [], os.listdir(tmp))
+
+
+@check
+def a_late_holder_of_ours_takes_nothing_from_python(tmp):
+    path = tmp / "x.lck"
+    holder = ours("hold", path)
+    expect(holder.stdout.readline() == "held\n", "it has the lock")
+    expire(path)
+    lock = Quick(str(path))
+    lock.lock()
+    _, err = holder.communicate("leave\n", timeout=60)
+    expect(holder.returncode != 0 and "NotLocked" in err, err)
+    expect(lock.is_locked, "Python keeps it")
+    lock.unlock()
+    expect(os.listdir(tmp) == [], os.listdir(tmp))
+
+
+@check
+def an_unrelated_file_survives_both(tmp):
+    path, counter = tmp / "x.lck", tmp / "counter"
+    counter.write_text("0")
+    path.write_text("notes, not a lock\n")
+    expire(path)
+    before = path.stat()
+    waiting = ours("count", path, counter, 1)
+    lock = Quick(str(path))
+    try:
+        lock.lock(timeout=1)
+        raise AssertionError("it is no lock")
+    except TimeOutError:
+        pass
+    waiting.kill()
+    waiting.wait()
+    after = path.stat()
+    expect(path.read_text() == "notes, not a lock\n", "the text is as it was")
+    expect((before.st_ino, before.st_mtime) == (after.st_ino, after.st_mtime), "and the file is the same")
+    expect(counter.read_text() == "0", "nobody had the lock")
+
+
+@check
+def both_break_the_same_expired_locks_and_no_count_is_lost(tmp):
+    counter = tmp / "counter"
+    counter.write_text("0")
+    for round_number in range(10):
+        path = tmp / f"{round_number}.lck"
+        claim = f"{path}|elsewhere|1|17"
+        Path(claim).write_text(claim)
+        os.link(claim, path)
+        expire(path)
+        processes = [subprocess.Popen(list(map(str, [sys.executable, "-P", __file__, "--count", path, counter, 5])))]
+        processes += [ours("count", path, counter, 5) for _ in range(3)]
+        for process in processes:
+            expect(process.wait(timeout=120) == 0, "every process ends well")
+    expect(counter.read_text() == "200", f"the counter says {counter.read_text()}")
+    expect(os.listdir(tmp) == ["counter"], os.listdir(tmp))
+
+
+def run(function):
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory() as tmp:
+        try:
+            function(Path(tmp))
+        except Exception:
+            return function, traceback.format_exc(), time.monotonic() - began
+    return function, None, time.monotonic() - began
+
+
+def main():
+    global BINARY
+    BINARY, *parts = sys.argv[1:]
+    chosen = [c for c in CHECKS if not parts or any(part in c.__name__ for part in parts)]
+    failed = 0
+    with ThreadPoolExecutor(2) as pool:
+        for function, fault, seconds in pool.map(run, chosen):
+            print(f"{'FAIL' if fault else 'ok  '} {function.__name__} ({seconds:.1f} s)")
+            if fault:
+                failed += 1
+                print(fault)
+    print(f"{len(chosen) - failed} passed, {failed} failed")
+    return 1 if failed or not chosen else 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--count"]:
+        count(*sys.argv[2:])
+    else:
+        sys.exit(main())
