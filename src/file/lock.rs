@@ -5,11 +5,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use crate::error::{Error, ErrorKind, Result};
-use crate::file::contender::Contender;
+use crate::error::{ErrorKind, Result};
+use crate::file::contender::{Contender, Step};
 use crate::file::query::{Details, LockState};
 use crate::file::settings::{Builder, Settings, check_lifetime};
-use crate::file::turn::{Patience, Slot, Turn, soon, take, with};
+use crate::file::turn::{Patience, Slot, Turn, glance, soon, take, with};
 
 /// A lock file that programs on a shared file system contend for, Python's `flufl.lock` among them.
 ///
@@ -66,8 +66,7 @@ impl FileLock {
     ///
     /// # Errors
     /// [`Timeout`](ErrorKind::Timeout) when others keep it, or an unrelated file stands at the
-    /// path; [`AlreadyLocked`](ErrorKind::AlreadyLocked) when this object has it, or another call is
-    /// taking it; [`Io`](ErrorKind::Io) when the directory is missing or may not be written, a
+    /// path; [`AlreadyLocked`](ErrorKind::AlreadyLocked) when this object has it; [`Io`](ErrorKind::Io) when the directory is missing or may not be written, a
     /// directory stands at the path, or the disk is full. No claim is left behind.
     ///
     /// # Examples
@@ -84,11 +83,9 @@ impl FileLock {
     /// ```
     pub fn lock(&self, timeout: impl Into<Option<Duration>>) -> Result<()> {
         let timeout = timeout.into().or(self.settings.default_timeout);
-        if self.take(timeout).map_err(|error| error.during("lock"))? {
-            Ok(())
-        } else {
-            Err(self.timed_out("lock"))
-        }
+        let taken = self.take(timeout);
+        let taken = taken.and_then(|taken| taken.then_some(()).ok_or_else(|| self.settings.timed_out()));
+        taken.map_err(|error| error.during("lock"))
     }
 
     /// Takes the lock if it is free, or expired; `false` when it is busy.
@@ -111,13 +108,15 @@ impl FileLock {
     }
 
     fn take(&self, timeout: Option<Duration>) -> Result<bool> {
-        let turn = Turn::from(&self.slot, &self.settings, self.lifetime())?;
-        let taken = take(turn, Patience::new(&self.settings, timeout))?;
-        Ok(taken.map(Turn::finish).is_some())
-    }
-
-    pub(super) fn timed_out(&self, operation: &'static str) -> Error {
-        self.settings.error(ErrorKind::Timeout, "others keep it").while_busy().during(operation)
+        let mut patience = Patience::new(&self.settings, timeout);
+        loop {
+            if let Some(turn) = Turn::from(&self.slot, self.lifetime())? {
+                return Ok(take(turn, &mut patience)?.map(Turn::finish).is_some());
+            }
+            // Another call takes it for this object.
+            let Some(pause) = patience.pause(Step::Busy) else { return Ok(false) };
+            std::thread::sleep(pause);
+        }
     }
 
     /// Leaves the lock.
@@ -317,7 +316,7 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        if with(&self.slot, |contender| contender.is_idle()).unwrap_or(true) {
+        if glance(&self.slot, Contender::is_idle) == Some(true) {
             return;
         }
         let slot = self.slot.clone();
@@ -333,7 +332,7 @@ impl fmt::Debug for FileLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileLock")
             .field("lockfile", &self.settings.lockfile)
-            .field("held", &with(&self.slot, |contender| contender.is_held()).unwrap_or(false))
+            .field("held", &glance(&self.slot, Contender::is_held))
             .field("lifetime", &self.lifetime())
             .finish_non_exhaustive()
     }

@@ -119,14 +119,15 @@
 //! | `CLOCK_SLOP` | [`Builder::slop`] | can be set |
 //! | `DEFAULT_LOCK_LIFETIME`, `SEP` | the defaults of the builder, [`SEPARATOR`] | |
 //! | `LockError` | [`Error`](crate::Error) | it names the operation and the path, and keeps the cause |
-//! | `AlreadyLockedError` | [`ErrorKind::AlreadyLocked`](crate::ErrorKind::AlreadyLocked) | also while another call takes the lock for the same object |
+//! | `AlreadyLockedError` | [`ErrorKind::AlreadyLocked`](crate::ErrorKind::AlreadyLocked) | |
 //! | `NotLockedError` | [`ErrorKind::NotLocked`](crate::ErrorKind::NotLocked) | |
 //! | `TimeOutError` | [`ErrorKind::Timeout`](crate::ErrorKind::Timeout), [`Error::is_busy`](crate::Error::is_busy) | |
 //! | `OSError` | [`ErrorKind::Io`](crate::ErrorKind::Io) | |
 //! | logger `flufl.lock` | `tracing` | that a lock is broken is told at info, the rest at debug |
 //!
 //! Every method that touches files has a twin in `_async`, whose calls run off the reactor, at most 16
-//! at a time in a process: a thousand tasks on one path start no thousand threads.
+//! at a time in a process: a thousand tasks on one path start no thousand threads. (A file server that
+//! hangs holds up those behind it, for as long as it hangs.)
 //!
 //! # Windows
 //!

@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 use std::time::SystemTime;
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::file::disk::{self, Content};
 use crate::file::host;
 use crate::file::name::{self, ClaimName};
@@ -59,6 +59,20 @@ impl Settings {
         let lockfile = name::path_of(name.lockfile).map(PathBuf::from).unwrap_or_default();
         let hostname = String::from_utf8_lossy(name.hostname).into_owned();
         Ok(Details { hostname, pid: name.pid, lockfile })
+    }
+
+    /// What a waiter hears whose time is up: who keeps the lock, as far as can be told.
+    pub(super) fn timed_out(&self) -> Error {
+        let found = disk::read(&self.lockfile).ok().flatten();
+        let detail = match found.as_ref().map(|found| ClaimName::parse(&found.text, &self.separator)) {
+            Some(Some(name)) => {
+                let hostname = String::from_utf8_lossy(name.hostname);
+                format!("process {} on {hostname} keeps it", name.pid)
+            }
+            Some(None) => "what stands at the path is not a lock, and is left alone".to_owned(),
+            None => "others kept it".to_owned(),
+        };
+        self.error(ErrorKind::Timeout, detail).while_busy()
     }
 
     pub(super) fn expiration(&self) -> Result<SystemTime> {

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result};
-use crate::file::contender::Contender;
+use crate::file::contender::{Contender, Step};
 use crate::file::engine::FileLease;
 use crate::file::lock::FileLock;
 use crate::file::query::{Details, LockState};
@@ -49,8 +49,10 @@ impl FileLock {
     /// # Ok(()) }
     /// ```
     pub async fn acquire(&self) -> Result<LeaseGuard> {
-        let guard = self.acquire_lease(self.settings.default_timeout).await?;
-        guard.ok_or_else(|| self.timed_out("acquire"))
+        match self.acquire_lease(self.settings.default_timeout).await? {
+            Some(guard) => Ok(guard),
+            None => Err(self.timed_out().await.during("acquire")),
+        }
     }
 
     /// Waits for the lock up to `timeout`; as [`acquire`](Self::acquire).
@@ -75,7 +77,10 @@ impl FileLock {
     /// # Ok(()) }
     /// ```
     pub async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
-        self.acquire_lease(Some(timeout)).await?.ok_or_else(|| self.timed_out("acquire"))
+        match self.acquire_lease(Some(timeout)).await? {
+            Some(guard) => Ok(guard),
+            None => Err(self.timed_out().await.during("acquire")),
+        }
     }
 
     /// Takes the lock if it is free, or expired; `None` when it is busy.
@@ -95,7 +100,7 @@ impl FileLock {
             return Err(Error::invalid("lifetime", format!("is {lifetime:?}, the least for a guard is 2 s")));
         }
         let turn = Turn::new(self.settings.clone(), lifetime);
-        let taken = take_async(turn, Patience::new(&self.settings, timeout)).await;
+        let taken = take_async(turn, &mut Patience::new(&self.settings, timeout)).await;
         let Some((turn, began)) = taken.map_err(|error| error.during("acquire"))? else { return Ok(None) };
         let Some(held) = turn.finish() else { return Ok(None) };
         let (token, left) = (Token::of_file(&held.text()), held.left());
@@ -110,8 +115,7 @@ impl FileLock {
     /// As [`lock`](Self::lock).
     ///
     /// # Cancel safety
-    /// Dropping the future takes the claim away, and leaves a lock that was just taken. Until that
-    /// is done, this object is taken for one that a call is taking the lock for.
+    /// Dropping the future takes the claim away, and leaves a lock that was just taken.
     ///
     /// # Examples
     /// ```
@@ -127,7 +131,10 @@ impl FileLock {
     /// ```
     pub async fn lock_async(&self, timeout: impl Into<Option<Duration>>) -> Result<()> {
         let timeout = timeout.into().or(self.settings.default_timeout);
-        if self.take_async(timeout).await? { Ok(()) } else { Err(self.timed_out("lock")) }
+        match self.take_async(timeout).await? {
+            true => Ok(()),
+            false => Err(self.timed_out().await.during("lock")),
+        }
     }
 
     /// As [`try_lock`](Self::try_lock), off the reactor.
@@ -142,13 +149,26 @@ impl FileLock {
     }
 
     async fn take_async(&self, timeout: Option<Duration>) -> Result<bool> {
-        let (slot, settings, lifetime) = (self.slot.clone(), self.settings.clone(), self.lifetime());
-        let taken = async {
-            let turn = off_reactor(move || Turn::from(&slot, &settings, lifetime)).await??;
-            take_async(turn, Patience::new(&self.settings, timeout)).await
-        };
-        let taken = taken.await.map_err(|error| error.during("lock"))?;
-        Ok(taken.map(|(turn, _)| turn.finish()).is_some())
+        self.take_slot(timeout).await.map_err(|error| error.during("lock"))
+    }
+
+    async fn take_slot(&self, timeout: Option<Duration>) -> Result<bool> {
+        let mut patience = Patience::new(&self.settings, timeout);
+        loop {
+            let (slot, lifetime) = (self.slot.clone(), self.lifetime());
+            if let Some(turn) = off_reactor(move || Turn::from(&slot, lifetime)).await?? {
+                let taken = take_async(turn, &mut patience).await?;
+                return Ok(taken.map(|(turn, _)| turn.finish()).is_some());
+            }
+            // Another call takes it for this object.
+            let Some(pause) = patience.pause(Step::Busy) else { return Ok(false) };
+            tokio::time::sleep(pause).await;
+        }
+    }
+
+    async fn timed_out(&self) -> Error {
+        let settings = self.settings.clone();
+        off_reactor(move || settings.timed_out()).await.unwrap_or_else(|stopped| stopped)
     }
 
     /// As [`unlock`](Self::unlock), off the reactor.

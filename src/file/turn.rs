@@ -22,6 +22,11 @@ pub(super) fn with<T>(slot: &Slot, look: impl FnOnce(&mut Contender) -> T) -> Op
     slot.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
 }
 
+/// As [`with`], but never waits; `None` also while another thread is at it.
+pub(super) fn glance<T>(slot: &Slot, look: impl FnOnce(&Contender) -> T) -> Option<T> {
+    slot.try_lock().ok()?.as_ref().map(look)
+}
+
 /// A contender that is taking the lock. Dropping it gives up, and returns it to where it came from.
 pub(super) struct Turn {
     contender: Option<Contender>,
@@ -35,14 +40,12 @@ impl Turn {
         Self { contender: Some(Contender::new(settings)), home: None, lifetime }
     }
 
-    /// The slot's contender, which must not have the lock already.
-    pub(super) fn from(slot: &Slot, settings: &Settings, lifetime: Duration) -> Result<Self> {
+    /// The slot's contender, which must not have the lock already; `None` while another call has it.
+    pub(super) fn from(slot: &Slot, lifetime: Duration) -> Result<Option<Self>> {
         let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(contender) = place.as_mut() else {
-            return Err(settings.error(ErrorKind::AlreadyLocked, "another call takes it for this object"));
-        };
+        let Some(contender) = place.as_mut() else { return Ok(None) };
         contender.begin()?;
-        Ok(Self { contender: place.take(), home: Some(slot.clone()), lifetime })
+        Ok(Some(Self { contender: place.take(), home: Some(slot.clone()), lifetime }))
     }
 
     pub(super) fn step(&mut self) -> Result<Step> {
@@ -119,7 +122,7 @@ impl Patience {
 
 /// Takes the lock on this thread; `None` when the time is up. Either way, or after an error, nothing
 /// is under way any more.
-pub(super) fn take(mut turn: Turn, mut patience: Patience) -> Result<Option<Turn>> {
+pub(super) fn take(mut turn: Turn, patience: &mut Patience) -> Result<Option<Turn>> {
     loop {
         match turn.step() {
             Ok(Step::Held) => return Ok(Some(turn)),
@@ -136,7 +139,7 @@ pub(super) fn take(mut turn: Turn, mut patience: Patience) -> Result<Option<Turn
 }
 
 /// Takes the lock off the reactor; as [`take`]. The instant is from before the step that took it.
-pub(super) async fn take_async(mut turn: Turn, mut patience: Patience) -> Result<Option<(Turn, Instant)>> {
+pub(super) async fn take_async(mut turn: Turn, patience: &mut Patience) -> Result<Option<(Turn, Instant)>> {
     loop {
         let began = Instant::now();
         let step = off_reactor(move || {
@@ -204,6 +207,7 @@ impl<F: FnOnce()> Drop for Surely<F> {
 pub(super) fn soon(job: impl FnOnce() + Send + 'static) {
     let job = Surely(Some(job));
     if let Ok(runtime) = Handle::try_current() {
-        drop(runtime.spawn_blocking(move || job.run()));
+        // What keeps the job from being done drops it, and so does it.
+        runtime.spawn(async move { drop(off_reactor(move || job.run()).await) });
     }
 }

@@ -23,7 +23,8 @@ pub enum LostReason {
     DeadlinePassed,
     /// The runtime that renewed the lease was shut down.
     RuntimeShutdown,
-    /// The lock file is gone: somebody broke or deleted it.
+    /// The lock file was removed: somebody broke the lock or deleted the file, or its claim, or gave
+    /// it a third link.
     FileRemoved,
     /// Another file stands in the lock file's place: somebody broke the lock, and took it.
     FileReplaced,
@@ -38,7 +39,7 @@ impl fmt::Display for LostReason {
             Self::RenewalRejected => "the server rejected its renewal",
             Self::DeadlinePassed => "its deadline passed without a renewal",
             Self::RuntimeShutdown => "the runtime that renewed it shut down",
-            Self::FileRemoved => "its lock file is gone",
+            Self::FileRemoved => "its lock file was removed, or has other links than it should",
             Self::FileReplaced => "another's lock file stands in its place",
         })
     }

@@ -2,18 +2,13 @@
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
-use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use dflockd_client::{ErrorKind, FileLock, LeaseState, LockState, LostReason};
+use dflockd_client::{ErrorKind, LockState};
 
-use crate::support::Place;
+use crate::support::{Place, kind, set_end};
 
 const S: Duration = Duration::from_secs(1);
-
-fn kind<T: std::fmt::Debug>(outcome: dflockd_client::Result<T>) -> ErrorKind {
-    outcome.expect_err("it must fail").kind()
-}
 
 #[test]
 fn a_lock_is_a_second_link_to_a_claim_that_says_its_own_path() {
@@ -38,7 +33,10 @@ fn two_locks_of_one_process_exclude_each_other() {
     let (one, other) = (place.lock(), place.lock());
     one.lock(None).unwrap();
     assert!(!other.try_lock().unwrap());
-    assert_eq!(kind(other.lock(Duration::from_millis(20))), ErrorKind::Timeout);
+    let error = other.lock(Duration::from_millis(20)).unwrap_err();
+    assert!(error.is_timeout() && error.is_busy());
+    let holder = format!("process {} on here keeps it", std::process::id());
+    assert_eq!(error.to_string(), format!("lock of {:?}: timed out: {holder}", place.path()));
     assert!(one.is_locked().unwrap() && !other.is_locked().unwrap());
     assert_eq!(kind(other.unlock()), ErrorKind::NotLocked);
     assert_eq!(place.files().len(), 2, "whoever timed out leaves no claim: {:?}", place.files());
@@ -97,7 +95,7 @@ fn an_expired_lock_is_broken_and_its_claim_goes_with_it() {
     let place = Place::new();
     let (one, other) = (place.lock(), place.builder().build().unwrap());
     one.lock(None).unwrap();
-    expire(&one);
+    set_end(one.claimfile(), SystemTime::now() - 100 * S);
     other.lock(Duration::ZERO).unwrap();
     assert!(other.is_locked().unwrap());
     assert_eq!(place.files().len(), 2, "{:?}", place.files());
@@ -113,101 +111,27 @@ fn a_lock_that_was_broken_can_be_taken_again_by_the_same_object() {
     let place = Place::new();
     let (one, other) = (place.lock(), place.lock());
     one.lock(None).unwrap();
-    expire(&one);
+    set_end(one.claimfile(), SystemTime::now() - 100 * S);
     other.lock(None).unwrap();
     assert!(!one.try_lock().unwrap());
     other.unlock().unwrap();
     assert!(one.try_lock().unwrap());
 }
 
-/// Sets a lock's end far back, as if nobody had refreshed it.
-fn expire(lock: &FileLock) {
-    let file = fs::File::open(lock.claimfile()).unwrap();
-    let long_ago = SystemTime::now() - 100 * S;
-    file.set_modified(long_ago).unwrap();
-}
-
-#[tokio::test]
-async fn a_guard_holds_the_file_and_leaves_it() {
+#[test]
+fn two_calls_of_one_object_wait_for_each_other() {
     let place = Place::new();
-    let lock = place.lock();
-    let guard = lock.acquire().await.unwrap();
-    assert_eq!(guard.state(), LeaseState::Healthy);
-    assert_eq!(guard.fence(), None);
-    assert_eq!(guard.key().to_text(), place.path().to_string_lossy());
-    assert!(guard.ttl() <= 15 * S && guard.ttl() > 10 * S, "{:?}", guard.ttl());
-    assert_eq!(fs::read_to_string(place.path()).unwrap(), guard.token().expose());
-    assert!(format!("{:?}", guard.token()).len() < 20);
-    assert!(lock.try_acquire().await.unwrap().is_none());
-    guard.release().await.unwrap();
-    assert!(place.files().is_empty());
-}
-
-#[tokio::test]
-async fn a_guard_hears_that_its_file_was_removed_or_replaced() {
-    for (replace, reason) in [(false, LostReason::FileRemoved), (true, LostReason::FileReplaced)] {
-        let place = Place::new();
-        let guard = place.lock().acquire().await.unwrap();
-        fs::remove_file(place.path()).unwrap();
-        if replace {
-            fs::write(place.path(), "another's").unwrap();
+    let (lock, other) = (place.lock(), place.lock());
+    other.lock(None).unwrap();
+    std::thread::scope(|scope| {
+        let waiting = scope.spawn(|| lock.lock(None));
+        while place.files().len() < 3 {
+            std::thread::yield_now();
         }
-        assert_eq!(guard.lost().await, reason);
-        assert_eq!(kind(guard.release().await), ErrorKind::LeaseLost);
-        // The claim is taken away in the background; another's file stays.
-        until_left(&place, usize::from(replace)).await;
-    }
-}
-
-#[tokio::test]
-async fn many_tasks_share_one_lock_object_and_one_holds_at_a_time() {
-    let place = Place::new();
-    let lock = Arc::new(place.builder().poll(Duration::from_millis(20)).build().unwrap());
-    let count = Arc::new(std::sync::Mutex::new((0, 0)));
-    let tasks: Vec<_> = (0..20)
-        .map(|_| {
-            let (lock, count) = (lock.clone(), count.clone());
-            tokio::spawn(async move {
-                let guard = lock.acquire().await.unwrap();
-                let inside = || count.lock().unwrap();
-                inside().0 += 1;
-                assert_eq!(inside().0, 1);
-                tokio::task::yield_now().await;
-                inside().0 -= 1;
-                inside().1 += 1;
-                guard.release().await.unwrap();
-            })
-        })
-        .collect();
-    for task in tasks {
-        task.await.unwrap();
-    }
-    assert_eq!(count.lock().unwrap().1, 20);
-    assert!(place.files().is_empty(), "{:?}", place.files());
-}
-
-#[tokio::test]
-async fn a_dropped_acquire_leaves_nothing_behind() {
-    let place = Place::new();
-    let lock = place.lock();
-    for polls in 0..40 {
-        let mut future = Box::pin(lock.acquire());
-        for _ in 0..polls {
-            if let std::task::Poll::Ready(guard) = futures::poll!(&mut future) {
-                guard.unwrap().release().await.unwrap();
-                break;
-            }
-            tokio::task::yield_now().await;
-        }
-        drop(future);
-        // Whoever comes next gets it, at once or when the dropped one is cleaned up.
-        lock.acquire_within(60 * S).await.unwrap().release().await.unwrap();
-    }
-    until_left(&place, 0).await;
-}
-
-async fn until_left(place: &Place, files: usize) {
-    while place.files().len() != files {
-        tokio::time::sleep(Duration::from_millis(1)).await;
-    }
+        assert_eq!(kind(lock.lock(Duration::from_millis(5))), ErrorKind::Timeout);
+        assert!(!lock.is_locked().unwrap());
+        other.unlock().unwrap();
+        waiting.join().unwrap().unwrap();
+    });
+    assert_eq!(kind(lock.lock(None)), ErrorKind::AlreadyLocked);
 }

@@ -165,7 +165,9 @@ fn an_unrelated_file_is_never_touched_and_times_out() {
         set_end(&place.path(), long_ago());
         let before = fs::metadata(place.path()).unwrap();
         let lock = place.lock();
-        assert_eq!(lock.lock(SHORT).unwrap_err().kind(), ErrorKind::Timeout);
+        let error = lock.lock(SHORT).unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert!(error.to_string().ends_with("what stands at the path is not a lock, and is left alone"));
         assert!(!lock.try_lock().unwrap());
         assert_eq!(lock.state().unwrap(), LockState::Unknown);
         assert_eq!(lock.details().unwrap_err().kind(), ErrorKind::NotLocked);

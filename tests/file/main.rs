@@ -4,6 +4,7 @@
 
 mod basics;
 mod faults;
+mod guards;
 mod processes;
 mod roles;
 mod support;

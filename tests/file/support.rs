@@ -55,6 +55,11 @@ impl Place {
     }
 }
 
+/// What kind of error it is; there must be one.
+pub(crate) fn kind<T: std::fmt::Debug>(outcome: dflockd_client::Result<T>) -> dflockd_client::ErrorKind {
+    outcome.expect_err("it must fail").kind()
+}
+
 /// Sets when a lock ends, as if its holder had.
 pub(crate) fn set_end(path: &Path, end: SystemTime) {
     fs::File::open(path).and_then(|file| file.set_modified(end)).expect("it is ours");
