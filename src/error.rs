@@ -53,16 +53,16 @@ pub enum ErrorKind {
     /// The connection is closed, by the peer, by [`close`](crate::AsyncConn::close), or because
     /// an earlier command was cut off and its reply can no longer be told from others.
     ConnectionClosed,
-    /// More requests are under way on this client than it keeps; nothing was sent.
+    /// The client was closed, by [`LockClient::close`](crate::LockClient::close).
+    ClientClosed,
+    /// More requests are under way on this client than it keeps, or all the connections that it may
+    /// have stay in use; nothing was sent.
     Overloaded,
     /// The operating system refused an operation.
     Io,
     /// The TLS handshake or its settings failed.
     Tls,
 }
-
-/// What a server says of a key that stayed busy.
-const BUSY: &str = "timeout";
 
 /// The error of every operation in this crate. Cloning is cheap.
 ///
@@ -174,8 +174,7 @@ impl Error {
     /// # Ok(()) }
     /// ```
     pub fn is_busy(&self) -> bool {
-        let waited = self.is_timeout() && self.raw() == Some(BUSY);
-        waited || self.0.busy || self.kind() == ErrorKind::MaxWaiters
+        self.0.busy || self.kind() == ErrorKind::MaxWaiters
     }
 
     /// A lease is gone: what it guarded may have another holder by now.
@@ -227,7 +226,7 @@ impl Error {
         self
     }
 
-    #[cfg(feature = "file")]
+    #[cfg(any(feature = "client", feature = "file"))]
     pub(crate) fn while_busy(mut self) -> Self {
         Arc::make_mut(&mut self.0).busy = true;
         self
@@ -281,7 +280,8 @@ impl ErrorKind {
             Self::Protocol => "protocol violation",
             Self::InvalidInput => "invalid input",
             Self::ConnectionClosed => "connection closed",
-            Self::Overloaded => "too many requests under way",
+            Self::ClientClosed => "the client is closed",
+            Self::Overloaded => "the client is overloaded",
             Self::Io => "i/o error",
             Self::Tls => "tls error",
         }

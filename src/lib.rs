@@ -208,8 +208,9 @@ mod types;
 
 #[cfg(feature = "client")]
 pub use client::{
-    AsyncConn, AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Enqueued, LockClient,
-    LockTarget, OnDisconnect, RetryPolicy, SemaphoreTarget, Settings, Target, Ticket, command,
+    AsyncConn, AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Enqueued, Latency,
+    LockClient, LockTarget, Metrics, OnDisconnect, RetryPolicy, SemaphoreTarget, Settings, Target, Ticket,
+    command,
 };
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "file")]

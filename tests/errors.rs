@@ -158,7 +158,7 @@ async fn overloaded() -> Error {
             None => made += 1,
             Some(outcome) => break outcome.unwrap_err(),
         }
-        assert!(made <= 100_000, "requests pile up without a limit");
+        assert!(made <= 300_000, "requests pile up without a limit");
     };
     sleep(S).await;
     guard.renew().await.expect("what is under way gets done, and then it goes on");
@@ -185,6 +185,12 @@ async fn tls() -> Error {
     acquire(builder.dial(plain).build().unwrap()).await
 }
 
+async fn client_closed() -> Error {
+    let locks = client(Peers::new(|_, _| End::Hangs));
+    locks.close().await.expect("there is nothing to close");
+    acquire(locks).await
+}
+
 /// One error of every kind.
 async fn errors() -> Vec<(ErrorKind, Error)> {
     let invalid = LockClient::builder().servers([("", 1)]).build().unwrap_err();
@@ -206,6 +212,7 @@ async fn errors() -> Vec<(ErrorKind, Error)> {
         (ErrorKind::Protocol, answered(&["garbage\n"]).await),
         (ErrorKind::InvalidInput, invalid),
         (ErrorKind::ConnectionClosed, connection_closed().await),
+        (ErrorKind::ClientClosed, client_closed().await),
         (ErrorKind::Overloaded, overloaded().await),
         (ErrorKind::Io, io().await),
         (ErrorKind::Tls, tls().await),
@@ -244,6 +251,7 @@ async fn every_error_names_operation_key_and_server_and_what_happened() {
             ErrorKind::PermissionDenied => ("authenticate of \"k\"", SERVER),
             ErrorKind::Overloaded => ("renew of \"k\"", SERVER),
             ErrorKind::InvalidInput => ("", ""),
+            ErrorKind::ClientClosed => ("acquire of \"k\"", ""),
             _ => ("acquire of \"k\"", SERVER),
         };
         let on = if on.is_empty() { String::new() } else { format!(" on {on}") };

@@ -104,7 +104,8 @@ async fn a_flood_in_place_of_a_reply_is_a_protocol_error_and_read_no_further() {
             match (flood, asked) {
                 // The first line is a reply, the rest is none.
                 ("ok\n", "release") => assert_eq!(kind, None, "{what}"),
-                ("timeout\n", "acquire") => assert_eq!(kind, Some(ErrorKind::Timeout), "{what}"),
+                // So the key is busy, and waited for over another connection, to a sound server.
+                ("timeout\n", "acquire") => assert_eq!(kind, None, "{what}"),
                 _ => assert_eq!(kind, Some(ErrorKind::Protocol), "{what}: {outcome:?}"),
             }
             heals(&lock, &server, &what).await;

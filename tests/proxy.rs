@@ -183,7 +183,7 @@ async fn a_grant_that_took_longer_than_its_lease_to_come_is_none() {
     let server = start(&[]);
     let proxy = Proxy::to(server.address).await;
     proxy.both(Way::Delay(Duration::from_millis(600)));
-    let client = through(proxy.port).lease_ttl(S).build().unwrap();
+    let client = through(proxy.port).keepalive_interval(10 * S).lease_ttl(S).build().unwrap();
     let error = client.lock("k").unwrap().acquire_within(10 * S).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LeaseExpired, "{error}");
     assert!(error.is_lease_lost());

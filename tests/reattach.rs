@@ -161,7 +161,7 @@ async fn a_renewal_names_the_ttl_that_was_granted_where_none_was_asked_for() {
     });
     let guard = LockClient::builder().dial(dial).build().unwrap().lock("k").unwrap().acquire().await.unwrap();
     guard.renew().await.unwrap();
-    assert_eq!(asked.recv().await.unwrap(), "l k 10");
+    assert_eq!(asked.recv().await.unwrap(), "l k 0");
     assert_eq!(asked.recv().await.unwrap(), format!("n k {} 41", peers::TOKEN));
 }
 

@@ -176,9 +176,9 @@ async fn times_go_up_to_whole_seconds_on_the_wire() {
     for (time, seconds) in times {
         let (dial, heard) = listening(&["timeout\n", "timeout\n", "queued\n", "timeout\n"]);
         let client = LockClient::builder().dial(dial).acquire_timeout(time).lease_ttl(time).build().unwrap();
-        let lock = client.lock("k").unwrap();
+        let lock = client.lock("k").unwrap().isolated();
         assert!(lock.acquire().await.is_err());
-        assert!(client.semaphore("s", 3).unwrap().acquire_within(time).await.is_err());
+        assert!(client.semaphore("s", 3).unwrap().isolated().acquire_within(time).await.is_err());
         let Enqueued::Queued(ticket) = lock.enqueue().await.unwrap() else { panic!("the peer said queued") };
         assert!(ticket.wait(time).await.is_err());
         let expected = [
@@ -195,8 +195,8 @@ async fn times_go_up_to_whole_seconds_on_the_wire() {
 async fn what_is_not_set_is_left_to_the_server() {
     let (dial, heard) = listening(&["timeout\n", "timeout\n", "queued\n"]);
     let client = LockClient::builder().dial(dial).build().unwrap();
-    assert!(client.lock("k").unwrap().acquire().await.is_err());
-    assert!(client.lock("k").unwrap().try_acquire().await.unwrap().is_none());
+    assert!(client.lock("k").unwrap().isolated().acquire().await.is_err());
+    assert!(client.lock("k").unwrap().isolated().try_acquire().await.unwrap().is_none());
     drop(client.semaphore("k", 2).unwrap().enqueue().await.unwrap());
     tokio::time::sleep(S).await;
     assert_eq!(*heard.lock().unwrap(), ["l k 10", "l k 0", "se k 2", "sw k 0"]);
@@ -210,9 +210,33 @@ async fn one_locks_settings_leave_the_clients_alone() {
     let quick = lock.with(Settings::new().acquire_timeout(2 * S)).unwrap();
     let short = quick.with(Settings::new().lease_ttl(S)).unwrap();
     for lock in [short, quick, lock] {
-        assert!(lock.acquire().await.is_err());
+        assert!(lock.isolated().acquire().await.is_err());
     }
     assert_eq!(*heard.lock().unwrap(), ["l k 2 1", "l k 2 7", "l k 4 7"]);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_key_is_tried_over_the_shared_connection_and_waited_for_over_another() {
+    let heard = Arc::new(Mutex::new(Vec::new()));
+    let note = heard.clone();
+    let dial = Peers::new(move |_, nth| {
+        let note = note.clone();
+        peer(move |far| async move {
+            let mut wire = Wire::new(far);
+            while let Some(request) = wire.request().await {
+                note.lock().unwrap().push((nth, request));
+                wire.send("timeout\n").await;
+            }
+        })
+    });
+    let client = LockClient::builder().dial(dial).lease_ttl(7 * S).build().unwrap();
+    assert!(client.lock("k").unwrap().acquire().await.unwrap_err().is_timeout());
+    assert!(client.semaphore("s", 2).unwrap().acquire().await.unwrap_err().is_timeout());
+    assert!(client.lock("k").unwrap().try_acquire().await.unwrap().is_none());
+    let heard = heard.lock().unwrap();
+    let heard: Vec<_> = heard.iter().map(|(nth, request)| (*nth, &**request)).collect();
+    let expected = [(0, "l k 0 7"), (1, "l k 10 7"), (0, "sl s 0 2 7"), (1, "sl s 10 2 7"), (0, "l k 0 7")];
+    assert_eq!(heard, expected);
 }
 
 #[tokio::test(start_paused = true)]

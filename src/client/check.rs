@@ -34,6 +34,13 @@ pub(crate) fn check_time(field: &'static str, time: Duration) -> Result<()> {
     Ok(())
 }
 
+pub(crate) fn check_count(field: &'static str, count: usize) -> Result<()> {
+    if count == 0 {
+        return Err(Error::invalid(field, "is 0, the least is 1"));
+    }
+    Ok(())
+}
+
 pub(crate) fn check_share(field: &'static str, share: f64) -> Result<()> {
     if !(0.0..=1.0).contains(&share) {
         return Err(Error::invalid(field, format!("is {share}, the range is 0 to 1")));

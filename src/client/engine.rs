@@ -1,4 +1,4 @@
-//! A server's grant as the engine of a lease: renewed and released over the session that brought
+//! A server's grant as the engine of a lease: renewed and released over the connection that brought
 //! it, or, where the lock was told to reattach, over the one after that.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -8,9 +8,9 @@ use futures::future::BoxFuture;
 
 use crate::client::options::OnDisconnect;
 use crate::client::outcome;
-use crate::client::pool::Pool;
+use crate::client::pool::{Berth, Pool};
 use crate::client::session::{Answer, Orphan, Session};
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Done, Engine, Incident, LostReason};
 use crate::proto::{Family, Request};
 use crate::types::{Key, Seconds, Token};
@@ -20,8 +20,11 @@ const RENEW_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct ServerLease {
     pub(crate) pool: Arc<Pool>,
-    pub(crate) shard: usize,
-    pub(crate) session: Mutex<Session>,
+    /// In the client's book of leases.
+    pub(crate) number: u64,
+    pub(crate) server: Arc<str>,
+    /// Where the lease is; given back when it is let go.
+    pub(crate) berth: Mutex<Option<Berth>>,
     pub(crate) key: Key,
     pub(crate) token: Token,
     pub(crate) family: Family,
@@ -35,28 +38,32 @@ impl ServerLease {
         Orphan { key: self.key.clone(), token: self.token.clone(), family: self.family, rescued: false }
     }
 
-    fn slot(&self) -> MutexGuard<'_, Session> {
-        // Nothing panics while the slot is locked.
-        self.session.lock().unwrap_or_else(PoisonError::into_inner)
+    fn berth(&self) -> MutexGuard<'_, Option<Berth>> {
+        // Nothing panics while it is locked.
+        self.berth.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn session(&self) -> Session {
-        self.slot().clone()
+    /// The connection; none once the lease was let go.
+    fn session(&self) -> Option<Session> {
+        self.berth().as_ref().map(|berth| berth.session().clone())
     }
 
     fn reattaches(&self) -> bool {
         self.on_disconnect == OnDisconnect::Reattach
     }
 
-    /// The session to renew over: another one, where the old one ended and that is no loss.
+    /// The connection to renew over: another one, where the old one ended and that is no loss.
     async fn attached(&self) -> Result<Session> {
-        let session = self.session();
+        let let_go = || Error::new(ErrorKind::NotHeld, "it was let go");
+        let session = self.session().ok_or_else(let_go)?;
         if !self.reattaches() || session.lost().is_none() {
             return Ok(session);
         }
-        let session = self.pool.checkout(self.shard).await?;
-        tracing::debug!(key = %self.key, server = %session.server(), "the lease moves to another connection");
-        self.slot().clone_from(&session);
+        let berth = self.pool.board(self.pool.options.shard(&self.key)?).await?;
+        tracing::debug!(key = %self.key, server = %self.server, "the lease moves to another connection");
+        let session = berth.session().clone();
+        // Dropped outside the lock.
+        let _old = self.berth().as_mut().ok_or_else(let_go).map(|old| std::mem::replace(old, berth))?;
         Ok(session)
     }
 
@@ -71,32 +78,44 @@ impl ServerLease {
 
 impl Engine for ServerLease {
     fn grantor(&self) -> Arc<str> {
-        self.slot().server().clone()
+        self.server.clone()
     }
 
     fn renew(&self) -> BoxFuture<'_, Result<Duration>> {
         Box::pin(async {
             let outcome = self.renew_once().await;
-            outcome.map_err(|error| error.during("renew").for_key(&self.key).on_server(&self.grantor()))
+            outcome.map_err(|error| error.during("renew").for_key(&self.key).on_server(&self.server))
         })
     }
 
     fn release(&self, done: Done) {
-        self.pool.release(self.shard, &self.session(), self.orphan(), Some(done));
+        let berth = self.berth().take();
+        if let Some(berth) = berth {
+            self.pool.leases.leave(self.number);
+            berth.session().release(self.orphan(), Some(done));
+        }
     }
 
     fn lost(&self) -> Option<LostReason> {
-        if self.reattaches() { None } else { self.slot().lost() }
+        if self.reattaches() { None } else { self.berth().as_ref()?.session().lost() }
     }
 
     fn incident(&self) -> BoxFuture<'_, Incident> {
         let session = self.session();
         Box::pin(async move {
+            let Some(session) = session else { return std::future::pending().await };
             session.closed().await;
             match session.lost() {
                 Some(reason) if !self.reattaches() => Incident::Lost(reason),
                 _ => Incident::Doubt,
             }
         })
+    }
+}
+
+/// Also where it was never let go: forgotten, or cut off by the end of its runtime.
+impl Drop for ServerLease {
+    fn drop(&mut self) {
+        self.pool.leases.leave(self.number);
     }
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::client::check::{
-    check_auth_token, check_server, check_share, check_time, lease_seconds, server_name,
+    check_auth_token, check_count, check_server, check_share, check_time, lease_seconds, server_name,
 };
 use crate::client::retry::RetryPolicy;
 use crate::client::tls::ClientTls;
@@ -23,6 +23,10 @@ pub(crate) struct Options {
     pub(crate) auth_token: Option<String>,
     pub(crate) connect_timeout: Duration,
     pub(crate) keepalive_interval: Duration,
+    pub(crate) shared_connections: usize,
+    pub(crate) max_connections: usize,
+    pub(crate) max_leases_per_connection: usize,
+    pub(crate) idle_timeout: Duration,
     pub(crate) dial: Arc<dyn Dial>,
 }
 
@@ -117,6 +121,10 @@ pub struct Builder<T> {
     auth_token: Option<String>,
     connect_timeout: Duration,
     keepalive_interval: Duration,
+    shared_connections: usize,
+    max_connections: usize,
+    max_leases_per_connection: usize,
+    idle_timeout: Duration,
     dial: Arc<dyn Dial>,
     acquire_timeout: Duration,
     lease_ttl: Option<Duration>,
@@ -135,6 +143,10 @@ impl<T: Target> Builder<T> {
             auth_token: None,
             connect_timeout: Duration::from_secs(10),
             keepalive_interval: Duration::from_secs(10),
+            shared_connections: 1,
+            max_connections: 1000,
+            max_leases_per_connection: usize::MAX,
+            idle_timeout: Duration::from_secs(60),
             dial: Arc::new(TcpDial),
             acquire_timeout: Duration::from_secs(10),
             lease_ttl: None,
@@ -183,6 +195,40 @@ impl<T: Target> Builder<T> {
     /// hold. Defaults to 10 s.
     pub fn keepalive_interval(mut self, interval: Duration) -> Self {
         self.keepalive_interval = interval;
+        self
+    }
+
+    /// Over how many connections per server the work of all tasks goes that need not wait: tries,
+    /// renewals, releases, and the leases that come of it; at least 1. One carries a hundred
+    /// thousand leases. With more, fewer leases share the fate of each. Defaults to 1.
+    pub fn shared_connections(mut self, connections: usize) -> Self {
+        self.shared_connections = connections;
+        self
+    }
+
+    /// How many connections per server there may be; more than
+    /// [`shared_connections`](Self::shared_connections), since a busy key is waited for on a
+    /// connection of its own, which then carries the lease. Whoever needs one more waits for it, up
+    /// to the connect timeout, and then fails with
+    /// [`Overloaded`](crate::ErrorKind::Overloaded): too few, and acquires wait for each other's
+    /// keys. Defaults to 1000.
+    pub fn max_connections(mut self, connections: usize) -> Self {
+        self.max_connections = connections;
+        self
+    }
+
+    /// How many leases and requests may share a connection before another one is opened; at least 1.
+    /// Defaults to no limit.
+    pub fn max_leases_per_connection(mut self, leases: usize) -> Self {
+        self.max_leases_per_connection = leases;
+        self
+    }
+
+    /// How long a connection that is not one of the shared ones is kept, and pinged, without
+    /// anything to do; above 0. Short ones make acquires of busy keys dial more often. Defaults to
+    /// 60 s.
+    pub fn idle_timeout(mut self, timeout: Duration) -> Self {
+        self.idle_timeout = timeout;
         self
     }
 
@@ -292,6 +338,14 @@ impl<T: Target> Builder<T> {
         }
         check_time("connect_timeout", self.connect_timeout)?;
         check_time("keepalive_interval", self.keepalive_interval)?;
+        check_time("idle_timeout", self.idle_timeout)?;
+        check_count("shared_connections", self.shared_connections)?;
+        check_count("max_leases_per_connection", self.max_leases_per_connection)?;
+        if self.max_connections <= self.shared_connections {
+            let (most, shared) = (self.max_connections, self.shared_connections);
+            let fault = format!("is {most}, it must be more than shared_connections, which is {shared}");
+            return Err(Error::invalid("max_connections", fault));
+        }
         check_share("renew_jitter", self.terms.pace.jitter)?;
         check_share("at_risk_ratio", self.terms.pace.at_risk)?;
         let ratio = self.terms.pace.ratio;
@@ -315,6 +369,10 @@ impl<T: Target> Builder<T> {
             auth_token: self.auth_token,
             connect_timeout: self.connect_timeout,
             keepalive_interval: self.keepalive_interval,
+            shared_connections: self.shared_connections,
+            max_connections: self.max_connections,
+            max_leases_per_connection: self.max_leases_per_connection,
+            idle_timeout: self.idle_timeout,
             dial: self.dial,
         };
         self.target.finish(Parts { options, lease })
@@ -329,6 +387,10 @@ impl<T> fmt::Debug for Builder<T> {
             .field("auth_token", &self.auth_token.as_ref().map(|_| "set"))
             .field("connect_timeout", &self.connect_timeout)
             .field("keepalive_interval", &self.keepalive_interval)
+            .field("shared_connections", &self.shared_connections)
+            .field("max_connections", &self.max_connections)
+            .field("max_leases_per_connection", &self.max_leases_per_connection)
+            .field("idle_timeout", &self.idle_timeout)
             .field("acquire_timeout", &self.acquire_timeout)
             .field("lease_ttl", &self.lease_ttl)
             .field("terms", &self.terms)

@@ -49,10 +49,15 @@ pub(crate) fn bad_reply(fault: BadReply) -> Error {
     Error::new(ErrorKind::Protocol, "").caused_by(fault)
 }
 
+/// Others had the key until the time ran out.
+pub(crate) fn busy() -> Error {
+    Error::new(ErrorKind::Timeout, "the key stayed busy").while_busy()
+}
+
 fn refused_or(reply: Reply, expect: Expect) -> Error {
     match reply {
         Reply::Refused(status) => refusal(&status, expect),
-        Reply::Timeout => Error::new(ErrorKind::Timeout, "the key stayed busy").with_raw("timeout"),
+        Reply::Timeout => busy().with_raw("timeout"),
         // `Reply::parse` lets nothing else through for what was expected.
         _ => Error::new(ErrorKind::Protocol, "a reply to another request"),
     }

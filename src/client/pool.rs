@@ -1,91 +1,169 @@
-//! Sessions per server: dialling, handing out, taking back. A session that is handed out carries
-//! one lease or one wait; one that is taken back serves the next.
+//! Connections per server: the shared ones, over which the uncontended work of all tasks goes, and
+//! those that one wait or one isolated lease has to itself; dialling, handing out, taking back,
+//! closing. Knows of no guard.
+
+mod berth;
+mod lines;
+mod shelf;
 
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use crate::client::command::{self, open_stream, within};
 use crate::client::conn::AsyncConn;
 use crate::client::fences::FenceWatch;
+use crate::client::leases::Leases;
+use crate::client::metrics::{Meter, Metrics};
 use crate::client::options::{Options, Server};
-use crate::client::session::{Answer, Failure, Home, Orphan, Session};
+use crate::client::session::{Home, Orphan, Session};
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::Done;
+use crate::lease::{Done, Tally};
 use crate::proto::{Reply, Request, Status};
 use crate::types::Key;
 
-/// How many sessions without a lease are kept per server for the next one.
-const MAX_IDLE: usize = 16;
-/// How often a request that was not sent is made again on another session.
-const RESENDS: usize = 3;
+pub(crate) use berth::{Berth, Waiting};
+pub(crate) use lines::InLine;
+use lines::Lines;
+use shelf::Shelf;
+
+/// How long closing a client may take, releases included.
+pub(crate) const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Pool {
     pub(crate) options: Arc<Options>,
     pub(crate) fences: FenceWatch,
-    idle: Vec<Mutex<Vec<Session>>>,
+    pub(crate) leases: Leases,
+    pub(crate) lines: Lines,
+    pub(crate) meter: Arc<Meter>,
+    shelves: Vec<Mutex<Shelf>>,
     /// Which servers have said that they are shutting down.
     draining: Vec<Arc<AtomicBool>>,
+    closed: watch::Sender<bool>,
 }
 
 impl Pool {
-    pub(crate) fn new(options: Arc<Options>) -> Arc<Self> {
-        let idle = options.servers.iter().map(|_| Mutex::default()).collect();
+    pub(crate) fn new(options: Arc<Options>, tally: Arc<Tally>) -> Arc<Self> {
+        let shelves = options.servers.iter().map(|_| Mutex::new(Shelf::new(&options))).collect();
         let draining = options.servers.iter().map(|_| Arc::default()).collect();
-        Arc::new(Self { options, fences: FenceWatch::default(), idle, draining })
+        Arc::new(Self {
+            options,
+            fences: FenceWatch::default(),
+            leases: Leases::default(),
+            lines: Lines::default(),
+            meter: Arc::new(Meter::new(tally)),
+            shelves,
+            draining,
+            closed: watch::Sender::new(false),
+        })
     }
 
-    /// Sends a request to the key's server on a session of its own, which the answer is bound to.
-    ///
-    /// A pooled session that turns out dead before anything was sent is replaced unnoticed.
-    pub(crate) async fn begin(self: &Arc<Self>, key: &Key) -> Result<Waiting> {
-        let shard = self.options.shard(key)?;
-        let session = self.checkout(shard).await?;
-        Ok(Waiting { pool: self.clone(), shard, session: Some(session), under_way: false })
+    /// Prepares a request to the key's server over a shared connection. It must be one that the
+    /// server answers at once.
+    pub(crate) async fn share(self: &Arc<Self>, key: &Key) -> Result<Waiting> {
+        Ok(Waiting::new(self.board(self.options.shard(key)?).await?))
     }
 
-    /// Takes an idle session of the server's, or dials.
-    pub(crate) async fn checkout(self: &Arc<Self>, shard: usize) -> Result<Session> {
-        let idle = {
-            let mut idle = self.idle(shard);
-            idle.retain(|session| !session.is_closed() && !session.is_shaky());
-            // One that is owed a reply, to a release or a ping, may be gone.
-            let free = idle.iter().rposition(|session| !session.is_busy());
-            free.map(|at| idle.swap_remove(at))
+    /// Prepares a request to the key's server over a connection that nothing else goes by: one that
+    /// may wait, or whose lease is to have it.
+    pub(crate) async fn own(self: &Arc<Self>, key: &Key) -> Result<Waiting> {
+        Ok(Waiting::new(self.board_alone(self.options.shard(key)?).await?))
+    }
+
+    /// A place on a shared connection, which is dialled if need be.
+    pub(crate) async fn board(self: &Arc<Self>, shard: usize) -> Result<Berth> {
+        loop {
+            self.check_open()?;
+            let dial = {
+                let mut shelf = self.shelf(shard);
+                match shelf.pick() {
+                    Some(session) => return Ok(Berth::new(self, shard, session, true)),
+                    None => shelf.join_dial(self, shard),
+                }
+            };
+            match dial.await {
+                // It may have ended already: whoever sends over it is told so.
+                Ok(session) if self.shelf(shard).seat(&session) => {
+                    return Ok(Berth::new(self, shard, session, true));
+                }
+                Ok(_) => {}
+                Err(error) => {
+                    let other = self.shelf(shard).least_used();
+                    return other.map(|session| Berth::new(self, shard, session, true)).ok_or(error);
+                }
+            }
+        }
+    }
+
+    /// A connection of one's own: an idle one, or one that is dialled.
+    pub(crate) async fn board_alone(self: &Arc<Self>, shard: usize) -> Result<Berth> {
+        self.check_open()?;
+        let (session, permit) = self.idle_or_dialled(shard).await?;
+        session.take(permit);
+        Ok(Berth::new(self, shard, session, false))
+    }
+
+    async fn idle_or_dialled(
+        self: &Arc<Self>,
+        shard: usize,
+    ) -> Result<(Session, tokio::sync::OwnedSemaphorePermit)> {
+        let room = self.shelf(shard).room();
+        let permit = match room.clone().try_acquire_owned() {
+            Ok(permit) => permit,
+            Err(_) => {
+                let until = Instant::now() + self.options.connect_timeout;
+                let full = || self.full(shard);
+                // The semaphore is never closed.
+                timeout_at(until, room.acquire_owned()).await.map_err(|_| full())?.map_err(|_| full())?
+            }
         };
-        match idle {
-            Some(session) => Ok(session),
-            None => self.dial(shard).await,
-        }
+        let idle = self.shelf(shard).pop_idle();
+        let session = match idle {
+            Some(session) => session,
+            None => self.dial(shard).await?,
+        };
+        Ok((session, permit))
     }
 
-    fn idle(&self, shard: usize) -> std::sync::MutexGuard<'_, Vec<Session>> {
-        // Nothing panics while the list is locked.
-        self.idle[shard].lock().unwrap_or_else(PoisonError::into_inner)
+    fn full(&self, shard: usize) -> Error {
+        let (most, waited) = (self.options.max_connections, self.options.connect_timeout);
+        let detail = format!("all {most} connections (max_connections) stayed in use for {waited:?}");
+        Error::new(ErrorKind::Overloaded, detail).on_server(&self.options.servers[shard].name)
     }
 
-    /// Takes a session back on which nothing is held and nothing waits.
-    pub(crate) fn give_back(&self, shard: usize, session: Session) {
-        let mut idle = self.idle(shard);
-        if idle.len() < MAX_IDLE && !session.is_closed() {
-            idle.push(session);
-        }
+    fn shelf(&self, shard: usize) -> MutexGuard<'_, Shelf> {
+        // Nothing panics while it is locked.
+        self.shelves[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn dial(self: &Arc<Self>, shard: usize) -> Result<Session> {
         let server = &self.options.servers[shard];
         let stream = within(self.options.connect_timeout, self.handshake(server)).await;
         let stream = stream.map_err(|error| error.on_server(&server.name))?;
+        self.check_open()?;
         tracing::debug!(server = %server.name, "connected");
+        self.meter.dialled();
         self.draining[shard].store(false, Ordering::Relaxed);
-        let (pool, options) = (Arc::downgrade(self), self.options.clone());
+        let (pool, options, tally) = (Arc::downgrade(self), self.options.clone(), self.meter.tally().clone());
         let rescue = Arc::new(move |orphan, done| {
             // A release outlives the client that it came from.
-            let pool = pool.upgrade().unwrap_or_else(|| Self::new(options.clone()));
+            let pool = pool.upgrade().filter(|pool| !pool.is_closed());
+            let pool = pool.unwrap_or_else(|| Self::new(options.clone(), tally.clone()));
             pool.rescue(shard, orphan, done);
         });
-        let keepalive = self.options.keepalive_interval;
-        let draining = self.draining[shard].clone();
-        Ok(Session::spawn(stream, Home { server: server.name.clone(), keepalive, draining, rescue }))
+        let home = Home {
+            server: server.name.clone(),
+            keepalive: self.options.keepalive_interval,
+            draining: self.draining[shard].clone(),
+            meter: self.meter.clone(),
+            rescue,
+        };
+        let session = Session::spawn(stream, home);
+        self.shelf(shard).opened(&session);
+        Ok(session)
     }
 
     async fn handshake(&self, server: &Server) -> Result<crate::net::BoxStream> {
@@ -98,115 +176,72 @@ impl Pool {
         conn.into_stream()
     }
 
-    /// Releases a grant over another session than the one that brought it.
+    /// Releases a grant over another connection than the one that brought it.
     fn rescue(self: &Arc<Self>, shard: usize, orphan: Orphan, done: Option<Done>) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return unrescued(&orphan, done, Error::new(ErrorKind::ConnectionClosed, "there is no runtime"));
         };
         let pool = self.clone();
         runtime.spawn(async move {
-            match pool.checkout(shard).await {
-                Ok(session) => pool.release(shard, &session, orphan, done),
+            match pool.board(shard).await {
+                Ok(berth) => berth.session().release(orphan, done),
                 Err(error) => unrescued(&orphan, done, error),
             }
         });
     }
 
-    /// Lets go without waiting, and takes the session back.
-    pub(crate) fn release(&self, shard: usize, session: &Session, orphan: Orphan, done: Option<Done>) {
-        session.release(orphan, done);
-        self.give_back(shard, session.clone());
-    }
-
     /// Asks one server something that holds nothing.
     pub(crate) async fn ask(self: &Arc<Self>, shard: usize, request: Request) -> Result<Reply> {
-        let session = self.checkout(shard).await?;
-        let mut waiting = Waiting { pool: self.clone(), shard, session: Some(session), under_way: false };
+        let mut waiting = Waiting::new(self.board(shard).await?);
         let reply = waiting.call(request, command::IO_SLACK).await?.claim();
-        match &reply {
-            Reply::Refused(Status::Auth) => waiting.discard(),
-            _ => waiting.done(),
+        if reply == Reply::Refused(Status::Auth) {
+            waiting.discard();
         }
         Ok(reply)
     }
-}
 
-/// A session on which something waits, or may. Dropped while a request is under way, the session
-/// is abandoned, and with it the place in the queue.
-pub(crate) struct Waiting {
-    pool: Arc<Pool>,
-    shard: usize,
-    /// Taken when the session is passed on.
-    session: Option<Session>,
-    under_way: bool,
-}
-
-impl Waiting {
-    /// Sends a request and waits for its answer. A `wait` is bound to the connection that queued,
-    /// any other request that was not sent may go by another.
-    pub(crate) async fn call(&mut self, request: Request, limit: std::time::Duration) -> Result<Answer> {
-        let bound = matches!(request, Request::Wait { .. });
-        for attempt in 0.. {
-            let Some(session) = self.session.clone() else { break };
-            self.under_way = true;
-            match session.call(request.clone(), limit).await {
-                Ok(answer) => {
-                    self.under_way = false;
-                    return Ok(answer);
-                }
-                Err(Failure { error, unsent: true })
-                    if !bound && attempt < RESENDS && session.is_closed() =>
-                {
-                    tracing::debug!(server = %session.server(), %error, "a dead connection is replaced");
-                    self.under_way = false;
-                    self.session = Some(self.pool.checkout(self.shard).await?);
-                }
-                Err(Failure { error, .. }) => return Err(error.on_server(session.server())),
-            }
-        }
-        Err(Error::new(ErrorKind::ConnectionClosed, "the wait was over already"))
+    pub(crate) fn is_closed(&self) -> bool {
+        *self.closed.borrow()
     }
 
-    pub(crate) fn server(&self) -> Option<Arc<str>> {
-        self.session.as_ref().map(|session| session.server().clone())
+    pub(crate) fn check_open(&self) -> Result<()> {
+        if self.is_closed() { Err(client_closed()) } else { Ok(()) }
     }
 
-    /// Sends a request whose reply nobody waits for, and gives the session back.
-    pub(crate) fn end_with(mut self, request: Request) {
-        if let Some(session) = self.session.take() {
-            session.call_soon(request);
-            self.pool.give_back(self.shard, session);
+    /// Does this, unless the client is closed before it is done. What is under way then is dropped.
+    pub(crate) async fn unless_closed<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let mut closed = self.closed.subscribe();
+        tokio::select! {
+            biased;
+            _ = closed.wait_for(|closed| *closed) => Err(client_closed()),
+            outcome = work => outcome,
         }
     }
 
-    /// The server is about to close the connection: it serves nobody any more.
-    pub(crate) fn discard(mut self) {
-        self.session = None;
+    /// Refuses what comes from now on, ends what waits, lets go of every lease, and closes the
+    /// connections once the server has answered.
+    pub(crate) async fn close(&self) -> Result<()> {
+        self.closed.send_replace(true);
+        let until = Instant::now() + CLOSE_LIMIT;
+        let released = self.leases.release_all(until).await;
+        let sessions: Vec<_> = (0..self.shelves.len()).flat_map(|shard| self.shelf(shard).close()).collect();
+        sessions.iter().for_each(Session::close);
+        let closed = futures::future::join_all(sessions.iter().map(Session::closed));
+        let late = || Error::new(ErrorKind::Timeout, format!("not closed within {CLOSE_LIMIT:?}"));
+        let closed = timeout_at(until, closed).await.map(drop).map_err(|_| late().during("close"));
+        released.and(closed)
     }
 
-    /// Nothing is held and nothing waits: the session serves the next.
-    pub(crate) fn done(mut self) {
-        if let Some(session) = self.session.take() {
-            self.pool.give_back(self.shard, session);
-        }
-    }
-
-    /// The session now carries a lease.
-    pub(crate) fn carry(mut self) -> Option<(Session, usize)> {
-        Some((self.session.take()?, self.shard))
+    pub(crate) fn metrics(&self) -> Metrics {
+        let open = (0..self.shelves.len()).flat_map(|shard| self.shelf(shard).open());
+        let (connections, in_flight) =
+            open.fold((0, 0), |(count, sum), session| (count + 1, sum + session.under_way()));
+        self.meter.read(connections, in_flight, self.leases.len())
     }
 }
 
-impl Drop for Waiting {
-    fn drop(&mut self) {
-        if let Some(session) = self.session.take() {
-            if self.under_way {
-                session.abandon();
-            } else {
-                self.pool.give_back(self.shard, session);
-            }
-        }
-    }
+pub(crate) fn client_closed() -> Error {
+    Error::new(ErrorKind::ClientClosed, "")
 }
 
 /// Nothing can be done about a grant any more: it runs out by itself.

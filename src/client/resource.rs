@@ -4,14 +4,14 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use tokio::time::{Instant, sleep_until};
+use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::Instrument;
 
 use crate::client::command::IO_SLACK;
 use crate::client::engine::ServerLease;
 use crate::client::options::LeaseOptions;
 use crate::client::outcome::{self, Grant};
-use crate::client::pool::{Pool, Waiting};
+use crate::client::pool::{InLine, Pool, Waiting, client_closed};
 use crate::client::retry::is_worth_a_retry;
 use crate::client::session::Answer;
 use crate::error::{Error, ErrorKind, Result};
@@ -26,15 +26,38 @@ pub(crate) struct Resource {
     pub(crate) key: Key,
     pub(crate) limit: Option<Limit>,
     pub(crate) lease: LeaseOptions,
+    /// Whether its leases have a connection of their own.
+    pub(crate) isolated: bool,
 }
 
 impl Resource {
     pub(crate) async fn acquire(&self, timeout: Seconds) -> Result<LeaseGuard> {
+        let began = Instant::now();
+        let guard = self.observed(self.acquire_patiently(timeout)).await?;
+        self.pool.meter.acquired(began.elapsed());
+        Ok(guard)
+    }
+
+    /// A try: busy, and a queue that is full, are `None`.
+    pub(crate) async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
+        let began = Instant::now();
+        match self.observed(self.try_now()).await? {
+            Try::Held(guard) => {
+                self.pool.meter.acquired(began.elapsed());
+                Ok(Some(guard))
+            }
+            Try::Busy(_) => Ok(None),
+        }
+    }
+
+    /// Names what fails, traces it and counts it.
+    async fn observed<T>(&self, acquire: impl Future<Output = Result<T>>) -> Result<T> {
         let named = |error: Error| error.during("acquire").for_key(&self.key);
         let server = &self.pool.options.server_of(&self.key).map_err(named)?.name;
         let span = tracing::info_span!("acquire", key = %self.key, %server);
-        let outcome = self.acquire_patiently(timeout).instrument(span.clone()).await.map_err(named);
+        let outcome = acquire.instrument(span.clone()).await.map_err(named);
         if let Err(error) = &outcome {
+            self.pool.meter.failed();
             tracing::debug!(parent: &span, %error, "not acquired");
         }
         outcome
@@ -61,29 +84,75 @@ impl Resource {
         }
     }
 
+    /// A key that is free is taken over a shared connection; one that is busy is waited for over one
+    /// of its own.
     async fn acquire_once(&self, timeout: Seconds) -> Result<LeaseGuard> {
-        let request =
-            Request::Acquire { key: self.key.clone(), timeout, limit: self.limit, lease: self.lease.ttl };
-        let waiting = self.pool.begin(&self.key).await?;
-        self.wait_for_grant(waiting, request, timeout).await
+        let until = Instant::now().checked_add(timeout.duration());
+        if self.isolated && timeout != Seconds::ZERO {
+            return self.pool.unless_closed(self.acquire_alone(timeout)).await;
+        }
+        match self.try_now().await? {
+            Try::Held(guard) => return Ok(guard),
+            Try::Busy(error) if timeout == Seconds::ZERO => return Err(error),
+            Try::Busy(_) => {}
+        }
+        let _waits = self.pool.meter.waits();
+        self.pool.unless_closed(self.acquire_in_turn(timeout, until)).await
     }
 
-    /// A try: busy, and a queue that is full, are `None`.
-    pub(crate) async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
-        match self.acquire(Seconds::ZERO).await {
-            Ok(guard) => Ok(Some(guard)),
-            Err(error) if error.is_busy() => Ok(None),
+    /// Takes the key if it is free. Nobody passes by those of this client who wait for it.
+    async fn try_now(&self) -> Result<Try> {
+        let waiting = if self.isolated {
+            self.pool.own(&self.key).await?
+        } else if self.pool.lines.is_waited_for(&self.key, self.limit) {
+            return Ok(Try::Busy(outcome::busy()));
+        } else {
+            self.pool.share(&self.key).await?
+        };
+        match self.wait_for_grant(waiting, self.asks(Seconds::ZERO), Seconds::ZERO, None).await {
+            Ok(guard) => Ok(Try::Held(guard)),
+            Err(error) if error.is_busy() => Ok(Try::Busy(error)),
             Err(error) => Err(error),
         }
     }
 
+    async fn acquire_alone(&self, timeout: Seconds) -> Result<LeaseGuard> {
+        let waiting = self.pool.own(&self.key).await?;
+        self.wait_for_grant(waiting, self.asks(timeout), timeout, None).await
+    }
+
+    /// Waits behind the others of this client, and then at the server.
+    async fn acquire_in_turn(&self, timeout: Seconds, until: Option<Instant>) -> Result<LeaseGuard> {
+        let mut line = InLine::join(&self.pool, &self.key, self.limit);
+        let mut left = timeout;
+        if let Some(until) = until {
+            timeout_at(until, line.turn()).await.map_err(|_| outcome::busy())?;
+            left = Seconds::ceil("timeout", until.saturating_duration_since(Instant::now()))?;
+            if left == Seconds::ZERO {
+                return Err(outcome::busy());
+            }
+        } else {
+            line.turn().await;
+        }
+        let waiting = self.pool.own(&self.key).await?;
+        self.wait_for_grant(waiting, self.asks(left), left, Some(line)).await
+    }
+
+    fn asks(&self, timeout: Seconds) -> Request {
+        Request::Acquire { key: self.key.clone(), timeout, limit: self.limit, lease: self.lease.ttl }
+    }
+
     pub(crate) async fn enqueue(&self) -> Result<Enqueued> {
-        self.enqueue_unnamed().await.map_err(|error| error.during("enqueue").for_key(&self.key))
+        let outcome = self.pool.unless_closed(self.enqueue_unnamed()).await;
+        outcome.map_err(|error| {
+            self.pool.meter.failed();
+            error.during("enqueue").for_key(&self.key)
+        })
     }
 
     async fn enqueue_unnamed(&self) -> Result<Enqueued> {
         let request = Request::Enqueue { key: self.key.clone(), limit: self.limit, lease: self.lease.ttl };
-        let mut waiting = self.pool.begin(&self.key).await?;
+        let mut waiting = self.pool.own(&self.key).await?;
         let sent = Instant::now();
         let answer = waiting.call(request, IO_SLACK).await?;
         match answer.reply() {
@@ -99,15 +168,18 @@ impl Resource {
         }
     }
 
-    /// Sends a request that may wait for a grant, and makes a guard of it.
+    /// Sends a request that may wait for a grant, and makes a guard of it. Once it is answered, the
+    /// next in line may ask.
     async fn wait_for_grant(
         &self,
         mut waiting: Waiting,
         request: Request,
         timeout: Seconds,
+        line: Option<InLine>,
     ) -> Result<LeaseGuard> {
         let sent = Instant::now();
         let answer = waiting.call(request, timeout.duration() + IO_SLACK).await?;
+        drop(line);
         match answer.reply() {
             Reply::Granted { token, lease } => {
                 let grant = Grant { token: token.clone(), lease: lease.duration() };
@@ -123,7 +195,7 @@ impl Resource {
         match error.kind() {
             // The server closes a connection to which it says this.
             ErrorKind::Auth | ErrorKind::Draining => waiting.discard(),
-            _ => waiting.done(),
+            _ => drop(waiting),
         }
         server.map_or(error.clone(), |server| error.on_server(&server))
     }
@@ -140,15 +212,17 @@ impl Resource {
         grant: Grant,
         mut sent: Instant,
     ) -> Result<LeaseGuard> {
-        let Some((session, shard)) = waiting.carry() else {
+        let Some(berth) = waiting.carry() else {
             return Err(Error::new(ErrorKind::ConnectionClosed, "the wait was over already"));
         };
-        let fence = grant.token.fence();
-        self.pool.fences.granted(&self.key, fence, session.server());
+        let server = berth.session().server().clone();
+        self.pool.fences.granted(&self.key, grant.token.fence(), &server);
+        let number = self.pool.leases.number();
         let lease = ServerLease {
             pool: self.pool.clone(),
-            shard,
-            session: Mutex::new(session),
+            number,
+            server,
+            berth: Mutex::new(Some(berth)),
             key: self.key.clone(),
             token: grant.token.clone(),
             family: Family::of(self.limit),
@@ -168,8 +242,16 @@ impl Resource {
         let guard =
             LeaseGuard::new(Box::new(lease), self.key.clone(), grant.token, &self.lease.terms, sent, proven);
         answer.claim();
-        Ok(guard)
+        // Dropped, the guard lets go.
+        if self.pool.leases.enter(number, &guard) { Ok(guard) } else { Err(client_closed()) }
     }
+}
+
+/// What a try comes to.
+enum Try {
+    Held(LeaseGuard),
+    /// Others hold the key, or wait for it.
+    Busy(Error),
 }
 
 /// What [`enqueue`](crate::AsyncDistributedLock::enqueue) comes to.
@@ -238,7 +320,8 @@ impl Ticket {
         let Place { resource, waiting } = self.0.take().expect("a ticket has its place until it is consumed");
         let (key, family) = (resource.key.clone(), Family::of(resource.limit));
         let request = Request::Wait { key, timeout, family };
-        let outcome = resource.wait_for_grant(waiting, request, timeout).await;
+        let pool = &resource.pool;
+        let outcome = pool.unless_closed(resource.wait_for_grant(waiting, request, timeout, None)).await;
         outcome.map_err(|error| error.during("wait").for_key(&resource.key))
     }
 }

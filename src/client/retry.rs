@@ -86,8 +86,8 @@ impl Default for RetryPolicy {
 pub(crate) fn is_worth_a_retry(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::ConnectionClosed | ErrorKind::Draining | ErrorKind::Io | ErrorKind::NotLeader => true,
-        // The server's own `timeout` is an answer.
-        ErrorKind::Timeout => error.raw().is_none(),
+        // A key that stays busy is an answer.
+        ErrorKind::Timeout => !error.is_busy(),
         _ => false,
     }
 }

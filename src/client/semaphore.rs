@@ -67,6 +67,27 @@ impl AsyncDistributedSemaphore {
         Ok(Self(Resource { lease: self.0.lease.clone().with(settings)?, ..self.0.clone() }))
     }
 
+    /// The same semaphore with a connection of its own for each lease, which is taken for the acquire
+    /// and kept until the release.
+    ///
+    /// Other leases share a connection: it costs them nothing but that they share its fate, so that
+    /// one connection's end loses all of them. For the few whose loss is dear, and for servers whose
+    /// administrators end connections by hand, this parts them from the rest.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// # let locks = TestServer::new().locks();
+    /// let many = locks.semaphore("exports", 3)?.acquire().await?;
+    /// let dear = locks.semaphore("imports", 3)?.isolated().acquire().await?;
+    /// assert_eq!(locks.metrics().connections, 2);
+    /// # Ok(()) }
+    /// ```
+    pub fn isolated(&self) -> Self {
+        Self(Resource { isolated: true, ..self.0.clone() })
+    }
+
     /// Waits for a slot, up to the acquire timeout that was built in (`sl`).
     ///
     /// # Errors

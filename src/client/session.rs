@@ -5,13 +5,14 @@
 mod driver;
 mod proof;
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Notify, mpsc, oneshot, watch};
+use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot, watch};
 use tokio::time::{Instant, timeout};
 
+use crate::client::metrics::Meter;
 use crate::error::{Error, ErrorKind};
 use crate::lease::{Done, LostReason};
 use crate::net::BoxStream;
@@ -22,7 +23,7 @@ use driver::Driver;
 use proof::Proof;
 
 /// How many requests may be under way on one session before it answers with an error.
-const MAX_QUEUED: usize = 65_536;
+const MAX_QUEUED: usize = 1 << 18;
 
 /// A grant that nobody took: whoever gets it releases it.
 #[derive(Clone, Debug)]
@@ -48,6 +49,7 @@ pub(crate) struct Home {
     pub(crate) keepalive: Duration,
     /// Whether the server has said that it is shutting down.
     pub(crate) draining: Arc<AtomicBool>,
+    pub(crate) meter: Arc<Meter>,
     /// Makes releases that this session can no longer make itself.
     pub(crate) rescue: Arc<dyn Fn(Orphan, Option<Done>) + Send + Sync>,
 }
@@ -125,11 +127,30 @@ struct Shared {
     home: Home,
     /// Why the session ended, once it has.
     ended: watch::Sender<Option<Error>>,
-    abandoned: AtomicBool,
-    abandon: Notify,
+    course: AtomicU8,
+    /// Wakes the driver when its course was set, or when its connection has nothing to do.
+    nudge: Notify,
     proof: Proof,
     /// Requests that were made and have no reply yet.
     under_way: AtomicUsize,
+    /// Leases and requests that have a place on it, where places are shared.
+    users: AtomicUsize,
+    usage: Mutex<Usage>,
+}
+
+/// It takes requests.
+const OPEN: u8 = 0;
+/// It takes nothing more, and ends once what is under way is answered.
+const CLOSING: u8 = 1;
+/// Its wait was given up: it takes nothing more, and only listens for a grant that crosses that.
+const ABANDONED: u8 = 2;
+
+/// What a connection is to its pool.
+enum Usage {
+    /// Somebody has it. The permit, where one was needed, is given back with it.
+    Taken(#[allow(dead_code, reason = "kept to be dropped")] Option<OwnedSemaphorePermit>),
+    /// Nobody does; it closes at this time.
+    Idle(Instant),
 }
 
 impl std::fmt::Debug for Session {
@@ -146,9 +167,11 @@ impl Session {
             proof: Proof::new(home.keepalive),
             home,
             ended: watch::Sender::new(None),
-            abandoned: AtomicBool::new(false),
-            abandon: Notify::new(),
+            course: AtomicU8::new(OPEN),
+            nudge: Notify::new(),
             under_way: AtomicUsize::new(0),
+            users: AtomicUsize::new(0),
+            usage: Mutex::new(Usage::Taken(None)),
         });
         let driver = Driver::new(stream, queue, calls.downgrade(), shared.clone());
         tokio::spawn(driver.run());
@@ -188,7 +211,7 @@ impl Session {
     pub(crate) fn release(&self, orphan: Orphan, done: Option<Done>) {
         let caller = Caller::Releases { done, rescued: orphan.rescued };
         let call = Call { request: orphan.release(), caller };
-        if self.shared.abandoned.load(Ordering::Acquire) {
+        if self.shared.course() == ABANDONED {
             self.shared.fail(call, &shut_down(), true);
         } else {
             self.send(call);
@@ -206,13 +229,42 @@ impl Session {
     /// Gives up a wait that is under way: the server is told by a half-close, which takes the
     /// waiter out of its queue; a grant that crosses it is still read, and released.
     pub(crate) fn abandon(&self) {
-        self.shared.abandoned.store(true, Ordering::Release);
-        self.shared.abandon.notify_one();
+        self.shared.steer(ABANDONED);
     }
 
-    /// Whether the session can take another request.
+    /// Takes nothing more, and ends once what is under way is answered.
+    pub(crate) fn close(&self) {
+        self.shared.steer(CLOSING);
+    }
+
+    /// Somebody has it from now on, and the permit with it, which is given back when the connection
+    /// has nothing to do any more, or has ended.
+    pub(crate) fn take(&self, permit: OwnedSemaphorePermit) {
+        *self.shared.usage() = Usage::Taken(Some(permit));
+    }
+
+    /// Nobody has it any more: it ends by itself at this time, unless it is taken before.
+    pub(crate) fn rest(&self, until: Instant) {
+        *self.shared.usage() = Usage::Idle(until);
+        self.shared.nudge.notify_one();
+    }
+
+    /// How many leases and requests share it.
+    pub(crate) fn users(&self) -> &AtomicUsize {
+        &self.shared.users
+    }
+
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.shared, &other.shared)
+    }
+
+    pub(crate) fn downgrade(&self) -> WeakSession {
+        WeakSession { calls: self.calls.downgrade(), shared: Arc::downgrade(&self.shared) }
+    }
+
+    /// Whether the session takes no other request.
     pub(crate) fn is_closed(&self) -> bool {
-        self.calls.is_closed() || self.shared.ended.borrow().is_some()
+        self.calls.is_closed() || self.shared.course() != OPEN || self.shared.ended.borrow().is_some()
     }
 
     /// Whether a reply is overdue.
@@ -234,9 +286,9 @@ impl Session {
         }
     }
 
-    /// Whether any request has no reply yet.
-    pub(crate) fn is_busy(&self) -> bool {
-        self.shared.under_way.load(Ordering::Relaxed) > 0
+    /// How many requests have no reply yet.
+    pub(crate) fn under_way(&self) -> usize {
+        self.shared.under_way.load(Ordering::Relaxed)
     }
 
     /// Resolves when the connection has ended.
@@ -250,11 +302,39 @@ impl Session {
     }
 }
 
+/// A session that this does not keep open.
+pub(crate) struct WeakSession {
+    calls: mpsc::WeakUnboundedSender<Call>,
+    shared: Weak<Shared>,
+}
+
+impl WeakSession {
+    /// The session, unless it is about to end, or has.
+    pub(crate) fn upgrade(&self) -> Option<Session> {
+        let session = Session { calls: self.calls.upgrade()?, shared: self.shared.upgrade()? };
+        (!session.is_closed()).then_some(session)
+    }
+}
+
 fn shut_down() -> Error {
     Error::new(ErrorKind::ConnectionClosed, "its driver was shut down")
 }
 
 impl Shared {
+    fn course(&self) -> u8 {
+        self.course.load(Ordering::Acquire)
+    }
+
+    fn steer(&self, course: u8) {
+        self.course.fetch_max(course, Ordering::AcqRel);
+        self.nudge.notify_one();
+    }
+
+    fn usage(&self) -> MutexGuard<'_, Usage> {
+        // Nothing panics while it is locked.
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Tells that a call has no reply. A release that was not sent goes by another session, once.
     fn fail(&self, call: Call, error: &Error, unsent: bool) {
         match (call.caller, call.request) {

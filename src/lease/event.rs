@@ -3,12 +3,14 @@
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use tracing::Span;
 
 use crate::error::{Error, Result};
 use crate::lease::LostReason;
+use crate::lease::guard::Terms;
 use crate::types::{Fence, Key};
 
 /// Something that happened to a lease; see [`Builder::on_event`](crate::Builder::on_event).
@@ -72,22 +74,74 @@ impl fmt::Debug for Listener {
     }
 }
 
+/// Counts what happens to many leases.
+#[derive(Debug, Default)]
+pub(crate) struct Tally {
+    granted: AtomicU64,
+    renewed: AtomicU64,
+    renew_failed: AtomicU64,
+    lost: AtomicU64,
+    released: AtomicU64,
+    release_failed: AtomicU64,
+}
+
+impl Tally {
+    pub(crate) fn granted(&self) -> u64 {
+        self.granted.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn renewed(&self) -> u64 {
+        self.renewed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn renew_failed(&self) -> u64 {
+        self.renew_failed.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn lost(&self) -> u64 {
+        self.lost.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn released(&self) -> u64 {
+        self.released.load(Ordering::Relaxed)
+    }
+
+    pub(crate) fn release_failed(&self) -> u64 {
+        self.release_failed.load(Ordering::Relaxed)
+    }
+
+    fn count(&self, change: &LeaseChange) {
+        let counter = match change {
+            LeaseChange::Granted { .. } => &self.granted,
+            LeaseChange::Renewed { .. } => &self.renewed,
+            LeaseChange::RenewFailed(_) => &self.renew_failed,
+            LeaseChange::Lost(_) => &self.lost,
+            LeaseChange::Released => &self.released,
+            LeaseChange::ReleaseFailed(_) => &self.release_failed,
+            LeaseChange::AtRisk | LeaseChange::Forgotten => return,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
 /// Tells the log and the listener what happens to one lease.
 pub(super) struct Teller {
     pub(super) key: Key,
     pub(super) fence: Option<Fence>,
     pub(super) grantor: Arc<str>,
-    pub(super) listener: Listener,
+    listener: Listener,
+    tally: Arc<Tally>,
     pub(super) span: Span,
 }
 
 impl Teller {
-    pub(super) fn new(key: Key, fence: Option<Fence>, grantor: Arc<str>, listener: Listener) -> Self {
+    pub(super) fn new(key: Key, fence: Option<Fence>, grantor: Arc<str>, terms: &Terms) -> Self {
         // A lease outlives whoever acquired it, so its span is nobody's child.
         let number = fence.map(Fence::get);
         let span = tracing::info_span!(parent: None, "lease", %key, server = %grantor, fence = number);
         span.follows_from(Span::current());
-        Self { key, fence, grantor, listener, span }
+        let (listener, tally) = (terms.listener.clone(), terms.tally.clone());
+        Self { key, fence, grantor, listener, tally, span }
     }
 
     pub(super) fn granted(&self, ttl: Duration) {
@@ -135,6 +189,7 @@ impl Teller {
 
     /// What the listener does wrong does the lease no harm.
     fn tell(&self, change: LeaseChange) {
+        self.tally.count(&change);
         let Some(listener) = &self.listener.0 else { return };
         let (key, grantor) = (self.key.clone(), self.grantor.clone());
         let event = LeaseEvent { key, fence: self.fence, grantor, change };

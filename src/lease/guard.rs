@@ -10,7 +10,7 @@ use tracing::Instrument;
 
 use crate::error::Result;
 use crate::lease::engine::Engine;
-use crate::lease::event::{Listener, Teller};
+use crate::lease::event::{Listener, Tally, Teller};
 use crate::lease::handle::Lease;
 use crate::lease::renewal::{Pace, Renewal};
 use crate::lease::state::Shared;
@@ -22,6 +22,7 @@ use crate::types::{Key, Token};
 pub(crate) struct Terms {
     pub(crate) pace: Pace,
     pub(crate) listener: Listener,
+    pub(crate) tally: Arc<Tally>,
 }
 
 /// A lease that is released when dropped. Everything to ask of it stands on [`Lease`].
@@ -43,7 +44,7 @@ impl LeaseGuard {
     ) -> Self {
         let now = Instant::now();
         let renewal = Renewal::new(terms.pace, sent.into_std(), ttl, now.into_std(), fastrand::f64());
-        let teller = Teller::new(key, token.fence(), engine.grantor(), terms.listener.clone());
+        let teller = Teller::new(key, token.fence(), engine.grantor(), terms);
         let span = teller.span.clone();
         let shared = Arc::new(Shared::new(engine, token, teller, renewal));
         shared.set_task(tokio::spawn(task::keep(shared.clone()).instrument(span)));

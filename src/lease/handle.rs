@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -12,6 +12,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout};
 
 use crate::error::{ErrorKind, Result};
+use crate::lease::engine::Done;
 use crate::lease::signal::LostSignal;
 use crate::lease::state::Shared;
 use crate::lease::{LeaseState, LostReason};
@@ -276,6 +277,30 @@ impl Lease {
                 let detail = format!("no answer within {} s", RELEASE_LIMIT.as_secs());
                 Err(self.0.error("release", ErrorKind::Timeout, detail))
             }
+        }
+    }
+}
+
+/// A handle that keeps nothing alive.
+pub(crate) struct WeakLease(Weak<Shared>);
+
+impl WeakLease {
+    pub(crate) fn upgrade(&self) -> Option<Lease> {
+        self.0.upgrade().map(Lease)
+    }
+}
+
+impl Lease {
+    pub(crate) fn downgrade(&self) -> WeakLease {
+        WeakLease(Arc::downgrade(&self.0))
+    }
+
+    /// Ends the lease from this side: it is lost for this reason, and let go. `done` is dropped
+    /// where it was let go or forgotten before.
+    pub(crate) fn end(&self, reason: LostReason, done: Done) {
+        self.0.lose(reason);
+        if self.0.claim_release() {
+            self.0.release(done);
         }
     }
 }

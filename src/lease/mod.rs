@@ -24,8 +24,9 @@ pub use renewal::{LeaseState, LostReason};
 #[cfg(any(feature = "client", feature = "file"))]
 pub(crate) use {
     engine::{Done, Engine, Incident},
-    event::Listener,
+    event::{Listener, Tally},
     guard::Terms,
+    handle::WeakLease,
 };
 #[cfg(any(feature = "client", feature = "file"))]
 pub use {

@@ -28,6 +28,8 @@ pub enum LostReason {
     FileRemoved,
     /// Another file stands in the lock file's place: somebody broke the lock, and took it.
     FileReplaced,
+    /// The client was closed, which let go of the lease.
+    ClientClosed,
 }
 
 impl fmt::Display for LostReason {
@@ -41,6 +43,7 @@ impl fmt::Display for LostReason {
             Self::RuntimeShutdown => "the runtime that renewed it shut down",
             Self::FileRemoved => "its lock file was removed, or has other links than it should",
             Self::FileReplaced => "another's lock file stands in its place",
+            Self::ClientClosed => "its client was closed",
         })
     }
 }

@@ -101,7 +101,8 @@ impl World {
     pub(crate) async fn rivals_wait(&self, count: usize) -> Vec<LeaveOnDrop> {
         let mut rivals = Vec::new();
         for _ in 0..count {
-            let lock = self.rival.lock("k").unwrap();
+            // Each at the server, and not in its client's own line.
+            let lock = self.rival.lock("k").unwrap().isolated();
             rivals.push(LeaveOnDrop(tokio::spawn(async move { lock.acquire_within(1000 * S).await })));
             sleep(S / 100).await;
         }

@@ -1,6 +1,7 @@
 //! The task behind a session: it alone touches the stream.
 
 use std::collections::VecDeque;
+use std::pin::pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -9,12 +10,12 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::{Answer, Call, Caller, Orphan, Session, Shared, named, shut_down};
+use super::{ABANDONED, Answer, CLOSING, Call, Caller, Orphan, Session, Shared, Usage, named, shut_down};
 use crate::client::conn::{closed_by_peer, unasked};
 use crate::client::outcome;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::BoxStream;
-use crate::proto::{Family, LineDecoder, MAX_REPLY_BYTES, Reply, Request, Status};
+use crate::proto::{Family, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
 use crate::sabotage::{Rule, is_broken};
 use crate::types::Token;
 
@@ -24,6 +25,10 @@ const FINISH_LIMIT: Duration = Duration::from_secs(5);
 const ABANDON_LIMIT: Duration = Duration::from_secs(1);
 /// How much is gathered before it has to be written.
 const WRITE_BATCH: usize = 64 * 1024;
+
+/// How much of a reply is read away that is too long to be kept: the table of a server with a
+/// million keys.
+const MAX_READ_AWAY: usize = 256 * 1024 * 1024;
 
 pub(super) struct Driver {
     reader: ReadHalf<BoxStream>,
@@ -47,7 +52,7 @@ enum Event {
     Written(std::io::Result<usize>),
     Read(std::io::Result<usize>),
     Quiet,
-    Abandoned,
+    Nudged,
 }
 
 impl Driver {
@@ -82,48 +87,53 @@ impl Driver {
     async fn drive(&mut self) -> Error {
         let mut calls = Vec::with_capacity(64);
         let mut chunk = vec![0; 8 * 1024];
-        let mut open = true;
         let mut last_call = None;
+        let mut alarm = pin!(sleep_until(self.next_check()));
         loop {
-            if !open && self.pending.is_empty() && self.out.is_empty() {
+            if last_call.is_some() && self.pending.is_empty() && self.out.is_empty() {
                 let _ = timeout(FINISH_LIMIT, self.writer.shutdown()).await;
                 return Error::new(ErrorKind::ConnectionClosed, "this client closed it");
             }
-            let wake = last_call.unwrap_or_else(|| self.next_check());
+            let takes = last_call.is_none() && self.out.len() < WRITE_BATCH;
             // What the server has said is read before anything more is asked: a line that came
             // unasked must not pass for the reply to the next request.
             let event = tokio::select! {
                 biased;
                 n = self.reader.read(&mut chunk) => Event::Read(n),
-                n = self.queue.recv_many(&mut calls, 64), if open && self.out.len() < WRITE_BATCH => Event::Calls(n),
+                n = self.queue.recv_many(&mut calls, 64), if takes => Event::Calls(n),
                 done = write_some(&mut self.writer, &self.out[self.written..]), if self.unflushed => Event::Written(done),
-                () = sleep_until(wake) => Event::Quiet,
-                () = self.shared.abandon.notified() => Event::Abandoned,
+                () = &mut alarm => Event::Quiet,
+                () = self.shared.nudge.notified() => Event::Nudged,
             };
             match event {
                 Event::Calls(0) => {
-                    open = false;
-                    last_call = Some(Instant::now() + FINISH_LIMIT);
+                    let until = *last_call.insert(Instant::now() + FINISH_LIMIT);
+                    alarm.as_mut().reset(until);
                 }
                 Event::Calls(_) => calls.drain(..).for_each(|call| self.admit(call)),
                 Event::Written(Ok(n)) => self.advance(n),
                 Event::Written(Err(cause)) => return Error::io("could not send", cause),
                 Event::Read(Ok(0)) => return closed_by_peer(self.place()),
-                Event::Read(Ok(n)) => {
-                    if let Err(error) = self.receive(&chunk[..n]) {
-                        return error;
-                    }
-                }
+                Event::Read(Ok(n)) => match self.receive(&chunk[..n]) {
+                    Ok(true) if last_call.is_none() => alarm.as_mut().reset(self.next_check()),
+                    Ok(_) => {}
+                    Err(error) => return error,
+                },
                 Event::Read(Err(cause)) => return Error::io("could not read", cause),
-                Event::Quiet if !open => {
+                Event::Quiet if last_call.is_some() => {
                     return Error::new(ErrorKind::Timeout, "the server did not answer before it was closed");
                 }
                 Event::Quiet => {
                     if let Err(error) = self.check() {
                         return error;
                     }
+                    alarm.as_mut().reset(self.next_check());
                 }
-                Event::Abandoned => return self.listen_for_crossing_grant(&mut chunk).await,
+                Event::Nudged => match self.shared.course() {
+                    ABANDONED => return self.listen_for_crossing_grant(&mut chunk).await,
+                    CLOSING => self.queue.close(),
+                    _ => alarm.as_mut().reset(self.next_check()),
+                },
             }
         }
     }
@@ -136,6 +146,9 @@ impl Driver {
         }
         call.request.encode(&mut self.out);
         self.last_sent = Instant::now();
+        if self.pending.is_empty() {
+            self.shared.proof.owes(Some(self.last_sent));
+        }
         self.pending.push_back((call, self.last_sent));
         self.unflushed = true;
     }
@@ -150,31 +163,50 @@ impl Driver {
         }
     }
 
-    fn receive(&mut self, mut bytes: &[u8]) -> Result<()> {
+    /// Hands out the replies in these bytes. Answers whether a request that may wait was among
+    /// those that they answer.
+    fn receive(&mut self, mut bytes: &[u8]) -> Result<bool> {
+        let (now, mut waited) = (Instant::now(), false);
         loop {
             let line = match self.decoder.next(&mut bytes, MAX_REPLY_BYTES) {
-                None => return Ok(()),
-                Some(Ok(line)) => line,
-                Some(Err(fault)) => {
-                    return Err(Error::new(ErrorKind::Protocol, "reply too long").caused_by(fault));
+                None => {
+                    self.shared.proof.owes((!self.pending.is_empty()).then_some(now));
+                    return Ok(waited);
                 }
+                Some(Ok(line)) => Ok(line),
+                Some(Err(fault)) => Err(fault),
             };
             if is_broken(Rule::ReplyOrder) {
                 self.pending.retain(|(call, _)| !call.is_deserted());
             }
             let Some((call, sent)) = self.pending.pop_front() else {
-                return Err(unasked(line));
+                return Err(line.map_or_else(too_long, unasked));
             };
             self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
-            match Reply::parse(line, call.request.expect()) {
+            let reply = match line {
+                Ok(line) => Reply::parse(line, call.request.expect()).map_err(outcome::bad_reply),
+                Err(fault) => Err(too_long(fault)),
+            };
+            match reply {
                 Ok(reply) => {
-                    self.shared.proof.answered(proven(&call.request, sent, self.shared.home.keepalive));
+                    let waits = call.request.may_wait();
+                    self.shared.proof.answered(proven(waits, sent, now, self.shared.home.keepalive));
+                    if waits {
+                        waited = true;
+                    } else {
+                        self.shared.home.meter.round_trip(now - sent);
+                    }
                     if let Some(orphan) = answer(call, reply, &self.handle, &self.shared) {
                         self.let_go(orphan);
                     }
                 }
-                Err(fault) => {
-                    let error = outcome::bad_reply(fault);
+                // A table can be larger than what is read of it. Its line is read to its end, and
+                // leases on this connection go on.
+                Err(error) if self.decoder.overlong_head().starts_with(b"ok {") && is_stats(&call) => {
+                    self.decoder.resync(MAX_READ_AWAY);
+                    self.shared.fail(call, &error, false);
+                }
+                Err(error) => {
                     self.shared.fail(call, &error, false);
                     return Err(error);
                 }
@@ -184,7 +216,7 @@ impl Driver {
 
     /// Releases a grant that came when nobody had the session any more, so nobody waited for it.
     fn let_go(&mut self, orphan: Orphan) {
-        if self.shared.abandoned.load(Ordering::Acquire) {
+        if self.shared.course() == ABANDONED {
             return (self.shared.home.rescue)(orphan, None);
         }
         self.shared.under_way.fetch_add(1, Ordering::Relaxed);
@@ -204,7 +236,10 @@ impl Driver {
     fn next_check(&self) -> Instant {
         let keepalive = self.shared.home.keepalive;
         match self.pending.front() {
-            None => (self.last_sent + keepalive).min(self.shared.proof.ends()),
+            None => {
+                let quiet = (self.last_sent + keepalive).min(self.shared.proof.ends());
+                self.idle_until().map_or(quiet, |until| until.min(quiet))
+            }
             // Behind a request that waits in a queue the server answers nothing, and drops nothing.
             Some((call, _)) if call.request.may_wait() => Instant::now() + keepalive,
             Some(_) => self.shared.proof.ends(),
@@ -223,10 +258,21 @@ impl Driver {
                 format!("the server answered nothing for {silent:?}"),
             ));
         }
-        if self.pending.is_empty() && now >= self.last_sent + self.shared.home.keepalive {
+        if self.pending.is_empty() && self.idle_until().is_some_and(|until| now >= until) {
+            tracing::debug!(server = %self.shared.home.server, "a connection that nobody needs is closed");
+            self.shared.steer(CLOSING);
+        } else if self.pending.is_empty() && now >= self.last_sent + self.shared.home.keepalive {
             self.admit_ping();
         }
         Ok(())
+    }
+
+    /// Until when the connection is kept though nobody has it.
+    fn idle_until(&self) -> Option<Instant> {
+        match *self.shared.usage() {
+            Usage::Idle(until) => Some(until),
+            Usage::Taken(_) => None,
+        }
     }
 
     fn admit_ping(&mut self) {
@@ -263,6 +309,7 @@ impl Driver {
         let end = end.on_server(&self.shared.home.server);
         tracing::debug!(server = %self.shared.home.server, reason = %end, "connection ended");
         self.shared.ended.send_replace(Some(end.clone()));
+        *self.shared.usage() = Usage::Taken(None);
         self.queue.close();
         for (call, _) in self.pending.drain(..) {
             self.shared.fail(call, &end, false);
@@ -309,9 +356,16 @@ async fn leave(writer: &mut WriteHalf<BoxStream>, out: &[u8], written: &mut usiz
 ///
 /// One that waited in a queue for long says that the server was there when it answered, which was
 /// a moment ago; a lease that comes of it is confirmed by a renewal before anybody relies on it.
-fn proven(request: &Request, sent: Instant, keepalive: Duration) -> Instant {
-    let now = Instant::now();
-    if request.may_wait() && now > sent + keepalive { now } else { sent }
+fn proven(waits: bool, sent: Instant, now: Instant, keepalive: Duration) -> Instant {
+    if waits && now > sent + keepalive { now } else { sent }
+}
+
+fn is_stats(call: &Call) -> bool {
+    call.request == Request::Stats
+}
+
+fn too_long(fault: LineTooLong) -> Error {
+    Error::new(ErrorKind::Protocol, "reply too long").caused_by(fault)
 }
 
 /// Hands a reply to its caller; a grant travels with the duty to release it, or comes back where

@@ -18,18 +18,32 @@ pub(super) struct Proof {
     base: Instant,
     /// Nanoseconds after `base`.
     at: AtomicU64,
+    /// Since when an answer is owed and none came, likewise; `NEVER` where none is owed.
+    owed: AtomicU64,
     keepalive: Duration,
 }
 
+const NEVER: u64 = u64::MAX;
+/// A server that owes an answer and gives none for so long may be gone.
+const PATIENCE: Duration = Duration::from_secs(1);
+
 impl Proof {
     pub(super) fn new(keepalive: Duration) -> Self {
-        Self { base: Instant::now(), at: AtomicU64::new(0), keepalive }
+        Self { base: Instant::now(), at: AtomicU64::new(0), owed: AtomicU64::new(NEVER), keepalive }
     }
 
     /// A request sent at `sent` was answered.
     pub(super) fn answered(&self, sent: Instant) {
-        let at = sent.saturating_duration_since(self.base).as_nanos();
-        self.at.fetch_max(u64::try_from(at).unwrap_or(u64::MAX), Ordering::Relaxed);
+        self.at.fetch_max(self.nanos(sent), Ordering::Relaxed);
+    }
+
+    /// From `since` on an answer is owed, or none is.
+    pub(super) fn owes(&self, since: Option<Instant>) {
+        self.owed.store(since.map_or(NEVER, |since| self.nanos(since)), Ordering::Relaxed);
+    }
+
+    fn nanos(&self, at: Instant) -> u64 {
+        u64::try_from(at.saturating_duration_since(self.base).as_nanos()).unwrap_or(NEVER - 1)
     }
 
     fn at(&self) -> Instant {
@@ -44,8 +58,12 @@ impl Proof {
         self.at() + 2 * self.keepalive
     }
 
-    /// Whether a ping has gone unanswered for a while.
+    /// Whether an answer is overdue: the server may be gone, and new requests had better go by
+    /// another connection.
     pub(super) fn is_shaky(&self) -> bool {
-        Instant::now() >= self.at() + self.keepalive + self.keepalive / 2
+        let now = Instant::now();
+        let owed = self.owed.load(Ordering::Relaxed);
+        let stalls = owed != NEVER && now >= self.base + Duration::from_nanos(owed) + PATIENCE;
+        stalls || now >= self.at() + self.keepalive + self.keepalive / 2
     }
 }
