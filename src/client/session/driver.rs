@@ -102,8 +102,8 @@ impl Driver {
                 n = self.reader.read(&mut chunk) => Event::Read(n),
                 n = self.queue.recv_many(&mut calls, 64), if takes => Event::Calls(n),
                 done = write_some(&mut self.writer, &self.out[self.written..]), if self.unflushed => Event::Written(done),
-                () = &mut alarm => Event::Quiet,
                 () = self.shared.nudge.notified() => Event::Nudged,
+                () = &mut alarm => Event::Quiet,
             };
             match event {
                 Event::Calls(0) => {
@@ -232,18 +232,18 @@ impl Driver {
         }
     }
 
-    /// When to look whether the connection is quiet, or the server is.
+    /// When to look whether the connection is quiet, or the server is. Not later than the next ping
+    /// is due, whatever is under way now: its answer does not set this anew.
     fn next_check(&self) -> Instant {
-        let keepalive = self.shared.home.keepalive;
-        match self.pending.front() {
-            None => {
-                let quiet = (self.last_sent + keepalive).min(self.shared.proof.ends());
-                self.idle_until().map_or(quiet, |until| until.min(quiet))
-            }
-            // Behind a request that waits in a queue the server answers nothing, and drops nothing.
-            Some((call, _)) if call.request.may_wait() => Instant::now() + keepalive,
-            Some(_) => self.shared.proof.ends(),
+        let (now, keepalive) = (Instant::now(), self.shared.home.keepalive);
+        // Behind a request that waits in a queue the server answers nothing, and drops nothing.
+        if self.pending.front().is_some_and(|(call, _)| call.request.may_wait()) {
+            return now + keepalive;
         }
+        let (quiet, silent) = (self.last_sent + keepalive, self.shared.proof.ends());
+        let ping = if self.pending.is_empty() || quiet > now { quiet } else { silent };
+        let idle = self.idle_until().filter(|_| self.pending.is_empty());
+        idle.map_or(ping, |idle| idle.min(ping)).min(silent)
     }
 
     /// Pings over a connection that was quiet for a while, so that the server does not drop it, and
