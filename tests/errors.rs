@@ -1,7 +1,7 @@
 //! Every kind of error, provoked through the public API: by the embedded server where it can, by a
 //! scripted peer otherwise. What each says, what it keeps, and what it is to code that knows
 //! `std::io` alone.
-#![cfg(all(feature = "client", feature = "server", feature = "tls"))]
+#![cfg(all(feature = "client", feature = "server", feature = "tls", feature = "file"))]
 
 #[path = "support/peers.rs"]
 mod peers;
@@ -13,7 +13,9 @@ use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::tls::ClientTls;
-use dflockd_client::{AsyncConn, Enqueued, Error, ErrorKind, LeaseGuard, LockClient, Settings, command};
+use dflockd_client::{
+    AsyncConn, Enqueued, Error, ErrorKind, FileLock, LeaseGuard, LockClient, Settings, command,
+};
 use futures::FutureExt;
 use peers::{End, Peers, Wire, peer, script, sound};
 use tokio::time::sleep;
@@ -219,6 +221,16 @@ async fn errors() -> Vec<(ErrorKind, Error)> {
     ]
 }
 
+/// What only a lock file says: its errors name the file in place of a key and a server.
+fn errors_of_files() -> Vec<(ErrorKind, Error)> {
+    let folder = tempfile::tempdir().unwrap();
+    let lock = FileLock::builder(folder.path().join("k")).build().unwrap();
+    let not_locked = lock.unlock().unwrap_err();
+    lock.lock(S).unwrap();
+    let already_locked = lock.lock(S).unwrap_err();
+    vec![(ErrorKind::NotLocked, not_locked), (ErrorKind::AlreadyLocked, already_locked)]
+}
+
 /// The variants as the source names them: from outside, the compiler cannot tell that one is left out.
 fn variants() -> BTreeSet<String> {
     let source = include_str!("../src/error.rs");
@@ -231,7 +243,7 @@ fn variants() -> BTreeSet<String> {
 #[tokio::test(start_paused = true)]
 async fn every_kind_can_be_provoked() {
     let mut seen = BTreeSet::new();
-    for (kind, error) in errors().await {
+    for (kind, error) in errors().await.into_iter().chain(errors_of_files()) {
         assert_eq!(error.kind(), kind, "{error}");
         seen.insert(format!("{kind:?}"));
     }
