@@ -131,6 +131,10 @@
 //! server runs with `--auto-release-on-disconnect=false`, leases outlive their connections, and
 //! [`OnDisconnect::Reattach`] makes the client renew them over another one while they last.
 //!
+//! The leases of a [`LockClient`] share a connection, and so its end. What is shared is no more than
+//! that: a task that is cancelled, a lease that is lost or released, a table too large to read leave
+//! the others alone. A lock that is [`isolated`](AsyncDistributedLock::isolated) shares nothing.
+//!
 //! ## When a guard is dropped
 //!
 //! It lets go, once, in the background: on any thread, with or without a runtime, while a panic
@@ -153,6 +157,7 @@
 //! | [`Lease::lost`], [`Lease::at_risk`] | nothing is lost; ask again |
 //! | [`LeaseGuard`] | the lease is released in the background |
 //! | [`LockClient::stats`] | nothing |
+//! | [`LockClient::close`] | the client is closed; its connections may stay open until its guards are gone |
 //! | [`AsyncConn::command`] and the functions of [`command`] | the connection is closed, since its next reply could be taken for another's |
 //!
 //! # Errors
