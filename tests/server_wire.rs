@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use dflockd_client::proto::StatsResult;
 use dflockd_client::server::{Server, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, advance, sleep, timeout};
@@ -292,6 +293,25 @@ async fn an_expired_lease_is_handed_on_by_the_sweep() {
     assert!(next > token);
     assert_eq!(holder.ask("n", "k", &token).await, "error");
     assert_eq!(holder.ask("r", "k", &token).await, "error");
+}
+
+#[tokio::test(start_paused = true)]
+async fn thousands_of_leases_that_run_out_together_go_in_one_sweep_and_their_keys_in_one_collection() {
+    const MANY: usize = 3000;
+    let server = server(ServerConfig { max_locks: MANY, ..Default::default() });
+    let mut holder = connect(&server);
+    for number in 0..MANY {
+        holder.token("l", &format!("k{number}"), "0 5").await;
+    }
+    let json = holder.ask("stats", "_", "_").await;
+    let stats = StatsResult::from_json(json.strip_prefix("ok ").unwrap()).unwrap();
+    assert_eq!(stats.locks.len(), MANY);
+    assert_eq!(stats, server.stats());
+    sleep(6 * S).await;
+    assert!(server.stats().locks.is_empty());
+    assert_eq!(server.stats().idle_locks.len(), MANY);
+    sleep(65 * S).await;
+    assert!(server.stats().idle_locks.is_empty());
 }
 
 #[tokio::test(start_paused = true)]

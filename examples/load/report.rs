@@ -4,8 +4,6 @@ use std::time::Duration;
 
 use hdrhistogram::Histogram;
 
-use crate::Result;
-
 /// How long each of many operations took, in nanoseconds, to three digits.
 #[derive(Clone)]
 pub(crate) struct Latencies(Histogram<u64>);
@@ -19,10 +17,6 @@ impl Latencies {
     pub(crate) fn record(&mut self, took: Duration) {
         let nanos = u64::try_from(took.as_nanos()).unwrap_or(u64::MAX);
         self.0.record(nanos).expect("it grows with what it is given");
-    }
-
-    pub(crate) fn add(&mut self, other: &Self) -> Result<()> {
-        Ok(self.0.add(&other.0)?)
     }
 
     /// In microseconds, as all figures are printed.
@@ -41,21 +35,38 @@ fn micros(nanos: u64) -> f64 {
     nanos as f64 / 1000.0
 }
 
-/// One series: all its operations, and how many of them a second in each of its slices.
+/// One series: all its operations, and what each of its slices came to.
 #[derive(Clone)]
 pub(crate) struct Series {
     pub(crate) latencies: Latencies,
-    pub(crate) rates: Vec<f64>,
+    /// Operations a second.
+    rates: Vec<f64>,
+    /// Processor time for one operation, in microseconds: this side's, then the other's.
+    costs: Vec<Vec<f64>>,
 }
 
 impl Series {
     pub(crate) fn new() -> Self {
-        Self { latencies: Latencies::new(), rates: Vec::new() }
+        Self { latencies: Latencies::new(), rates: Vec::new(), costs: Vec::new() }
+    }
+
+    /// So many operations, in so many seconds, for which each process ran so long.
+    pub(crate) fn add_slice(&mut self, count: f64, took: f64, ran: Vec<Duration>) {
+        self.rates.push(count / took);
+        self.costs.push(ran.into_iter().map(|ran| ran.as_secs_f64() * 1e6 / count).collect());
     }
 
     /// The median of its slices: one that something else slowed down says nothing.
     pub(crate) fn rate(&self) -> f64 {
         median(self.rates.iter().copied())
+    }
+
+    /// The medians of both sides' costs; none of a side that runs elsewhere.
+    fn cost(&self) -> [Option<f64>; 2] {
+        [0, 1].map(|side| {
+            let known: Option<Vec<f64>> = self.costs.iter().map(|cost| cost.get(side).copied()).collect();
+            known.map(|known| median(known.into_iter()))
+        })
     }
 }
 
@@ -65,30 +76,41 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// What is printed of a series.
+/// What is printed of a series' latencies.
 const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 1.0];
 
 pub(crate) fn print_head() {
     println!(
-        "{:<28}{:>12}{:>11}{:>11}{:>11}{:>11}   (latencies in µs)",
-        "", "ops/s", "p50", "p90", "p99", "max"
+        "{:<27}{:>9}{:>10}{:>10}{:>10}{:>11}{:>10}{:>8}",
+        "", "", "latency", "", "", "", "cpu µs/op", ""
+    );
+    let columns = ["ops/s", "p50 µs", "p90", "p99", "max"];
+    println!(
+        "{:<27}{:>9}{:>10}{:>10}{:>10}{:>11}{:>10}{:>8}",
+        "", columns[0], columns[1], columns[2], columns[3], columns[4], "client", "server"
     );
 }
 
 pub(crate) fn print_series(name: &str, series: &Series) {
-    let figures = QUANTILES.map(|quantile| series.latencies.quantile(quantile));
-    let columns: String = figures.iter().map(|figure| format!("{figure:>11.1}")).collect();
-    println!("{name:<28}{:>12.0}{columns}", series.rate());
+    let [p50, p90, p99, max] = QUANTILES.map(|quantile| series.latencies.quantile(quantile));
+    let [client, server] = series.cost().map(|cost| cost.map_or("?".to_owned(), |cost| format!("{cost:.1}")));
+    let rate = series.rate();
+    println!("{name:<27}{rate:>9.0}{p50:>10.1}{p90:>10.1}{p99:>10.1}{max:>11.1}{client:>10}{server:>8}");
 }
 
 /// Every figure as a ratio to the baseline's; of rates, slice by slice, the median.
 pub(crate) fn print_ratio(series: &Series, baseline: &Series) {
     let rate = median(series.rates.iter().zip(&baseline.rates).map(|(ours, bare)| ours / bare));
-    let columns: String = QUANTILES
-        .iter()
-        .map(|at| format!("{:>10.2}x", series.latencies.quantile(*at) / baseline.latencies.quantile(*at)))
-        .collect();
-    println!("{:<28}{rate:>11.2}x{columns}", "  ratio");
+    let [p50, p90, p99, max] =
+        QUANTILES.map(|at| series.latencies.quantile(at) / baseline.latencies.quantile(at));
+    let (ours, bare) = (series.cost(), baseline.cost());
+    let [client, server] = [0, 1].map(|side| {
+        ours[side].zip(bare[side]).map_or("?".to_owned(), |(ours, bare)| format!("{:.2}x", ours / bare))
+    });
+    println!(
+        "{:<27}{rate:>8.2}x{p50:>9.2}x{p90:>9.2}x{p99:>9.2}x{max:>10.2}x{client:>10}{server:>8}",
+        "  ratio"
+    );
 }
 
 /// The same with few and with many of something, and the ratio of the two.

@@ -24,7 +24,7 @@ pub(crate) struct Args {
     workers: Vec<usize>,
     /// How many times each worker does so
     #[arg(long, default_value_t = 2000)]
-    rounds: u64,
+    rounds: usize,
     /// A key for each worker, one for all, or so many
     #[arg(long, default_value = "unique", value_name = "unique|one|N")]
     keys: Keys,
@@ -53,8 +53,8 @@ pub(crate) struct Args {
     #[arg(long, requires = "baseline", value_name = "N")]
     baseline_workers: Option<usize>,
     /// In how many turns the rounds are done
-    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..))]
-    slices: u64,
+    #[arg(long, default_value_t = 10, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    slices: usize,
     /// Draws the latencies, and ops/s over workers
     #[arg(long, value_name = "FILE.svg")]
     plot: Option<PathBuf>,
@@ -118,7 +118,7 @@ impl FromStr for Address {
 pub(crate) fn main(args: Args) -> Result<()> {
     let runtime = runtime(args.client_threads)?;
     let target = Target::start(&args)?;
-    let steps: u64 = args.workers.iter().map(|workers| *workers as u64 * (args.slices + 1)).sum();
+    let steps: u64 = args.workers.iter().map(|workers| (workers * (args.slices + 1)) as u64).sum();
     let bar = ProgressBar::new(steps)
         .with_style(ProgressStyle::with_template("{wide_bar} {percent} %, {eta} left")?);
     let mut points = Vec::new();
@@ -225,12 +225,12 @@ impl Target {
 
     async fn measure(&self, args: &Args, workers: usize, bar: &ProgressBar) -> Result<Point> {
         let rounds = args.rounds.div_ceil(args.slices);
-        let mut holders = Measured::new(self.holders(args, workers)?);
-        let mut bare = self.bare(args, workers).await?.map(Measured::new);
+        let mut holders = Measured::new(self.holders(args, workers)?, self.server.as_ref());
+        let mut bare = self.bare(args, workers).await?.map(|bare| Measured::new(bare, self.canned.as_ref()));
         // One slice more, the first, to warm up.
         for slice in 0..=args.slices {
             if let Some(bare) = &mut bare {
-                bare.slice(rounds * workers as u64 / bare.count() as u64).await?;
+                bare.slice(rounds * workers / bare.count()).await?;
             }
             holders.slice(rounds).await?;
             if slice == 0 {

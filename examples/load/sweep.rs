@@ -1,7 +1,7 @@
 //! Leases that run out, beside few held ones and beside very many: what the server's time goes to. Two servers, one
-//! with few keys and one with many; on both the same number of leases of a second is taken and left to the sweep.
+//! with few keys and one with many; on both the same number of short leases is taken and left to the sweep.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use dflockd_client::Seconds;
 use futures::future::try_join;
@@ -24,10 +24,10 @@ pub(crate) struct Args {
     /// For how many seconds each server is watched while nothing runs out
     #[arg(long, default_value_t = 10, value_name = "SECONDS")]
     idle: u64,
+    /// The lease of those that run out: long enough to take them all before the first does
+    #[arg(long, default_value_t = 15, value_name = "SECONDS")]
+    lease: u64,
 }
-
-/// All of them have run out, and have been swept, so long after the last was taken.
-const SWEPT: Duration = Duration::from_secs(4);
 
 pub(crate) fn main(args: &Args) -> Result<()> {
     let (few, many) = (Peer::server(1)?, Peer::server(1)?);
@@ -44,10 +44,17 @@ async fn watch(args: &Args, server: &Peer, held: usize) -> Result<()> {
     let idle = ran_within(server, Duration::from_secs(args.idle)).await? / u32::try_from(args.idle)?;
     println!("{held} held, nothing runs out: {:.0} µs of the server's time a second", micros(idle));
 
-    let second = Seconds::ceil("lease", Duration::from_secs(1))?;
-    leaver.take((0..args.expire).map(|number| wire::key('x', number)), second).await?;
-    let swept = ran_within(server, SWEPT).await?;
-    let each = micros(swept.saturating_sub(idle * 4)) / f64::from(u32::try_from(args.expire)?);
+    let lease = Seconds::ceil("lease", Duration::from_secs(args.lease))?;
+    let began = Instant::now();
+    leaver.take((0..args.expire).map(|number| wire::key('x', number)), lease).await?;
+    if began.elapsed() >= lease.duration() {
+        return Err("the first of them ran out before the last was taken: --lease must be longer".into());
+    }
+    // The sweep comes every second.
+    let watched = args.lease + 2;
+    let swept = ran_within(server, Duration::from_secs(watched)).await?;
+    let each =
+        micros(swept.saturating_sub(idle * u32::try_from(watched)?)) / f64::from(u32::try_from(args.expire)?);
     println!("{held} held, {} run out: {each:.2} µs of the server's time for each", args.expire);
     Ok(())
 }

@@ -1,13 +1,14 @@
 //! Tasks that do one thing over and over, at once, and how long each time takes them. Knows not what the thing is.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use futures::future::try_join_all;
 use tokio::sync::Barrier;
 
-use crate::Result;
-use crate::report::{Latencies, Series};
+use crate::peer::Peer;
+use crate::report::Series;
+use crate::{Result, usage};
 
 /// Whoever does the thing.
 pub(crate) trait Worker: Send + 'static {
@@ -18,12 +19,15 @@ pub(crate) trait Worker: Send + 'static {
 /// Workers, and what was measured of them so far.
 pub(crate) struct Measured<W> {
     workers: Vec<W>,
+    /// This process and, where it is ours to look at, the other side's.
+    processes: Vec<u32>,
     pub(crate) series: Series,
 }
 
 impl<W: Worker> Measured<W> {
-    pub(crate) fn new(workers: Vec<W>) -> Self {
-        Self { workers, series: Series::new() }
+    pub(crate) fn new(workers: Vec<W>, other: Option<&Peer>) -> Self {
+        let processes = std::iter::once(std::process::id()).chain(other.map(Peer::pid)).collect();
+        Self { workers, processes, series: Series::new() }
     }
 
     pub(crate) fn count(&self) -> usize {
@@ -35,33 +39,40 @@ impl<W: Worker> Measured<W> {
     }
 
     /// Has each worker do so many rounds, all beginning together.
-    pub(crate) async fn slice(&mut self, rounds: u64) -> Result<()> {
+    pub(crate) async fn slice(&mut self, rounds: usize) -> Result<()> {
         let barrier = Arc::new(Barrier::new(self.workers.len() + 1));
         let tasks = self.workers.drain(..).map(|mut worker| {
             let barrier = barrier.clone();
             tokio::spawn(async move {
+                let mut times = Vec::with_capacity(rounds);
                 barrier.wait().await;
-                let mut latencies = Latencies::new();
                 for _ in 0..rounds {
                     let began = Instant::now();
                     worker.round().await?;
-                    latencies.record(began.elapsed());
+                    times.push(began.elapsed());
                 }
-                Ok((worker, latencies))
+                Ok((worker, times))
             })
         });
         let tasks: Vec<_> = tasks.collect();
+        let ran = self.ran()?;
         barrier.wait().await;
         let began = Instant::now();
-        let done: Vec<Result<(W, Latencies)>> = try_join_all(tasks).await?;
+        let done: Vec<Result<(W, Vec<Duration>)>> = try_join_all(tasks).await?;
         let took = began.elapsed().as_secs_f64();
+        let ran = self.ran()?.iter().zip(ran).map(|(after, before)| *after - before).collect();
         #[expect(clippy::cast_precision_loss, reason = "far fewer than 2^52 rounds")]
-        self.series.rates.push((rounds * done.len() as u64) as f64 / took);
+        let count = (rounds * done.len()) as f64;
+        self.series.add_slice(count, took, ran);
         for done in done {
-            let (worker, latencies) = done?;
+            let (worker, times) = done?;
             self.workers.push(worker);
-            self.series.latencies.add(&latencies)?;
+            times.into_iter().for_each(|time| self.series.latencies.record(time));
         }
         Ok(())
+    }
+
+    fn ran(&self) -> Result<Vec<Duration>> {
+        self.processes.iter().map(|pid| usage::ran(*pid)).collect()
     }
 }

@@ -7,6 +7,7 @@ mod listener;
 mod phase;
 mod session;
 mod shared;
+mod stats;
 pub mod table;
 
 use std::net::SocketAddr;

@@ -232,7 +232,7 @@ impl<S: Stream> Session<S> {
             Request::Auth { .. } => {}
             Request::Ping => self.reply(&Reply::Done),
             Request::Stats => {
-                let stats = self.shared.stats().to_json();
+                let stats = self.shared.stats_json().await;
                 self.reply(&Reply::Stats(stats));
             }
             Request::Acquire { key, timeout, limit, lease } => {

@@ -4,6 +4,7 @@
 mod holders;
 mod keys;
 mod slab;
+mod stats;
 mod steps;
 mod waiters;
 
@@ -13,10 +14,10 @@ mod tests;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
-use self::holders::{Holder, HolderSlot, Holders};
+use self::holders::{HolderSlot, Holders};
 use self::keys::{KeySlot, Keys};
 use self::waiters::Waiters;
-use crate::proto::{HeldLock, HeldSemaphore, IdleKey, StatsResult, Status};
+use crate::proto::Status;
 use crate::types::{Key, Limit, Seconds, Token};
 
 /// A connection, as the server numbers them (from 1).
@@ -314,12 +315,20 @@ impl LockTable {
 
     /// Evicts every expired lease; costs what expires.
     pub fn sweep(&mut self, now: Instant) {
+        self.sweep_part(now, usize::MAX);
+    }
+
+    /// [`sweep`](Self::sweep), at most so many leases of it; whether there may be more.
+    pub fn sweep_part(&mut self, now: Instant, most: usize) -> bool {
         self.latest = Some(now);
         let mut touched = Vec::new();
-        while let Some((holder, slot)) = self.holders.expired(now) {
+        while touched.len() < most
+            && let Some((holder, slot)) = self.holders.expired(now)
+        {
             self.evict(slot, holder);
             touched.push(slot);
         }
+        let more = touched.len() == most;
         self.hand_on_all(now, touched);
         // As long as no token can be minted, one key's failure speaks for the rest.
         while let Some(slot) = self.stalled.first().copied() {
@@ -328,12 +337,18 @@ impl LockTable {
                 break;
             }
         }
+        more
     }
 
     /// Drops keys idle for `gc_max_idle`; costs what is dropped.
     pub fn collect(&mut self, now: Instant) {
+        self.collect_part(now, usize::MAX);
+    }
+
+    /// [`collect`](Self::collect), at most so many keys of it; whether there may be more.
+    pub fn collect_part(&mut self, now: Instant, most: usize) -> bool {
         self.latest = Some(now);
-        self.keys.collect(now, self.config.gc_max_idle);
+        self.keys.collect(now, self.config.gc_max_idle, most)
     }
 
     /// From now on acquire, enqueue and wait are refused with `error_draining`, and so is everyone
@@ -368,30 +383,5 @@ impl LockTable {
     /// The next outcome for a waiting connection.
     pub fn poll_delivery(&mut self) -> Option<Delivery> {
         self.waiters.poll()
-    }
-
-    /// What is held, waited for and idle; `connections` is the caller's to fill in.
-    pub fn stats(&self, now: Instant) -> StatsResult {
-        let mut stats = StatsResult::default();
-        for entry in self.keys.iter() {
-            let key = entry.key.to_text().into_owned();
-            let (lock, waiters) = (entry.limit == Limit::ONE, u64::from(entry.waiters));
-            if let Some(since) = entry.idle_since {
-                let idle_s = now.saturating_duration_since(since).as_secs_f64();
-                let list = if lock { &mut stats.idle_locks } else { &mut stats.idle_semaphores };
-                list.push(IdleKey { key, idle_s });
-            } else if lock {
-                let holder = entry.holder.and_then(|slot| self.holders.get(slot));
-                let left = |holder: &Holder| holder.deadline.saturating_duration_since(now).as_secs_f64();
-                let lease_expires_in_s = holder.map_or(0.0, left);
-                let owner_conn_id =
-                    holder.map_or(0, |holder| i64::try_from(holder.conn.0).unwrap_or(i64::MAX));
-                stats.locks.push(HeldLock { key, owner_conn_id, lease_expires_in_s, waiters });
-            } else {
-                let (limit, holders) = (entry.limit.get(), u64::from(entry.holders));
-                stats.semaphores.push(HeldSemaphore { key, limit, holders, waiters });
-            }
-        }
-        stats
     }
 }

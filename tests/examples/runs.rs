@@ -113,7 +113,7 @@ fn load_runs_every_scenario() {
         (&["hold", "--leases", "50", "--lease", "2", "--time", "3"], &["lost meanwhile: 0"]),
         (&["queue", "--few", "20", "--many", "200", "--steps", "10"], &["join", "leave", "hand-off"]),
         (
-            &["sweep", "--few", "10", "--many", "1000", "--expire", "100", "--idle", "1"],
+            &["sweep", "--few", "10", "--many", "1000", "--expire", "100", "--idle", "1", "--lease", "2"],
             &["1000 held, 100 run out"],
         ),
     ];

@@ -3,6 +3,7 @@
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
@@ -79,8 +80,13 @@ impl Keys {
         self.entries.get_mut(slot.0)
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Entry> {
-        self.entries.iter()
+    /// How many slots there are, those of collected keys among them.
+    pub(super) fn places(&self) -> usize {
+        self.entries.places()
+    }
+
+    pub(super) fn range(&self, places: Range<usize>) -> impl Iterator<Item = &Entry> {
+        self.entries.range(places)
     }
 
     /// Puts the key among the idle ones, or takes it out, as its counts say.
@@ -99,11 +105,12 @@ impl Keys {
         }
     }
 
-    /// Drops the keys that have been idle for `max_idle`.
-    pub(super) fn collect(&mut self, now: Instant, max_idle: Duration) {
-        while let Some(&(since, slot)) = self.idle.first() {
+    /// Drops keys that have been idle for `max_idle`, at most so many; whether there may be more.
+    pub(super) fn collect(&mut self, now: Instant, max_idle: Duration, most: usize) -> bool {
+        for _ in 0..most {
+            let Some(&(since, slot)) = self.idle.first() else { return false };
             if now.saturating_duration_since(since) < max_idle {
-                break;
+                return false;
             }
             self.idle.pop_first();
             let Some(entry) = self.entries.remove(slot.0) else { continue };
@@ -112,5 +119,6 @@ impl Keys {
                 found.remove();
             }
         }
+        true
     }
 }

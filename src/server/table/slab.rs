@@ -1,5 +1,7 @@
 //! Slots with small stable numbers, so that an index entry costs four bytes. Knows of no lock.
 
+use std::ops::Range;
+
 /// A vector whose freed places are taken again.
 pub(super) struct Slab<T> {
     slots: Vec<Option<T>>,
@@ -40,7 +42,14 @@ impl<T> Slab<T> {
         self.slots.get_mut(at as usize)?.as_mut()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &T> {
-        self.slots.iter().flatten()
+    /// How many slots there are, free ones among them.
+    pub(super) fn places(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// What lies in a range of slots, as far as there are any.
+    pub(super) fn range(&self, places: Range<usize>) -> impl Iterator<Item = &T> {
+        let end = places.end.min(self.slots.len());
+        self.slots[places.start.min(end)..end].iter().flatten()
     }
 }

@@ -4,6 +4,7 @@ mod leases;
 mod leaving;
 mod limits;
 mod model;
+mod parts;
 mod queue;
 mod registrations;
 
@@ -11,6 +12,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::*;
+use crate::proto::{HeldLock, HeldSemaphore, IdleKey, StatsResult};
 use crate::types::Fence;
 
 const A: ConnId = ConnId(1);
