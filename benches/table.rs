@@ -73,5 +73,69 @@ fn hand_off(c: &mut Criterion) {
     group.finish();
 }
 
-criterion_group!(benches, free_key, hand_off);
+/// Joins the end of a queue and leaves it again.
+fn join_and_leave(c: &mut Criterion) {
+    let mut group = c.benchmark_group("table: join a queue and leave it");
+    for waiters in [1_u64, 1_000, 100_000] {
+        group.bench_function(BenchmarkId::from_parameter(format!("{waiters} waiting")), |b| {
+            let (mut table, now) = (table(), Instant::now());
+            let key = Key::parse("busy").unwrap();
+            held(&mut table, now, ME, &key);
+            let queue = |table: &mut LockTable, conn| match table.acquire(
+                now,
+                conn,
+                &key,
+                Limit::new(1).unwrap(),
+                None,
+                true,
+            ) {
+                Answer::Waiting(waiter) => waiter,
+                other => panic!("the key is held, and yet: {other:?}"),
+            };
+            (0..waiters).for_each(|waiter| drop(queue(&mut table, ConnId(10 + waiter))));
+            b.iter(|| {
+                let waiter = queue(&mut table, OTHER);
+                assert_eq!(table.cancel_wait(now, waiter), None);
+            });
+        });
+    }
+    group.finish();
+}
+
+/// A sweep that evicts a thousand leases, and one that evicts none, beside leases that go on.
+fn sweep(c: &mut Criterion) {
+    const EXPIRED: u64 = 1000;
+    let mut group = c.benchmark_group("table: sweep");
+    for others in [0, 1_000, 100_000] {
+        let (mut table, now) = (table(), Instant::now());
+        for other in 0..others {
+            held(
+                &mut table,
+                now + Duration::from_secs(60),
+                OTHER,
+                &Key::parse(&format!("o:{other}")).unwrap(),
+            );
+        }
+        let keys: Vec<_> = (0..EXPIRED).map(|number| Key::parse(&format!("x:{number}")).unwrap()).collect();
+        let after = now + Duration::from_secs(33);
+        group.bench_function(format!("{EXPIRED} run out, {others} others held"), |b| {
+            b.iter_custom(|times| {
+                let sweep = |_| {
+                    keys.iter().for_each(|key| drop(held(&mut table, now, ME, key)));
+                    let began = Instant::now();
+                    table.sweep(after);
+                    began.elapsed()
+                };
+                (0..times).map(sweep).sum()
+            });
+            assert!(!table.holds(ME));
+        });
+        group.bench_function(format!("none runs out, {others} others held"), |b| {
+            b.iter(|| table.sweep(after))
+        });
+    }
+    group.finish();
+}
+
+criterion_group!(benches, free_key, hand_off, join_and_leave, sweep);
 criterion_main!(benches);
