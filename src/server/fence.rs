@@ -90,11 +90,29 @@ impl FenceCounter {
 ///
 /// `None` when there is no fence to be had, or no randomness.
 pub fn token_mint(mut fences: FenceCounter) -> impl FnMut() -> Option<Token> + Send + 'static {
+    let mut salts = Salts { drawn: [[0; 8]; 64], left: 0 };
     move || {
-        let salt = getrandom::u64()
-            .inspect_err(|error| tracing::error!(%error, "no randomness for a token"))
-            .ok()?;
+        let salt =
+            salts.next().inspect_err(|error| tracing::error!(%error, "no randomness for a token")).ok()?;
         Some(Token::mint(fences.next()?, salt))
+    }
+}
+
+/// Random numbers, drawn from the system many at a time: a call for each would be a good part of
+/// what a grant costs. Each is handed out once.
+struct Salts {
+    drawn: [[u8; 8]; 64],
+    left: usize,
+}
+
+impl Salts {
+    fn next(&mut self) -> Result<u64, getrandom::Error> {
+        if self.left == 0 {
+            getrandom::fill(self.drawn.as_flattened_mut())?;
+            self.left = self.drawn.len();
+        }
+        self.left -= 1;
+        Ok(u64::from_ne_bytes(self.drawn[self.left]))
     }
 }
 

@@ -2,13 +2,14 @@
 //! once per batch; while a command waits, the peer is watched.
 
 use std::io;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
 use tokio::task::consume_budget;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use crate::net::Stream;
 use crate::proto::{Frame, FrameDecoder, Reply, Request, Status};
@@ -55,9 +56,10 @@ pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, s
         connected,
     };
     let shared = session.shared.clone();
+    let draining = pin!(shared.life.reaches(Phase::Draining));
     tokio::select! {
         biased;
-        Closed = session.run() => {}
+        Closed = session.run(draining) => {}
         () = shared.life.reaches(Phase::Stopped) => {}
     }
     // The peer may be gone already.
@@ -94,7 +96,8 @@ impl<S> Drop for Session<S> {
 }
 
 impl<S: Stream> Session<S> {
-    async fn run(&mut self) -> Closed {
+    async fn run(&mut self, mut draining: Pin<&mut impl Future<Output = ()>>) -> Closed {
+        let mut timer = pin!(sleep_until(self.line_limit()));
         loop {
             if let Err(closed) = self.serve_inbox().await {
                 return closed;
@@ -102,7 +105,7 @@ impl<S: Stream> Session<S> {
             if let Err(closed) = self.flush().await {
                 return closed;
             }
-            if let Err(closed) = self.read().await {
+            if let Err(closed) = self.read(timer.as_mut(), draining.as_mut()).await {
                 return closed;
             }
         }
@@ -138,9 +141,21 @@ impl<S: Stream> Session<S> {
         }
     }
 
+    /// When the line that has begun must have ended.
+    fn line_limit(&self) -> Instant {
+        self.line_started + self.shared.config.read_limit()
+    }
+
     /// Reads more, while the line that has begun is within its time and the server goes on.
-    async fn read(&mut self) -> Result<(), Closed> {
-        let limit = self.line_started + self.shared.config.read_limit();
+    ///
+    /// The timer and the wait for the drain are kept from one read to the next. A timer that goes off
+    /// may be an earlier line's: to set it anew with each line would cost more than the line.
+    async fn read(
+        &mut self,
+        mut timer: Pin<&mut Sleep>,
+        mut drain: Pin<&mut impl Future<Output = ()>>,
+    ) -> Result<(), Closed> {
+        let limit = self.line_limit();
         loop {
             let draining = self.shared.life.phase() != Phase::Serving;
             let may_go = draining && self.decoder.at_boundary() && !self.holds();
@@ -163,8 +178,13 @@ impl<S: Stream> Session<S> {
                     return Ok(());
                 }
                 () = std::future::ready(()), if may_go => return Err(Closed),
-                () = sleep_until(limit) => return Err(self.time_out().await),
-                () = self.shared.life.reaches(Phase::Draining), if !draining => {}
+                () = &mut timer => {
+                    if Instant::now() >= limit {
+                        return Err(self.time_out().await);
+                    }
+                    timer.as_mut().reset(limit);
+                }
+                () = &mut drain, if !draining => {}
                 () = sleep(DRAIN_LOOK), if draining => {}
             }
         }

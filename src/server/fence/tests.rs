@@ -132,3 +132,11 @@ fn tokens_carry_the_fences_in_order_and_differ_in_salt() {
     assert_ne!(first.expose()[16..], second.expose()[16..]);
     assert_eq!(token_mint(FenceCounter::in_memory(u64::MAX))(), None);
 }
+
+#[test]
+fn no_two_tokens_share_their_salt() {
+    let mut mint = token_mint(FenceCounter::in_memory(7));
+    let salts: std::collections::HashSet<_> =
+        (0..1000).map(|_| mint().unwrap().expose().split_off(16)).collect();
+    assert_eq!(salts.len(), 1000);
+}
