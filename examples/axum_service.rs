@@ -57,7 +57,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
         .servers([(address.ip().to_string(), address.port())])
         .lease_ttl(Duration::from_secs(10))
         .build()?;
-    let app = App::new(locks);
+    let app = App::new(locks.clone());
     let (stop_leader, leader_stops) = watch::channel(());
     let leader = tokio::spawn(lead(app.clone(), leader_stops));
 
@@ -65,9 +65,11 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("listening on http://{}", listener.local_addr()?);
     axum::serve(listener, router(app)).with_graceful_shutdown(stopped()).await?;
 
-    // No request is under way any more. The leader lets go, so that the next one need not wait.
+    // No request is under way any more. The leader lets go, so that the next one need not wait; and
+    // what handlers dropped on their way out is let go of before this ends.
     drop(stop_leader);
     leader.await?;
+    locks.close().await?;
     drop(stop_server);
     if let Some(serving) = serving {
         serving.await?;
@@ -292,12 +294,31 @@ pub(crate) async fn health(State(app): State<App>) -> Result<&'static str, Refus
     Ok("ok\n")
 }
 
+/// In the text format of Prometheus.
 pub(crate) async fn metrics(State(app): State<App>) -> String {
-    format!(
-        "# TYPE bank_leads gauge\nbank_leads {}\n# TYPE bank_interest_paid_total counter\nbank_interest_paid_total {}\n",
-        u8::from(app.leads.load(Relaxed)),
-        app.interest_paid.load(Relaxed)
-    )
+    let locks = app.locks.metrics();
+    let gauges = [
+        ("bank_leads", u64::from(app.leads.load(Relaxed))),
+        ("locks_connections", locks.connections as u64),
+        ("locks_leases", locks.leases as u64),
+        ("locks_waiting", locks.waiting as u64),
+    ];
+    let counters = [
+        ("bank_interest_paid_total", app.interest_paid.load(Relaxed)),
+        ("locks_acquires_total", locks.acquires),
+        ("locks_failures_total", locks.failures),
+        ("locks_renewals_total", locks.renewals),
+        ("locks_losses_total", locks.losses),
+        ("locks_release_failures_total", locks.release_failures),
+    ];
+    let line = |kind| move |(name, value): (&str, u64)| format!("# TYPE {name} {kind}\n{name} {value}\n");
+    let mut page: String = gauges.map(line("gauge")).concat() + &counters.map(line("counter")).concat();
+    page.push_str("# TYPE locks_acquire_seconds summary\n");
+    for quantile in [0.5, 0.9, 0.99] {
+        let seconds = locks.acquire_latency.quantile(quantile).as_secs_f64();
+        page.push_str(&format!("locks_acquire_seconds{{quantile=\"{quantile}\"}} {seconds}\n"));
+    }
+    page
 }
 
 /// The store. It trusts no lease, but the fence that comes with the write.

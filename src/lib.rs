@@ -174,7 +174,8 @@
 //! - **`server`**: the embedded server and the `dflockd` binary (module [`server`]).
 //! - **`file`**: [`FileLock`], a lock file on a shared file system, for programs that have no server in
 //!   common (module [`mod@file`]).
-//! - **`test-util`**: a server inside your tests that paused time drives (module [`test_util`]).
+//! - **`test-util`**: a server inside your tests that paused time drives, and that fails when told
+//!   to (module [`test_util`]).
 //!
 //! Without any, the parts that do no I/O remain: the wire ([`proto`]), the schedule of a lease
 //! ([`lease::renewal`]), and sharding.

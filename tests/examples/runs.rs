@@ -164,7 +164,7 @@ fn the_axum_service_answers_and_stops_gracefully() {
     assert!(receipt.contains(r#""from":{"cents":7500,"#), "{receipt}");
     assert!(http(address, "GET /accounts/bob", "").1.contains(r#""cents":12500,"#));
     let (status, metrics) = http(address, "GET /metrics", "");
-    assert!(status == 200 && metrics.contains("bank_leads"), "{metrics}");
+    assert!(status == 200 && metrics.contains("\nlocks_acquires_total "), "{metrics}");
 
     // A request that is under way is finished, and what it holds is let go.
     let slow = std::thread::spawn({
