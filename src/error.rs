@@ -187,10 +187,11 @@ impl Error {
         self.kind() == ErrorKind::InvalidInput
     }
 
-    /// The connection or the server went away, or never was there.
+    /// The connection or the server went away, or never was there; or the client has no room for
+    /// more, or is closed.
     pub fn is_unavailable(&self) -> bool {
-        use ErrorKind::{ConnectionClosed, Draining, Io, NotLeader};
-        matches!(self.kind(), ConnectionClosed | Draining | Io | NotLeader)
+        use ErrorKind::{ClientClosed, ConnectionClosed, Draining, Io, NotLeader, Overloaded};
+        matches!(self.kind(), ClientClosed | ConnectionClosed | Draining | Io | NotLeader | Overloaded)
     }
 }
 

@@ -337,12 +337,15 @@ async fn every_error_is_an_io_error_of_a_kind_and_comes_out_of_it_whole() {
 #[tokio::test(start_paused = true)]
 async fn the_predicates_sort_the_kinds() {
     use ErrorKind::{
-        ConnectionClosed, Draining, InvalidInput, Io, LeaseExpired, LeaseLost, NotHeld, NotLeader,
+        ClientClosed, ConnectionClosed, Draining, InvalidInput, Io, LeaseExpired, LeaseLost, MaxWaiters,
+        NotHeld, NotLeader, Overloaded, Timeout,
     };
     for (kind, error) in errors().await {
-        assert_eq!(error.is_timeout(), kind == ErrorKind::Timeout);
+        assert_eq!(error.is_timeout(), kind == Timeout);
+        assert!(!error.is_busy() || [MaxWaiters, Timeout].contains(&kind), "{error}");
         assert_eq!(error.is_lease_lost(), [LeaseLost, LeaseExpired, NotHeld].contains(&kind), "{error}");
         assert_eq!(error.is_invalid_input(), kind == InvalidInput);
-        assert_eq!(error.is_unavailable(), [ConnectionClosed, Draining, Io, NotLeader].contains(&kind));
+        let unavailable = [ClientClosed, ConnectionClosed, Draining, Io, NotLeader, Overloaded];
+        assert_eq!(error.is_unavailable(), unavailable.contains(&kind));
     }
 }

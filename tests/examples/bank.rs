@@ -78,6 +78,14 @@ async fn a_transfer_is_503_while_the_lock_server_is_away_and_works_again_after()
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_transfer_that_comes_while_the_service_ends_is_503() {
+    let locks = TestServer::new().locks();
+    let app = App::new(locks.clone());
+    locks.close().await.unwrap();
+    assert_eq!(ask(&app, order("a", "b", 0)).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_request_at_fault_is_422() {
     let app = App::new(TestServer::new().locks());
     for (from, to) in [("a", "a"), ("a b", "c")] {
