@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
-use dflockd_client::{ErrorKind, LeaseChange, LockClient};
-use peers::{Peers, TOKEN, Wire, peer};
+use dflockd_client::{Enqueued, ErrorKind, LeaseChange, LockClient};
+use peers::{Peers, TOKEN, Wire, peer, sound};
 use tokio::time::{Instant, sleep, sleep_until};
 use turns::turn;
 use world::{S, Way, World, count};
@@ -233,6 +233,20 @@ async fn a_forgotten_lease_keeps_the_key_and_its_connection_until_its_ttl() {
     sleep(3 * S).await;
     let stats = server.stats();
     assert_eq!((stats.connections, count(&stats)), (0, (0, 0)), "{stats:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_by_which_a_forgotten_lease_may_still_be_held_is_not_used_again() {
+    let server = Server::new(settings(true)).unwrap();
+    let dial = Peers::new(move |_, _| sound(&server));
+    let dials = dial.dials();
+    let lock = LockClient::builder().dial(dial).build().unwrap().lock("k").unwrap();
+    let Enqueued::Acquired(guard) = lock.enqueue().await.unwrap() else { panic!("the key is free") };
+    guard.forget();
+    sleep(35 * S).await;
+    // A server that still knew of the first would say that this is the second on one connection.
+    drop(lock.enqueue().await.unwrap());
+    assert_eq!(dials.load(Ordering::SeqCst), 2);
 }
 
 #[tokio::test(start_paused = true)]

@@ -113,9 +113,13 @@ impl Engine for ServerLease {
     }
 }
 
-/// Also where it was never let go: forgotten, or cut off by the end of its runtime.
+/// Also where it was never let go: forgotten, or lost with nobody to release it, or cut off by the
+/// end of its runtime.
 impl Drop for ServerLease {
     fn drop(&mut self) {
         self.pool.leases.leave(self.number);
+        if let Some(berth) = self.berth().take() {
+            berth.leave_behind();
+        }
     }
 }

@@ -35,6 +35,14 @@ impl Berth {
         if self.shared { self.pool.board(self.shard).await } else { self.pool.board_alone(self.shard).await }
     }
 
+    /// The server may yet hold something by this connection that nobody will release. Where others
+    /// share it, they do not mind; the next to have it alone would.
+    pub(crate) fn leave_behind(self) {
+        if !self.shared {
+            self.session.close();
+        }
+    }
+
     /// No new request goes by this connection; what is under way or held goes on.
     pub(crate) fn retire(self) {
         self.pool.shelf(self.shard).retire(&self.session);
