@@ -67,11 +67,13 @@ async fn a_server_that_comes_up_late_is_tried_again_after_pauses_that_double() {
 
 #[tokio::test(start_paused = true)]
 async fn connections_that_fail_half_way_are_tried_again_and_leave_one_holder() {
-    let ends: [fn() -> End; 4] = [
+    let ends: [fn() -> End; 5] = [
         hangs_up,
         || End::Fails(io::ErrorKind::ConnectionReset),
         || script(&["error_draining\n"], true),
         || script(&["error_not_leader 10.0.0.9:6388\n"], true),
+        // What a server says that had read nothing for too long: the request was lost.
+        || script(&["error\n"], true),
     ];
     for end in ends {
         let (lock, dials, server) = healing(2, end);

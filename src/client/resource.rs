@@ -19,6 +19,9 @@ use crate::lease::{Engine, LeaseGuard};
 use crate::proto::{Family, Reply, Request};
 use crate::types::{Key, Limit, Seconds};
 
+/// How long a connection may take to close after the server said so.
+const LAST_WORDS: Duration = Duration::from_millis(500);
+
 /// A key with all that is needed to take it.
 #[derive(Clone)]
 pub(crate) struct Resource {
@@ -164,7 +167,7 @@ impl Resource {
                 let grant = Grant { token: token.clone(), lease: lease.duration() };
                 self.hold(waiting, answer, grant, sent).await.map(Enqueued::Acquired)
             }
-            _ => Err(self.refused(waiting, outcome::place(answer.claim()).err())),
+            _ => Err(self.refused(waiting, outcome::place(answer.claim()).err()).await),
         }
     }
 
@@ -185,13 +188,20 @@ impl Resource {
                 let grant = Grant { token: token.clone(), lease: lease.duration() };
                 self.hold(waiting, answer, grant, sent).await
             }
-            _ => Err(self.refused(waiting, outcome::grant(answer.claim()).err())),
+            _ => Err(self.refused(waiting, outcome::grant(answer.claim()).err()).await),
         }
     }
 
-    fn refused(&self, waiting: Waiting, error: Option<Error>) -> Error {
+    async fn refused(&self, waiting: Waiting, error: Option<Error>) -> Error {
         let server = waiting.server();
-        let error = error.unwrap_or_else(|| Error::new(ErrorKind::Protocol, "a reply to another request"));
+        let mut error =
+            error.unwrap_or_else(|| Error::new(ErrorKind::Protocol, "a reply to another request"));
+        // A sound request gets a bare `error` from a server that had read nothing for too long, and
+        // closes: the request was lost, or crossed that.
+        if error.raw() == Some("error") && waiting.ends_within(LAST_WORDS).await {
+            let detail = "the server had read nothing from it for too long";
+            error = Error::new(ErrorKind::ConnectionClosed, detail);
+        }
         match error.kind() {
             // The server closes a connection to which it says this.
             ErrorKind::Auth | ErrorKind::Draining => waiting.discard(),

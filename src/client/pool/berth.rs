@@ -106,6 +106,12 @@ impl Waiting {
         self.berth.as_ref().map(|berth| berth.session.server().clone())
     }
 
+    /// Whether the connection ends, at once or soon.
+    pub(crate) async fn ends_within(&self, limit: Duration) -> bool {
+        let Some(berth) = &self.berth else { return true };
+        tokio::time::timeout(limit, berth.session.closed()).await.is_ok()
+    }
+
     /// Sends a request whose reply nobody waits for, and gives the place back.
     pub(crate) fn end_with(mut self, request: Request) {
         if let Some(berth) = self.berth.take() {
