@@ -29,6 +29,8 @@ pub(crate) struct Plan {
     pub(crate) reattach: bool,
     pub(crate) retry: bool,
     pub(crate) auth: bool,
+    pub(crate) shared_connections: usize,
+    pub(crate) leases_per_connection: usize,
     /// 0 is no cap.
     pub(crate) max_waiters: usize,
     /// The longest that a message is on its way when nothing is wrong.
@@ -121,6 +123,8 @@ impl Plan {
             reattach: !auto_release && dice.u8(0..4) > 0,
             retry: dice.bool(),
             auth: dice.u8(0..4) == 0,
+            shared_connections: dice.usize(1..=2),
+            leases_per_connection: if dice.u8(0..3) == 0 { dice.usize(1..=2) } else { usize::MAX },
             max_waiters: if dice.u8(0..4) == 0 { dice.usize(1..=2) } else { 0 },
             latency: Duration::from_millis(dice.u64(2..=200)),
             until: S * if calm { 10 } else { 25 },

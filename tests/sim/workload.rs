@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dflockd_client::{
-    AsyncDistributedLock, AsyncDistributedSemaphore, Enqueued, Lease, LeaseGuard, LockClient, OnDisconnect,
-    Outcome, Result, RetryPolicy,
+    AsyncDistributedLock, AsyncDistributedSemaphore, Enqueued, ErrorKind, Lease, LeaseGuard, LockClient,
+    OnDisconnect, Outcome, Result, RetryPolicy,
 };
 use fastrand::Rng;
 use tokio::task::JoinSet;
@@ -28,6 +28,8 @@ pub(crate) fn client(plan: &Plan) -> LockClient {
         .dial(SimDial)
         .connect_timeout(CONNECT_TIMEOUT)
         .keepalive_interval(plan.keepalive)
+        .shared_connections(plan.shared_connections)
+        .max_leases_per_connection(plan.leases_per_connection)
         .lease_ttl(plan.ttl);
     if plan.reattach {
         builder = builder.on_disconnect(OnDisconnect::Reattach);
@@ -59,6 +61,26 @@ pub(crate) async fn run(plan: Arc<Plan>, client_index: usize, life: u64, record:
     while let Some(worker) = workers.join_next().await {
         worker.expect("a worker does not panic");
     }
+    end(&plan, client_index, &locks, &record).await;
+}
+
+/// Nothing is left of what the tasks did, and the client ends: by being closed, or just so.
+async fn end(plan: &Plan, client: usize, locks: &LockClient, record: &Recorder) {
+    sleep(S).await;
+    let metrics = locks.metrics();
+    if plan.calm && (metrics.leases, metrics.waiting) != (0, 0) {
+        record.fault(format!("client {client} has something left: {metrics:?}"));
+    }
+    if client.is_multiple_of(2) {
+        let closing = record.called(client, "close", 6 * S);
+        let closed = locks.close().await;
+        closing
+            .ended(closed.map_or_else(|error| End::Failed(error.kind(), error.to_string()), |()| End::Done));
+        let refused = locks.lock("late").expect("the key is valid").try_acquire().await;
+        if !refused.as_ref().is_err_and(|error| error.kind() == ErrorKind::ClientClosed) {
+            record.fault(format!("a closed client answers {refused:?}"));
+        }
+    }
 }
 
 /// A lock or a semaphore.
@@ -72,6 +94,13 @@ impl Resource {
         match key.limit {
             None => Self::Lock(locks.lock(&key.name).expect("the key is valid")),
             Some(limit) => Self::Semaphore(locks.semaphore(&key.name, limit).expect("the key is valid")),
+        }
+    }
+
+    fn isolated(&self) -> Self {
+        match self {
+            Self::Lock(lock) => Self::Lock(lock.isolated()),
+            Self::Semaphore(semaphore) => Self::Semaphore(semaphore.isolated()),
         }
     }
 
@@ -155,7 +184,10 @@ impl Worker {
 
     /// Takes the key, in one way or another.
     async fn take(&mut self, key: usize) -> Option<LeaseGuard> {
-        let resource = Resource::new(&self.locks, &self.plan.keys[key]);
+        let mut resource = Resource::new(&self.locks, &self.plan.keys[key]);
+        if self.dice.u8(0..5) == 0 {
+            resource = resource.isolated();
+        }
         match self.dice.u8(0..10) {
             0..=4 => {
                 let within = S * self.dice.u32(1..=LONGEST_WAIT as u32);
