@@ -23,7 +23,7 @@ use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::{Error, Fence, LeaseGuard, LockClient, LostReason, Outcome};
 use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 /// How long a request waits for an account that is busy.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -132,7 +132,7 @@ pub(crate) enum Refusal {
     /// The lease was lost half-way, or the store has seen a later holder: look before trying again.
     Lost(String),
     /// The locks cannot be had now.
-    Unavailable(Error),
+    Unavailable(String),
     /// The request is at fault.
     Bad(String),
     /// This service is.
@@ -145,7 +145,7 @@ impl From<Error> for Refusal {
             error if error.is_busy() => Self::Busy,
             error if error.is_lease_lost() => Self::Lost(error.to_string()),
             error if error.is_invalid_input() => Self::Bad(error.to_string()),
-            error if error.is_unavailable() || error.is_timeout() => Self::Unavailable(error),
+            error if error.is_unavailable() || error.is_timeout() => Self::Unavailable(error.to_string()),
             error => Self::Broken(error),
         }
     }
@@ -163,7 +163,7 @@ impl IntoResponse for Refusal {
             Self::Busy => (StatusCode::LOCKED, Some("1"), "somebody else has it: try again".into()),
             Self::Full => (StatusCode::TOO_MANY_REQUESTS, Some("5"), "all slots are taken".into()),
             Self::Lost(why) => (StatusCode::CONFLICT, None, why),
-            Self::Unavailable(error) => (StatusCode::SERVICE_UNAVAILABLE, Some("5"), error.to_string()),
+            Self::Unavailable(why) => (StatusCode::SERVICE_UNAVAILABLE, Some("5"), why),
             Self::Bad(why) => (StatusCode::UNPROCESSABLE_ENTITY, None, why),
             Self::Broken(error) => (StatusCode::INTERNAL_SERVER_ERROR, None, error.to_string()),
         };
@@ -290,7 +290,8 @@ pub(crate) async fn leader(State(app): State<App>) -> String {
 
 /// Whether the locks can be had, which transfers need. Reading an account does not.
 pub(crate) async fn health(State(app): State<App>) -> Result<&'static str, Refusal> {
-    app.locks.stats().await?;
+    let silent = |_| Refusal::Unavailable(format!("no answer within {PATIENCE:?}"));
+    timeout(PATIENCE, app.locks.stats()).await.map_err(silent)??;
     Ok("ok\n")
 }
 

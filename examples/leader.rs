@@ -16,7 +16,7 @@ use clap::Parser;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::{Error, LockClient, Outcome};
 
-type Outcomes<T = ()> = Result<T, Box<dyn std::error::Error>>;
+type Result<T = (), E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
 /// What a candidate prints when it is elected.
 const LEADS: &str = "leads";
@@ -38,7 +38,7 @@ struct Flags {
 }
 
 #[tokio::main]
-async fn main() -> Outcomes {
+async fn main() -> Result {
     let flags = Flags::parse();
     match (flags.stand, flags.locks) {
         (Some(name), Some(locks)) => Ok(stand(&name, locks, flags.ttl).await?),
@@ -85,7 +85,7 @@ impl Drop for Candidate {
     }
 }
 
-async fn election(ttl: u64) -> Outcomes {
+async fn election(ttl: u64) -> Result {
     let server = Server::bind(ServerConfig { port: 0, ..Default::default() }).await?;
     let address = server.local_addr().ok_or("the server is not bound")?;
     tokio::spawn(server.run(std::future::pending()));
@@ -94,7 +94,7 @@ async fn election(ttl: u64) -> Outcomes {
     Ok(())
 }
 
-fn play(server: SocketAddr, ttl: u64) -> Outcomes {
+fn play(server: SocketAddr, ttl: u64) -> Result {
     let (say, said) = channel();
     let mut candidates = Vec::new();
     for number in 1..=CANDIDATES {
@@ -126,7 +126,7 @@ fn ms(since: Instant) -> f64 {
 }
 
 /// Starts a candidate, and passes on what it says.
-fn enter(number: usize, server: SocketAddr, ttl: u64, say: &Sender<String>) -> Outcomes<Candidate> {
+fn enter(number: usize, server: SocketAddr, ttl: u64, say: &Sender<String>) -> Result<Candidate> {
     let name = format!("candidate-{number}");
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--stand", &name, "--locks", &server.to_string(), "--ttl", &ttl.to_string()]);
@@ -145,7 +145,7 @@ fn enter(number: usize, server: SocketAddr, ttl: u64, say: &Sender<String>) -> O
 }
 
 /// Waits until somebody leads, and tells who.
-fn next_leader(said: &Receiver<String>) -> Outcomes<String> {
+fn next_leader(said: &Receiver<String>) -> Result<String> {
     loop {
         let line = said.recv_timeout(PATIENCE)?;
         if let Some((name, rest)) = line.split_once(' ')

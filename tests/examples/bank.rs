@@ -12,7 +12,7 @@ use dflockd_client::test_util::TestServer;
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-use crate::axum_service::{App, Order, export, lead, transfer};
+use crate::axum_service::{App, Order, export, health, lead, transfer};
 
 const HOUR: u64 = 3_600_000;
 
@@ -75,6 +75,17 @@ async fn a_transfer_is_503_while_the_lock_server_is_away_and_works_again_after()
     assert_eq!(ask(&app, order("a", "b", 0)).await.status(), StatusCode::SERVICE_UNAVAILABLE);
     server.restart().unwrap();
     assert_eq!(ask(&app, order("a", "b", 0)).await.status(), StatusCode::OK);
+}
+
+#[tokio::test(start_paused = true)]
+async fn health_says_within_seconds_that_the_lock_server_is_away() {
+    let server = TestServer::new();
+    let app = App::new(server.locks());
+    let ask =
+        || async { timeout(Duration::from_secs(2), health(State(app.clone()))).await.expect("in time") };
+    assert_eq!(ask().await.into_response().status(), StatusCode::OK);
+    server.partition();
+    assert_eq!(ask().await.into_response().status(), StatusCode::SERVICE_UNAVAILABLE);
 }
 
 #[tokio::test(start_paused = true)]
