@@ -40,6 +40,7 @@
 //! |---|---|
 //! | locks and semaphores in a service | [`LockClient`], in the service's state |
 //! | one lock or one semaphore, with a client of its own | [`AsyncDistributedLock`], [`AsyncDistributedSemaphore`] |
+//! | any of these on threads, without async | their twins in [`blocking`]: [`SyncDistributedLock`] and the rest |
 //! | to join the queue now and wait later | [`enqueue`](AsyncDistributedLock::enqueue) and its [`Ticket`] |
 //! | a lock without a server, on a shared file system | [`FileLock`] |
 //! | the commands of the protocol and nothing on top | [`AsyncConn`] and [`command`] |
@@ -169,6 +170,8 @@
 //!
 //! - **`client`** (default): [`LockClient`], locks, semaphores and guards; [`AsyncConn`] and the
 //!   bare commands.
+//! - **`blocking`**: the same locks, guards, connections and commands for threads (module
+//!   [`blocking`]).
 //! - **`tls`** (default): TLS by rustls with the ring provider, for the client and the server
 //!   (module [`tls`]).
 //! - **`server`**: the embedded server and the `dflockd` binary (module [`server`]).
@@ -181,12 +184,14 @@
 //! ([`lease::renewal`]), and sharding.
 // The tour names rooms that a feature may leave out.
 #![cfg_attr(
-    not(all(feature = "test-util", feature = "tls", feature = "file")),
+    not(all(feature = "blocking", feature = "test-util", feature = "tls", feature = "file")),
     allow(rustdoc::broken_intra_doc_links)
 )]
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+#[cfg(feature = "blocking")]
+pub mod blocking;
 #[cfg(feature = "client")]
 mod client;
 mod error;
@@ -212,6 +217,11 @@ pub mod test_util;
 pub mod tls;
 mod types;
 
+#[cfg(feature = "blocking")]
+pub use blocking::{
+    Blocking, SyncConn, SyncDistributedLock, SyncDistributedSemaphore, acquire, authenticate, enqueue,
+    open_conn, ping, release, renew, sem_acquire, sem_enqueue, sem_release, sem_renew, sem_wait, stats, wait,
+};
 #[cfg(feature = "client")]
 pub use client::{
     AsyncConn, AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Enqueued, Latency,

@@ -49,6 +49,8 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
 use self::network::Network;
+#[cfg(feature = "blocking")]
+use crate::blocking::SyncConn;
 use crate::client::{AsyncConn, Builder, ClientTarget, LockClient};
 use crate::error::Result;
 use crate::net::{BoxStream, Dial};
@@ -133,6 +135,16 @@ impl TestServer {
     /// A bare connection to this server, for the functions of [`command`](crate::command).
     pub fn conn(&self) -> AsyncConn {
         AsyncConn::new(self.network.connect(&self.server()))
+    }
+
+    /// A bare connection to this server, for the functions of [`blocking`](crate::blocking).
+    ///
+    /// # Panics
+    /// In async code, as [`blocking`](crate::blocking#panics) says.
+    #[cfg(feature = "blocking")]
+    pub fn sync_conn(&self) -> SyncConn {
+        let server = self.clone();
+        SyncConn::open(async move { Ok(server.conn()) }).expect("a pipe always opens")
     }
 
     /// What the server holds right now.

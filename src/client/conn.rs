@@ -139,6 +139,12 @@ impl AsyncConn {
         }
     }
 
+    /// The half of [`close`](Self::close) that waits for nothing: whoever reads is told.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn interrupt(&self) {
+        self.closing.send_replace(true);
+    }
+
     /// The stream itself, between two commands.
     pub(crate) fn into_stream(self) -> Result<BoxStream> {
         let halves = self.halves.into_inner().ok_or_else(already_closed)?;

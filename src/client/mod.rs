@@ -9,7 +9,7 @@ mod fences;
 mod leases;
 mod lock;
 mod metrics;
-mod options;
+pub(crate) mod options;
 mod outcome;
 mod pool;
 mod resource;

@@ -318,6 +318,30 @@ impl<T: Target> Builder<T> {
         self
     }
 
+    /// The same settings for something else to build.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn map_target<U>(self, to: impl FnOnce(T) -> U) -> Builder<U> {
+        Builder {
+            target: to(self.target),
+            servers: self.servers,
+            sharding: self.sharding,
+            tls: self.tls,
+            auth_token: self.auth_token,
+            connect_timeout: self.connect_timeout,
+            keepalive_interval: self.keepalive_interval,
+            shared_connections: self.shared_connections,
+            max_connections: self.max_connections,
+            max_leases_per_connection: self.max_leases_per_connection,
+            idle_timeout: self.idle_timeout,
+            dial: self.dial,
+            acquire_timeout: self.acquire_timeout,
+            lease_ttl: self.lease_ttl,
+            terms: self.terms,
+            retry: self.retry,
+            on_disconnect: self.on_disconnect,
+        }
+    }
+
     /// Checks every setting and makes the thing. Connects to nothing.
     ///
     /// # Errors

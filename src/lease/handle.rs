@@ -161,6 +161,16 @@ impl Lease {
         }
     }
 
+    /// Waits until the lease is in such a state, or until it is let go and states no longer change.
+    #[cfg(feature = "blocking")]
+    pub(crate) async fn reached(self, is_such: fn(LeaseState) -> bool) {
+        let mut state = self.0.watch();
+        while !is_such(*state.borrow_and_update()) && self.0.wants_renewal() {
+            // The sender is this lease's own.
+            let _ = state.changed().await;
+        }
+    }
+
     /// Renews now (`n`, `sn`), whatever the schedule says, and answers the new ttl.
     ///
     /// # Errors

@@ -174,6 +174,7 @@ impl Shared {
         let claimed = self.phase.compare_exchange(KEPT, RELEASED, Ordering::AcqRel, Ordering::Acquire);
         if claimed.is_ok() {
             self.stop_task();
+            self.wake_watchers();
         }
         claimed.is_ok()
     }
@@ -182,7 +183,13 @@ impl Shared {
     pub(super) fn forget(&self) {
         if self.phase.compare_exchange(KEPT, FORGOTTEN, Ordering::AcqRel, Ordering::Acquire).is_ok() {
             self.teller.forgotten();
+            self.wake_watchers();
         }
+    }
+
+    /// Lets those look again who wait for the lease to be let go.
+    fn wake_watchers(&self) {
+        self.state.send_modify(|_| {});
     }
 
     /// Lets go, and tells `then` how it went.

@@ -1,0 +1,152 @@
+//! One connection for threads, one command at a time. Knows of no lease.
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::blocking::runtime::Runtime;
+use crate::client::AsyncConn;
+use crate::error::{Error, Result};
+use crate::net::Stream;
+
+/// What async code uses in place of it.
+const TWIN: &str = "AsyncConn";
+
+/// A connection that threads may share: each command keeps its request and reply together, and the
+/// others take turns. It is [`AsyncConn`] for threads; for any that was made in another way there is
+/// `SyncConn::from`.
+///
+/// ```
+/// use std::time::Duration;
+/// use dflockd_client::SyncConn;
+/// # fn main() -> dflockd_client::Result<()> {
+/// let server = tokio_test::io::Builder::new().write(b"ping\n_\n_\n").read(b"ok\n").build();
+/// let conn = SyncConn::new(server);
+/// let reply = conn.command("ping", "_", "_", Some(Duration::from_secs(5)))?;
+/// assert_eq!(reply, "ok");
+/// # Ok(()) }
+/// ```
+pub struct SyncConn {
+    conn: Arc<AsyncConn>,
+    runtime: Runtime,
+}
+
+impl SyncConn {
+    /// Wraps a stream that stands at the start of the protocol.
+    pub fn new(stream: impl Stream) -> Self {
+        AsyncConn::new(stream).into()
+    }
+
+    /// Wraps a socket that stands at the start of the protocol.
+    ///
+    /// # Errors
+    /// [`Io`](crate::ErrorKind::Io) when the socket cannot be made non-blocking.
+    ///
+    /// # Panics
+    /// In async code, as the [module](crate::blocking#panics) says.
+    ///
+    /// # Examples
+    /// ```
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// use dflockd_client::SyncConn;
+    /// use std::io::{Read, Write};
+    /// use std::net::{TcpListener, TcpStream};
+    /// let listener = TcpListener::bind("127.0.0.1:0")?;
+    /// let conn = SyncConn::from_std(TcpStream::connect(listener.local_addr()?)?)?;
+    /// let (mut server, _) = listener.accept()?;
+    /// server.write_all(b"unasked\n")?;
+    /// conn.close();
+    /// assert_eq!(server.read(&mut [0; 1])?, 0);
+    /// # Ok(()) }
+    /// ```
+    pub fn from_std(stream: std::net::TcpStream) -> Result<Self> {
+        Runtime::default().run(TWIN, async {
+            let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
+            stream.map(Self::new).map_err(|cause| Error::io("could not take the socket", cause))
+        })
+    }
+
+    /// Sends one request, any three lines, and reads its one reply line, without its line end.
+    ///
+    /// `read_timeout` covers writing and reading, not the wait for other threads' commands; `None`
+    /// waits for ever, unless another thread calls [`close`](Self::close) or
+    /// [`shutdown_read`](Self::shutdown_read).
+    ///
+    /// # Errors
+    /// As [`AsyncConn::command`].
+    ///
+    /// # Panics
+    /// In async code, as the [module](crate::blocking#panics) says.
+    pub fn command(&self, cmd: &str, key: &str, arg: &str, read_timeout: Option<Duration>) -> Result<String> {
+        let (cmd, key, arg) = (cmd.to_owned(), key.to_owned(), arg.to_owned());
+        self.run(|conn| async move { conn.command(&cmd, &key, &arg, read_timeout).await })
+    }
+
+    /// Closes the connection: a command under way in another thread ends with
+    /// [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed), later ones fail at once. Closing
+    /// twice is no error.
+    ///
+    /// # Panics
+    /// In async code, as the [module](crate::blocking#panics) says.
+    ///
+    /// # Examples
+    /// ```
+    /// # let server = dflockd_client::test_util::TestServer::new();
+    /// let conn = server.sync_conn();
+    /// conn.close();
+    /// assert!(conn.command("ping", "_", "_", None).unwrap_err().is_unavailable());
+    /// ```
+    pub fn close(&self) {
+        // It fails where there is no runtime, and so no command was ever sent.
+        let _ = self.run(|conn| async move {
+            conn.close().await;
+            Ok(())
+        });
+    }
+
+    /// Wakes a thread that waits for a reply: its command ends with
+    /// [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed), and later ones fail at once. Unlike
+    /// [`close`](Self::close) it waits for nothing and works in async code too.
+    ///
+    /// # Examples
+    /// ```
+    /// # let server = dflockd_client::test_util::TestServer::new();
+    /// let (holder, conn) = (server.sync_conn(), server.sync_conn());
+    /// holder.command("l", "job", "0", None)?;
+    /// std::thread::scope(|threads| {
+    ///     let waits = threads.spawn(|| conn.command("l", "job", "60", None));
+    ///     conn.shutdown_read();
+    ///     assert!(waits.join().expect("it does not panic").is_err());
+    /// });
+    /// # Ok::<(), dflockd_client::Error>(())
+    /// ```
+    pub fn shutdown_read(&self) {
+        self.conn.interrupt();
+    }
+
+    /// Runs `work` on the connection, and blocks until it is done.
+    pub(super) fn run<T, F>(&self, work: impl FnOnce(Arc<AsyncConn>) -> F) -> Result<T>
+    where
+        T: Send + 'static,
+        F: Future<Output = Result<T>> + Send + 'static,
+    {
+        self.runtime.run(TWIN, work(self.conn.clone()))
+    }
+
+    /// The connection that `opening` makes, on the hidden thread.
+    pub(crate) fn open(opening: impl Future<Output = Result<AsyncConn>> + Send + 'static) -> Result<Self> {
+        Runtime::default().run(TWIN, opening).map(Self::from)
+    }
+}
+
+impl From<AsyncConn> for SyncConn {
+    fn from(conn: AsyncConn) -> Self {
+        Self { conn: Arc::new(conn), runtime: Runtime::default() }
+    }
+}
+
+impl fmt::Debug for SyncConn {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("SyncConn").finish_non_exhaustive()
+    }
+}
