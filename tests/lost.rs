@@ -1,7 +1,9 @@
 //! A lease that is lost says so: with the reason, in time, to everyone who asks, and for good;
 //! whatever the network or the server does.
-#![cfg(feature = "test-util")]
+#![cfg(all(feature = "blocking", feature = "test-util"))]
 
+#[path = "support/faces.rs"]
+mod faces;
 #[path = "support/peers.rs"]
 mod peers;
 
@@ -10,15 +12,23 @@ use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
-use dflockd_client::{
-    Builder, ClientTarget, ErrorKind, LeaseChange, LeaseGuard, LeaseState, LockClient, LostReason,
-};
+use dflockd_client::{Builder, ClientTarget, ErrorKind, LeaseChange, LeaseState, LockClient, LostReason};
+use faces::{Face, Guard, on_both_faces};
 use futures::FutureExt;
 use peers::{Peers, TOKEN, Wire, peer};
 use tokio::time::{Instant, advance, sleep, timeout};
 
 const S: Duration = Duration::from_secs(1);
 const MS: Duration = Duration::from_millis(1);
+
+on_both_faces!(
+    a_close_and_a_reset_are_told_within_50_ms,
+    the_first_rejected_renewal_is_the_end,
+    a_renewal_to_a_shorter_ttl_is_lost_when_that_is_over,
+    a_renewal_that_fails_in_another_way_is_tried_again_in_time,
+    a_renewal_whose_answer_comes_too_late_is_tried_again,
+    a_drained_servers_close_is_told_as_such,
+);
 
 fn server() -> Server {
     Server::new(ServerConfig::default()).unwrap()
@@ -29,20 +39,19 @@ fn networked() -> (TestServer, Builder<ClientTarget>) {
     (server.clone(), server.builder())
 }
 
-async fn hold(builder: Builder<ClientTarget>, ttl: u32) -> LeaseGuard {
-    let locks = builder.lease_ttl(ttl * S).build().unwrap();
+async fn hold(face: Face, builder: Builder<ClientTarget>, ttl: u32) -> Guard {
+    let locks = face.build(builder.lease_ttl(ttl * S));
     locks.lock("k").unwrap().acquire().await.unwrap()
 }
 
-fn margin(guard: &LeaseGuard) -> Duration {
+fn margin(guard: &Guard) -> Duration {
     (guard.ttl() / 50).min(500 * MS)
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_close_and_a_reset_are_told_within_50_ms() {
+async fn a_close_and_a_reset_are_told_within_50_ms(face: Face) {
     for (what, ttl, after) in [("close", 600, 0), ("close", 600, 37), ("reset", 600, 0), ("reset", 33, 100)] {
         let (server, builder) = networked();
-        let guard = hold(builder, ttl).await;
+        let guard = hold(face, builder, ttl).await;
         let watch = tokio::spawn(guard.lost());
         sleep(after * S).await;
         assert!(guard.is_held(), "{what} after {after} s");
@@ -53,23 +62,26 @@ async fn a_close_and_a_reset_are_told_within_50_ms() {
             server.reset()
         }
         assert_eq!(watch.await.unwrap(), LostReason::ConnectionClosed, "{what}");
-        assert!(start.elapsed() <= 50 * MS, "{what}: {:?}", start.elapsed());
+        assert!(start.elapsed() <= 50 * MS || !face.is_exact(), "{what}: {:?}", start.elapsed());
         assert_eq!(guard.state(), LeaseState::Lost(LostReason::ConnectionClosed));
         assert!(!guard.is_held());
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_first_rejected_renewal_is_the_end() {
+async fn the_first_rejected_renewal_is_the_end(face: Face) {
     let (server, builder) = networked();
     let rejected = Arc::new(Mutex::new(Vec::new()));
     let seen = rejected.clone();
     let builder = builder.on_event(move |event| seen.lock().unwrap().push(format!("{:?}", event.change)));
-    let guard = hold(builder.renew_jitter(0.0), 10).await;
+    let guard = hold(face, builder.renew_jitter(0.0), 10).await;
     server.lose_lease("k");
     let start = Instant::now();
     assert_eq!(guard.lost().await, LostReason::RenewalRejected);
-    assert!(start.elapsed() <= 5 * S + 50 * MS, "{:?}: it is due after 5 s", start.elapsed());
+    assert!(
+        start.elapsed() <= 5 * S + 50 * MS || !face.is_exact(),
+        "{:?}: it is due after 5 s",
+        start.elapsed()
+    );
     sleep(30 * S).await;
     let events = rejected.lock().unwrap().clone();
     assert_eq!(events, ["Granted { ttl: 10s }", "Lost(RenewalRejected)"]);
@@ -82,7 +94,7 @@ async fn a_network_that_swallows_everything_loses_the_lease_in_time() {
             for after in [0, 3, 8, 14, 47] {
                 let what = format!("ttl {ttl} s, {requests}/{replies} swallowed after {after} s");
                 let (server, builder) = networked();
-                let guard = hold(builder, ttl).await;
+                let guard = hold(Face::Tasks, builder, ttl).await;
                 sleep(after * S).await;
                 match (requests, replies) {
                     (true, true) => server.partition(),
@@ -124,7 +136,7 @@ enum Answer {
 }
 
 /// A lease whose renewals are answered like this, and what happens to it.
-async fn renewed_by(answers: &'static [Answer]) -> (LeaseGuard, Arc<Mutex<Vec<String>>>) {
+async fn renewed_by(face: Face, answers: &'static [Answer]) -> (Guard, Arc<Mutex<Vec<String>>>) {
     let serve = move || {
         peer(move |far| async move {
             let mut wire = Wire::new(far);
@@ -160,29 +172,29 @@ async fn renewed_by(answers: &'static [Answer]) -> (LeaseGuard, Arc<Mutex<Vec<St
         seen.lock().unwrap().push(change);
     });
     // Not the silence is in question here.
-    (hold(builder.renew_jitter(0.0).keepalive_interval(60 * S), 33).await, events)
+    (hold(face, builder.renew_jitter(0.0).keepalive_interval(60 * S), 33).await, events)
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_renewal_that_fails_in_another_way_is_tried_again_in_time() {
+async fn a_renewal_that_fails_in_another_way_is_tried_again_in_time(face: Face) {
     use Answer::Now;
-    let (guard, events) = renewed_by(&[
-        Now("error_draining\n"),
-        Now("error_not_leader other:1\n"),
-        Now("error_of_tomorrow with words\n"),
-        Now("error_max_locks\n"),
-    ])
+    let (guard, events) = renewed_by(
+        face,
+        &[
+            Now("error_draining\n"),
+            Now("error_not_leader other:1\n"),
+            Now("error_of_tomorrow with words\n"),
+            Now("error_max_locks\n"),
+        ],
+    )
     .await;
-    let lost = guard.lost();
     sleep(100 * S).await;
-    assert!(guard.is_held() && lost.reason().is_none());
+    assert!(guard.is_held());
     let events: Vec<_> = events.lock().unwrap().iter().take(6).cloned().collect();
     assert_eq!(events, ["Granted", "Draining", "NotLeader", "Server", "MaxLocks", "Renewed"]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_renewal_whose_answer_comes_too_late_is_tried_again() {
-    let (guard, events) = renewed_by(&[Answer::After(6, "ok 33\n")]).await;
+async fn a_renewal_whose_answer_comes_too_late_is_tried_again(face: Face) {
+    let (guard, events) = renewed_by(face, &[Answer::After(6, "ok 33\n")]).await;
     assert_eq!(timeout(200 * S, guard.lost()).await.ok(), None);
     let events: Vec<_> = events.lock().unwrap().iter().take(3).cloned().collect();
     assert_eq!(events, ["Granted", "Timeout", "Renewed"]);
@@ -191,7 +203,7 @@ async fn a_renewal_whose_answer_comes_too_late_is_tried_again() {
 #[tokio::test(start_paused = true)]
 async fn a_late_answer_does_not_bring_a_lost_lease_back() {
     for looks in [false, true] {
-        let (guard, events) = renewed_by(&[Answer::After(40, "ok 33\n")]).await;
+        let (guard, events) = renewed_by(Face::Tasks, &[Answer::After(40, "ok 33\n")]).await;
         let start = Instant::now();
         sleep(33 * S).await;
         if looks {
@@ -213,7 +225,7 @@ async fn a_late_answer_does_not_bring_a_lost_lease_back() {
 #[tokio::test(start_paused = true)]
 async fn a_holder_that_looks_first_tells_all_who_wait() {
     let (server, builder) = networked();
-    let guard = hold(builder, 5).await;
+    let Guard::Tasks(guard) = hold(Face::Tasks, builder, 5).await else { panic!("tasks hold it") };
     let (lost, at_risk) = (guard.lost(), tokio::spawn(guard.at_risk()));
     server.partition();
     // The clock goes on, and nothing but this task has run since.
@@ -226,23 +238,21 @@ async fn a_holder_that_looks_first_tells_all_who_wait() {
     assert_eq!(guard.release().await.unwrap_err().kind(), ErrorKind::LeaseLost);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_renewal_to_a_shorter_ttl_is_lost_when_that_is_over() {
-    let (guard, _events) = renewed_by(&[Answer::Now("ok 2\n"), Answer::Never]).await;
+async fn a_renewal_to_a_shorter_ttl_is_lost_when_that_is_over(face: Face) {
+    let (guard, _events) = renewed_by(face, &[Answer::Now("ok 2\n"), Answer::Never]).await;
     let start = Instant::now();
     assert_eq!(guard.renew().await.unwrap(), 2 * S);
     assert_eq!(guard.lost().await, LostReason::DeadlinePassed);
-    assert!(start.elapsed() <= 2 * S, "told {:?} after the renewal", start.elapsed());
+    assert!(start.elapsed() <= 2 * S || !face.is_exact(), "told {:?} after the renewal", start.elapsed());
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_drained_servers_close_is_told_as_such() {
-    let server = TestServer::with(ServerConfig { shutdown_timeout: 5, ..Default::default() }).unwrap();
-    let locks = server.locks();
+async fn a_drained_servers_close_is_told_as_such(face: Face) {
+    let server = TestServer::with(ServerConfig { shutdown_timeout: 20, ..Default::default() }).unwrap();
+    let locks = face.build(server.builder());
     let guard = locks.lock("k").unwrap().acquire().await.unwrap();
     let waiter = tokio::spawn({
         let lock = locks.lock("k").unwrap();
-        async move { lock.acquire_within(100 * S).await.unwrap_err() }
+        async move { lock.acquire_within(100_000 * S).await.unwrap_err() }
     });
     sleep(S).await;
     server.drain();

@@ -1,7 +1,9 @@
 //! Settings: what cannot work is refused before anything is sent, with words that name it; what can
 //! arrives on the wire as it was meant; and nothing secret is ever shown.
-#![cfg(all(feature = "client", feature = "server"))]
+#![cfg(all(feature = "blocking", feature = "test-util"))]
 
+#[path = "support/faces.rs"]
+mod faces;
 #[path = "support/peers.rs"]
 mod peers;
 
@@ -11,13 +13,23 @@ use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::{
-    AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Enqueued, Error, ErrorKind,
-    LockClient, Settings,
+    AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Error, ErrorKind, LockClient,
+    Settings,
 };
+use faces::{Enqueued, Face, on_both_faces};
 use peers::{Peers, TOKEN, Wire, peer, script, sound};
 
 const S: Duration = Duration::from_secs(1);
 const MOST: Duration = Duration::from_secs(9_223_372_036);
+
+on_both_faces!(
+    nothing_shows_a_secret,
+    times_go_up_to_whole_seconds_on_the_wire,
+    what_is_not_set_is_left_to_the_server,
+    one_locks_settings_leave_the_clients_alone,
+    the_longest_lease_is_granted_renewed_and_released,
+    a_sharding_strategy_that_is_out_of_range_is_an_error_at_use,
+);
 
 fn nobody() -> Peers {
     Peers::new(|host, _| panic!("{host} was dialled"))
@@ -163,8 +175,7 @@ fn listening(answers: &'static [&'static str]) -> (Peers, Arc<Mutex<Vec<String>>
     (dial, heard)
 }
 
-#[tokio::test(start_paused = true)]
-async fn times_go_up_to_whole_seconds_on_the_wire() {
+async fn times_go_up_to_whole_seconds_on_the_wire(face: Face) {
     let times = [
         (Duration::from_nanos(1), "1"),
         (S, "1"),
@@ -175,7 +186,7 @@ async fn times_go_up_to_whole_seconds_on_the_wire() {
     ];
     for (time, seconds) in times {
         let (dial, heard) = listening(&["timeout\n", "timeout\n", "queued\n", "timeout\n"]);
-        let client = LockClient::builder().dial(dial).acquire_timeout(time).lease_ttl(time).build().unwrap();
+        let client = face.build(LockClient::builder().dial(dial).acquire_timeout(time).lease_ttl(time));
         let lock = client.lock("k").unwrap().isolated();
         assert!(lock.acquire().await.is_err());
         assert!(client.semaphore("s", 3).unwrap().isolated().acquire_within(time).await.is_err());
@@ -191,10 +202,9 @@ async fn times_go_up_to_whole_seconds_on_the_wire() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_is_not_set_is_left_to_the_server() {
+async fn what_is_not_set_is_left_to_the_server(face: Face) {
     let (dial, heard) = listening(&["timeout\n", "timeout\n", "queued\n"]);
-    let client = LockClient::builder().dial(dial).build().unwrap();
+    let client = face.build(LockClient::builder().dial(dial));
     assert!(client.lock("k").unwrap().isolated().acquire().await.is_err());
     assert!(client.lock("k").unwrap().isolated().try_acquire().await.unwrap().is_none());
     drop(client.semaphore("k", 2).unwrap().enqueue().await.unwrap());
@@ -202,10 +212,9 @@ async fn what_is_not_set_is_left_to_the_server() {
     assert_eq!(*heard.lock().unwrap(), ["l k 10", "l k 0", "se k 2", "sw k 0"]);
 }
 
-#[tokio::test(start_paused = true)]
-async fn one_locks_settings_leave_the_clients_alone() {
+async fn one_locks_settings_leave_the_clients_alone(face: Face) {
     let (dial, heard) = listening(&["timeout\n", "timeout\n", "timeout\n"]);
-    let client = LockClient::builder().dial(dial).acquire_timeout(4 * S).lease_ttl(7 * S).build().unwrap();
+    let client = face.build(LockClient::builder().dial(dial).acquire_timeout(4 * S).lease_ttl(7 * S));
     let lock = client.lock("k").unwrap();
     let quick = lock.with(Settings::new().acquire_timeout(2 * S)).unwrap();
     let short = quick.with(Settings::new().lease_ttl(S)).unwrap();
@@ -239,12 +248,10 @@ async fn a_key_is_tried_over_the_shared_connection_and_waited_for_over_another()
     assert_eq!(heard, expected);
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_longest_lease_is_granted_renewed_and_released() {
+async fn the_longest_lease_is_granted_renewed_and_released(face: Face) {
     let server = Server::new(ServerConfig::default()).unwrap();
     let way = server.clone();
-    let client =
-        LockClient::builder().dial(Peers::new(move |_, _| sound(&way))).lease_ttl(MOST).build().unwrap();
+    let client = face.build(LockClient::builder().dial(Peers::new(move |_, _| sound(&way))).lease_ttl(MOST));
     let guard = client.lock("k").unwrap().acquire_within(MOST).await.unwrap();
     assert_eq!(guard.ttl(), MOST);
     assert_eq!(guard.renew().await.unwrap(), MOST);
@@ -253,15 +260,14 @@ async fn the_longest_lease_is_granted_renewed_and_released() {
     guard.release().await.unwrap();
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_sharding_strategy_that_is_out_of_range_is_an_error_at_use() {
+async fn a_sharding_strategy_that_is_out_of_range_is_an_error_at_use(face: Face) {
     for (answer, servers) in [(2, 2), (usize::MAX, 2), (1, 1)] {
         let dial = nobody();
         let dials = dial.dials();
         let fleet = (0..servers).map(|n| (format!("server-{n}"), 6388));
         let client =
             LockClient::builder().servers(fleet).dial(dial).sharding_strategy(move |_: &str, _| answer);
-        let client = client.build().unwrap();
+        let client = face.build(client);
         let lock = client.lock("k").unwrap();
         let fault = format!(
             "invalid input: sharding_strategy answered {answer} for key \"k\", there are {servers} servers"
@@ -276,14 +282,13 @@ async fn a_sharding_strategy_that_is_out_of_range_is_an_error_at_use() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn nothing_shows_a_secret() {
+async fn nothing_shows_a_secret(face: Face) {
     let granting = || script(&["ok\n", "ok 000000000000002a00112233445566aa 33\n"], false);
     let queueing = || script(&["ok\n", "queued\n"], false);
     let dial = Peers::new(move |_, nth| if nth == 0 { granting() } else { queueing() });
     let builder = LockClient::builder().dial(dial).auth_token("hunter2hunter2");
     let mut shown = vec![format!("{builder:?} {builder:#?}")];
-    let client = builder.build().unwrap();
+    let client = face.build(builder);
     let lock = client.lock("k").unwrap();
     shown.push(format!("{client:?} {lock:?} {:?}", client.semaphore("k", 2).unwrap()));
     let guard = lock.acquire().await.unwrap();

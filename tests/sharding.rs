@@ -1,7 +1,9 @@
 //! Several servers: each key lives on one of them, by a rule that all clients share, and a server
 //! that is down takes its own keys with it and no others.
-#![cfg(all(feature = "client", feature = "server"))]
+#![cfg(all(feature = "blocking", feature = "test-util"))]
 
+#[path = "support/faces.rs"]
+mod faces;
 #[path = "support/peers.rs"]
 mod peers;
 
@@ -13,9 +15,19 @@ use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::{
     Builder, ClientTarget, ErrorKind, LockClient, LostReason, ShardingStrategy, stable_hash_shard,
 };
+use faces::{Enqueued, Face, on_both_faces};
 use peers::{End, Peers, sound};
 
 const FLEET: [(&str, u16); 3] = [("zero", 6388), ("one", 6388), ("two", 6389)];
+
+on_both_faces!(
+    a_key_lives_where_its_hash_says,
+    a_closure_decides_in_the_servers_place,
+    two_clients_of_one_fleet_exclude_each_other,
+    a_server_that_is_down_fails_its_own_keys_and_names_itself,
+    a_server_that_goes_down_later_keeps_no_client_from_the_others,
+    stats_come_in_the_order_of_the_servers_and_name_the_one_that_is_down,
+);
 
 /// Three servers, and a builder of clients for which the server of index `down` is down.
 fn fleet(down: Arc<AtomicUsize>) -> (Vec<Server>, Builder<ClientTarget>) {
@@ -43,10 +55,9 @@ fn keys_on(server: &Server) -> Vec<String> {
     keys
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_key_lives_where_its_hash_says() {
+async fn a_key_lives_where_its_hash_says(face: Face) {
     let (servers, builder) = fleet(up());
-    let client = builder.build().unwrap();
+    let client = face.build(builder);
     let mut expected = vec![Vec::new(); 3];
     let mut guards = Vec::new();
     // The published vectors among them: 2, 1, 2, 0, 1.
@@ -57,8 +68,8 @@ async fn a_key_lives_where_its_hash_says() {
             0 => client.lock(&key).unwrap().acquire().await.unwrap(),
             1 => client.semaphore(&key, 2).unwrap().acquire().await.unwrap(),
             _ => match client.lock(&key).unwrap().enqueue().await.unwrap() {
-                dflockd_client::Enqueued::Acquired(guard) => guard,
-                dflockd_client::Enqueued::Queued(_) => panic!("{key} is free"),
+                Enqueued::Acquired(guard) => guard,
+                Enqueued::Queued(_) => panic!("{key} is free"),
             },
         });
     }
@@ -74,12 +85,11 @@ async fn a_key_lives_where_its_hash_says() {
     assert!(servers.iter().all(|server| keys_on(server).is_empty()), "released where they were taken");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_closure_decides_in_the_servers_place() {
+async fn a_closure_decides_in_the_servers_place(face: Face) {
     let (servers, builder) = fleet(up());
     let by_tenant =
         |key: &str, servers: usize| stable_hash_shard(key.split(':').next().unwrap_or(key), servers);
-    let client = builder.sharding_strategy(by_tenant).build().unwrap();
+    let client = face.build(builder.sharding_strategy(by_tenant));
     let mut guards = Vec::new();
     for tenant in ["my-key", "deploy-job", "ключ"] {
         for n in 0..5 {
@@ -109,14 +119,12 @@ async fn a_type_of_ones_own_can_be_a_strategy() {
     drop(guard);
 }
 
-#[tokio::test(start_paused = true)]
-async fn two_clients_of_one_fleet_exclude_each_other() {
+async fn two_clients_of_one_fleet_exclude_each_other(face: Face) {
     let (servers, builder) = fleet(up());
     let ways = servers.clone();
     let dial =
         Peers::new(move |host, _| sound(&ways[FLEET.iter().position(|(name, _)| *name == host).unwrap()]));
-    let (one, two) =
-        (builder.build().unwrap(), LockClient::builder().servers(FLEET).dial(dial).build().unwrap());
+    let (one, two) = (face.build(builder), face.build(LockClient::builder().servers(FLEET).dial(dial)));
     for n in 0..30 {
         let key = format!("key-{n}");
         let guard = one.lock(&key).unwrap().try_acquire().await.unwrap().expect("it is free");
@@ -126,11 +134,10 @@ async fn two_clients_of_one_fleet_exclude_each_other() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_server_that_is_down_fails_its_own_keys_and_names_itself() {
+async fn a_server_that_is_down_fails_its_own_keys_and_names_itself(face: Face) {
     for (index, (host, port)) in FLEET.into_iter().enumerate() {
         let (_servers, builder) = fleet(Arc::new(AtomicUsize::new(index)));
-        let client = builder.build().unwrap();
+        let client = face.build(builder);
         let (mut failed, mut taken) = (0, 0);
         for key in (0..30).map(|n| format!("key-{n}")) {
             let outcome = client.lock(&key).unwrap().try_acquire().await;
@@ -148,11 +155,10 @@ async fn a_server_that_is_down_fails_its_own_keys_and_names_itself() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_server_that_goes_down_later_keeps_no_client_from_the_others() {
+async fn a_server_that_goes_down_later_keeps_no_client_from_the_others(face: Face) {
     let down = up();
     let (servers, builder) = fleet(down.clone());
-    let client = builder.build().unwrap();
+    let client = face.build(builder);
     let lost = client.lock("deploy-job").unwrap().acquire().await.unwrap();
     let kept = client.lock("my-key").unwrap().acquire().await.unwrap();
     down.store(1, Ordering::SeqCst);
@@ -164,18 +170,17 @@ async fn a_server_that_goes_down_later_keeps_no_client_from_the_others() {
     kept.release().await.unwrap();
 }
 
-#[tokio::test(start_paused = true)]
-async fn stats_come_in_the_order_of_the_servers_and_name_the_one_that_is_down() {
+async fn stats_come_in_the_order_of_the_servers_and_name_the_one_that_is_down(face: Face) {
     let down = up();
     let (_servers, builder) = fleet(down.clone());
-    let client = builder.build().unwrap();
+    let client = face.build(builder);
     let _guard = client.lock("deploy-job").unwrap().acquire().await.unwrap();
     let stats = client.stats().await.unwrap();
     let locks: Vec<_> = stats.iter().map(|stats| stats.locks.len()).collect();
     assert_eq!(locks, [0, 1, 0]);
     down.store(2, Ordering::SeqCst);
     let (_servers, builder) = fleet(down);
-    let error = builder.build().unwrap().stats().await.unwrap_err();
+    let error = face.build(builder).stats().await.unwrap_err();
     assert_eq!((error.kind(), error.server()), (ErrorKind::Io, Some("two:6389")), "{error}");
     assert!(error.to_string().starts_with("stats on two:6389: "), "{error}");
 }
