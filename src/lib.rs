@@ -177,6 +177,7 @@
 //! - **`server`**: the embedded server and the `dflockd` binary (module [`server`]).
 //! - **`file`**: [`FileLock`], a lock file on a shared file system, for programs that have no server in
 //!   common (module [`mod@file`]).
+//! - **`cli`**: the `dflock` command line, on Unix; adds nothing to the library.
 //! - **`test-util`**: a server inside your tests that paused time drives, and that fails when told
 //!   to (module [`test_util`]).
 //!

@@ -1,0 +1,176 @@
+//! The flags that say where the servers are and how to talk to them, each with its environment
+//! variable; and the clients that come of them.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::Args;
+use dflockd_client::tls::ClientTls;
+use dflockd_client::{AsyncConn, LockClient, RetryPolicy, command};
+
+use crate::args::duration;
+use crate::exit::{Failure, one_line};
+
+const DEFAULT_PORT: u16 = 6388;
+
+/// One server, as the user names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Server {
+    host: String,
+    port: u16,
+}
+
+impl Server {
+    /// `host`, `host:port`, `[v6]` or `[v6]:port`.
+    pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
+            Some((host, rest)) => (host, rest),
+            None if text.matches(':').count() > 1 => {
+                return Err("an IPv6 address goes in brackets, such as [::1]:6388".to_owned());
+            }
+            None => text.split_at(text.find(':').unwrap_or(text.len())),
+        };
+        let port = match port.strip_prefix(':') {
+            None if port.is_empty() => DEFAULT_PORT,
+            Some(digits) => match digits.parse() {
+                Ok(port) if port > 0 => port,
+                _ => return Err(format!("the port {digits:?} is no number from 1 to 65535")),
+            },
+            None => return Err("after an address in brackets comes a colon and a port".to_owned()),
+        };
+        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || "[]".contains(c)) {
+            return Err("it takes HOST:PORT, and commas between several".to_owned());
+        }
+        Ok(Self { host: host.to_owned(), port })
+    }
+
+    pub(crate) fn name(&self) -> String {
+        let Self { host, port } = self;
+        if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
+    }
+}
+
+/// Where the servers are, and how to talk to them.
+#[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Connection")]
+pub(crate) struct Connection {
+    /// The servers that share the keys, in the same order for every client.
+    #[arg(long, env = "DFLOCK_SERVERS", value_name = "HOST:PORT,...", value_delimiter = ',',
+          default_value = "127.0.0.1:6388", value_parser = Server::parse)]
+    pub(crate) servers: Vec<Server>,
+
+    /// The file that holds the auth token; white space at its end does not count.
+    #[arg(long, env = "DFLOCK_AUTH_TOKEN_FILE", value_name = "FILE")]
+    auth_token_file: Option<PathBuf>,
+
+    /// The PEM file with the CA to trust; turns TLS on.
+    #[arg(long, env = "DFLOCK_TLS_CA", value_name = "FILE")]
+    tls_ca: Option<PathBuf>,
+
+    /// The PEM file with the certificate to show; needs --tls-key and --tls-ca.
+    #[arg(long, env = "DFLOCK_TLS_CERT", value_name = "FILE")]
+    tls_cert: Option<PathBuf>,
+
+    /// The PEM file with that certificate's private key.
+    #[arg(long, env = "DFLOCK_TLS_KEY", value_name = "FILE")]
+    tls_key: Option<PathBuf>,
+
+    /// The name that the server's certificate is for, where it is not the host's; needs --tls-ca.
+    #[arg(long, env = "DFLOCK_SERVER_NAME", value_name = "NAME")]
+    server_name: Option<String>,
+
+    /// How long to try to connect.
+    #[arg(long, env = "DFLOCK_CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
+    connect_timeout: Duration,
+}
+
+impl Connection {
+    /// A client over all servers, for leases of `ttl`; with `retry`, one that tries again while a
+    /// server is not to be had.
+    pub(crate) fn client(&self, ttl: Option<Duration>, retry: bool) -> Result<LockClient, Failure> {
+        let servers = self.servers.iter().map(|server| (server.host.clone(), server.port));
+        let mut builder = LockClient::builder().servers(servers).connect_timeout(self.connect_timeout);
+        if let Some(ttl) = ttl {
+            builder = builder.lease_ttl(ttl);
+        }
+        if retry {
+            builder = builder.retry(RetryPolicy::new());
+        }
+        if let Some(tls) = self.tls()? {
+            builder = builder.tls(tls);
+        }
+        if let Some(token) = self.auth_token()? {
+            builder = builder.auth_token(token);
+        }
+        Ok(builder.build()?)
+    }
+
+    /// One client per server, so that each answers, or fails, by itself.
+    pub(crate) fn client_per_server(&self) -> Result<Vec<(Server, LockClient)>, Failure> {
+        let alone = |server: &Server| Self { servers: vec![server.clone()], ..self.clone() };
+        self.servers.iter().map(|server| Ok((server.clone(), alone(server).client(None, false)?))).collect()
+    }
+
+    /// A bare connection to `server`, authenticated if there is a token.
+    pub(crate) async fn open(&self, server: &Server) -> Result<AsyncConn, Failure> {
+        let tls = self.tls()?;
+        let conn = command::open_conn(&server.host, server.port, tls.as_ref(), self.connect_timeout).await?;
+        if let Some(token) = self.auth_token()? {
+            command::authenticate(&conn, &token).await?;
+        }
+        Ok(conn)
+    }
+
+    fn auth_token(&self) -> Result<Option<String>, Failure> {
+        let Some(file) = &self.auth_token_file else { return Ok(None) };
+        let text = std::fs::read_to_string(file).map_err(|error| {
+            Failure::usage(format!("--auth-token-file {}: {error}", one_line(&file.display())))
+        })?;
+        Ok(Some(text.trim_end().to_owned()))
+    }
+
+    fn tls(&self) -> Result<Option<ClientTls>, Failure> {
+        let Some(ca) = &self.tls_ca else {
+            let needs_ca = self.tls_cert.is_some() || self.tls_key.is_some() || self.server_name.is_some();
+            if needs_ca {
+                return Err(Failure::usage("--tls-cert, --tls-key and --server-name need --tls-ca"));
+            }
+            return Ok(None);
+        };
+        let mut tls = ClientTls::builder().ca_file(ca);
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => tls = tls.client_cert_files(cert, key),
+            (None, None) => {}
+            _ => return Err(Failure::usage("--tls-cert and --tls-key need each other: only one is set")),
+        }
+        if let Some(name) = &self.server_name {
+            tls = tls.server_name(name);
+        }
+        // A file that cannot be read is a setting that is wrong.
+        tls.build().map(Some).map_err(|error| Failure::usage(one_line(&error)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_is_read_with_and_without_a_port() {
+        for (text, name) in [
+            ("locks.example", "locks.example:6388"),
+            ("10.0.0.1:7000", "10.0.0.1:7000"),
+            ("[::1]", "[::1]:6388"),
+            ("[::1]:7000", "[::1]:7000"),
+        ] {
+            assert_eq!(Server::parse(text).map(|server| server.name()), Ok(name.to_owned()));
+        }
+    }
+
+    #[test]
+    fn a_server_that_cannot_be_is_refused() {
+        for text in ["", ":1", "a:", "a:0", "a:65536", "a:x", "::1", "[::1]7000", "a b:1", "[::1"] {
+            assert!(Server::parse(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,130 @@
+//! How `dflock` ends: its exit codes, which are stable, and the one line on stderr that says why and
+//! what to do.
+
+use std::fmt::Display;
+use std::io;
+
+use dflockd_client::{Error, ErrorKind};
+
+/// The arguments or the settings are wrong.
+pub(crate) const USAGE: u8 = 64;
+/// The server or the lock file cannot be used.
+pub(crate) const UNAVAILABLE: u8 = 69;
+/// The output could not be written.
+pub(crate) const OUTPUT: u8 = 74;
+/// The lease was lost while the command ran.
+pub(crate) const LOST: u8 = 75;
+/// The server wants a token, or another one.
+pub(crate) const DENIED: u8 = 77;
+/// The key stayed taken for as long as it was waited for; as `timeout(1)`.
+pub(crate) const BUSY: u8 = 124;
+/// The command was found and could not be run; as in a shell.
+pub(crate) const CANNOT_RUN: u8 = 126;
+/// There is no such command; as in a shell.
+pub(crate) const NOT_FOUND: u8 = 127;
+/// Plus the number of the signal that ended the command, or `dflock` while it waited; as in a shell.
+pub(crate) const SIGNALLED: u8 = 128;
+
+/// What stands in `--help` and in the man pages.
+pub(crate) const TABLE: &str = "\
+Exit codes:
+  the command's own, or 128+N when signal N ended it, and
+   64  the arguments or settings are wrong
+   69  the server (or the lock file) cannot be used
+   75  the lease was lost (--lost-exit-code)
+   77  the server refused the auth token, or wants one
+  124  the key stayed taken (--conflict-exit-code)
+  126  the command cannot be run
+  127  there is no such command
+  128+N  signal N came before the command was started";
+
+/// Why it ends without having done what it was asked to.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: u8,
+    /// Nothing where there is nobody to read it, or everything was said before.
+    pub(crate) line: Option<String>,
+}
+
+impl Failure {
+    pub(crate) fn new(code: u8, line: impl Into<String>) -> Self {
+        Self { code, line: Some(line.into()) }
+    }
+
+    pub(crate) fn silent(code: u8) -> Self {
+        Self { code, line: None }
+    }
+
+    pub(crate) fn usage(line: impl Into<String>) -> Self {
+        Self::new(USAGE, line)
+    }
+
+    /// The output could not be written. Who closed it knows.
+    pub(crate) fn output(error: &io::Error) -> Self {
+        const SIGPIPE: u8 = 13;
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Self::silent(SIGNALLED + SIGPIPE),
+            _ => Self::new(OUTPUT, format!("could not write the output: {error}")),
+        }
+    }
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        let (code, advice) = match error.kind() {
+            ErrorKind::InvalidInput => (USAGE, ""),
+            ErrorKind::Auth | ErrorKind::PermissionDenied => (DENIED, "give the server's --auth-token-file"),
+            _ if error.is_busy() => (BUSY, "try later, or wait longer (--wait)"),
+            ErrorKind::LimitMismatch => (UNAVAILABLE, "give the --limit that the key's other users give"),
+            ErrorKind::MaxLocks => (UNAVAILABLE, "raise the server's --max-locks"),
+            ErrorKind::Draining => (UNAVAILABLE, "try again when it is back, or let --retry do so"),
+            ErrorKind::Tls => {
+                (UNAVAILABLE, "check --tls-ca and --server-name, and that the server speaks TLS")
+            }
+            ErrorKind::Timeout | ErrorKind::ConnectionClosed | ErrorKind::Io => {
+                (UNAVAILABLE, "is a server running there? --servers names others")
+            }
+            _ => (UNAVAILABLE, ""),
+        };
+        Self::advised(code, &error, advice)
+    }
+}
+
+impl Failure {
+    /// A lock file's error: there is no server to ask about.
+    pub(crate) fn of_file(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::InvalidInput => Self::usage(error.to_string()),
+            ErrorKind::Timeout => Self::advised(BUSY, &error, "try later, or wait longer (--wait)"),
+            ErrorKind::Io => {
+                Self::advised(UNAVAILABLE, &error, "is its directory there, and may you write to it?")
+            }
+            _ => Self::advised(UNAVAILABLE, &error, ""),
+        }
+    }
+
+    fn advised(code: u8, error: &Error, advice: &str) -> Self {
+        let separator = if advice.is_empty() { "" } else { "; " };
+        Self::new(code, format!("{}{separator}{advice}", one_line(error)))
+    }
+}
+
+/// An error's text without line breaks, whatever a server or a file name put into it.
+pub(crate) fn one_line(text: &impl Display) -> String {
+    printable(&text.to_string())
+}
+
+/// The text without control characters, so that nobody's key can command a terminal.
+pub(crate) fn printable(text: &str) -> String {
+    let escaped = text.chars().map(|c| match c {
+        c if c.is_control() => c.escape_default().to_string(),
+        c => c.to_string(),
+    });
+    escaped.collect()
+}
+
+/// Tells the user something, in one line; a closed stderr is no reason to stop.
+pub(crate) fn say(line: &str) {
+    use io::Write as _;
+    let _ = writeln!(io::stderr(), "dflock: {line}");
+}

@@ -1,0 +1,128 @@
+//! `dflock file`: a command under a lock file, and what is to be known and done about one.
+
+use std::fs;
+use std::io::{self, BufRead, IsTerminal, Write};
+use std::path::Path;
+use std::time::SystemTime;
+
+use dflockd_client::{ErrorKind, FileLock, LockState};
+
+use crate::args::{File, FileAction, Holding};
+use crate::exit::{BUSY, Failure, UNAVAILABLE, one_line};
+use crate::hold::hold;
+use crate::table::seconds;
+
+pub(crate) async fn file(file: &File) -> Result<u8, Failure> {
+    match (&file.action, &file.path, &file.holding) {
+        (Some(FileAction::Status { path }), ..) => status(path),
+        (Some(FileAction::Break { path, yes }), ..) => take_away(path, *yes),
+        (None, Some(path), Some(holding)) => run(path, holding).await,
+        _ => Err(Failure::usage("give a lock file and a command; see dflock file --help")),
+    }
+}
+
+async fn run(path: &Path, holding: &Holding) -> Result<u8, Failure> {
+    let mut builder = FileLock::builder(path);
+    if let Some(ttl) = holding.ttl {
+        builder = builder.lifetime(ttl);
+    }
+    let lock = builder.build().map_err(Failure::of_file)?;
+    let what = path.display().to_string();
+    hold(&what, lock.acquire_within(holding.patience()), Failure::of_file, None, holding).await
+}
+
+/// A lock file as it stood when it was looked at.
+struct Found {
+    /// What is said of it.
+    text: String,
+    /// Whether somebody keeps it from being taken.
+    is_held: bool,
+    /// What the file says: a claim's path.
+    content: Option<Vec<u8>>,
+}
+
+fn look(path: &Path) -> Result<Found, Failure> {
+    let lock = FileLock::builder(path).build().map_err(Failure::of_file)?;
+    let free = || Found { text: "unlocked".to_owned(), is_held: false, content: None };
+    let state = lock.state().map_err(Failure::of_file)?;
+    if state == LockState::Unlocked {
+        return Ok(free());
+    }
+    let content = fs::read(path).ok();
+    let (details, expiration) = match (lock.details(), lock.expiration()) {
+        (Ok(details), Ok(expiration)) => (details, expiration),
+        (Err(error), _) | (_, Err(error)) if error.kind() == ErrorKind::NotLocked => {
+            // It was left just now, or never was a lock.
+            return Ok(match content {
+                None => free(),
+                Some(_) => Found { text: "not a lock file".to_owned(), is_held: true, content },
+            });
+        }
+        (Err(error), _) | (_, Err(error)) => return Err(Failure::of_file(error)),
+    };
+    let (word, until) = match expiration.duration_since(SystemTime::now()) {
+        Ok(left) => ("locked", format!("for {} more unless refreshed", seconds(left))),
+        Err(over) => ("expired", format!("since {}", seconds(over.duration()))),
+    };
+    let is_stale = state == LockState::Stale;
+    let word = if is_stale { "stale" } else { word };
+    let gone = if is_stale { ", which does not run any more" } else { "" };
+    let holder = format!("process {} on {}{gone}", details.pid, one_line(&details.hostname));
+    Ok(Found { text: format!("{word}: {holder}; {until}"), is_held: word != "expired", content })
+}
+
+fn status(path: &Path) -> Result<u8, Failure> {
+    let found = look(path)?;
+    writeln!(io::stdout(), "{}", found.text).map_err(|error| Failure::output(&error))?;
+    Ok(if found.is_held { BUSY } else { 0 })
+}
+
+fn take_away(path: &Path, yes: bool) -> Result<u8, Failure> {
+    let found = look(path)?;
+    let Some(content) = found.content else {
+        return Err(Failure::new(UNAVAILABLE, format!("{} is not locked", one_line(&path.display()))));
+    };
+    if found.text == "not a lock file" {
+        let line = format!("{} is not a lock file; remove it yourself", one_line(&path.display()));
+        return Err(Failure::new(UNAVAILABLE, line));
+    }
+    if !yes && !confirmed(path, &found.text)? {
+        return Err(Failure::new(BUSY, "it stays as it is"));
+    }
+    let now = fs::read(path).ok();
+    if now.as_ref() != Some(&content) {
+        return Err(Failure::new(UNAVAILABLE, "it has changed hands meanwhile; look again"));
+    }
+    let failed =
+        |error| Failure::new(UNAVAILABLE, format!("cannot remove {}: {error}", one_line(&path.display())));
+    // The claim first: whoever finds the lock gone must not find it to be refreshed.
+    if let Some(claim) = claim_beside(path, &content) {
+        match fs::remove_file(claim) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),
+            _ => {}
+        }
+    }
+    fs::remove_file(path).map_err(failed)?;
+    writeln!(io::stdout(), "broken; it was {}", found.text).map_err(|error| Failure::output(&error))?;
+    Ok(0)
+}
+
+/// The claim that the lock file names, if it is where a claim belongs: beside the lock file.
+fn claim_beside(path: &Path, content: &[u8]) -> Option<std::path::PathBuf> {
+    use std::os::unix::ffi::OsStrExt;
+    let named = Path::new(std::ffi::OsStr::from_bytes(content.trim_ascii_end()));
+    let (name, lock) = (named.file_name()?, path.file_name()?);
+    let is_claim = name.as_bytes().starts_with(lock.as_bytes()) && name != lock;
+    is_claim.then(|| path.with_file_name(name))
+}
+
+fn confirmed(path: &Path, text: &str) -> Result<bool, Failure> {
+    if !io::stdin().is_terminal() {
+        return Err(Failure::usage("there is no terminal to ask on; --yes breaks it without a question"));
+    }
+    let question = format!("{} is {text}. Break it? [y/N] ", one_line(&path.display()));
+    let _ = write!(io::stderr(), "{question}").and_then(|()| io::stderr().flush());
+    let mut answer = String::new();
+    let read = io::stdin().lock().read_line(&mut answer);
+    Ok(read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes"))
+}

@@ -1,0 +1,72 @@
+//! The `dflock` binary: a command line over the crate's public API.
+
+mod args;
+mod child;
+mod connection;
+mod exit;
+mod file;
+mod hold;
+mod pages;
+mod run;
+mod signals;
+mod stats;
+mod table;
+mod top;
+
+use std::process::ExitCode;
+use std::time::Duration;
+
+use args::Action;
+use exit::Failure;
+
+/// How long what is left to do in the background may take: a lock file's claim that is taken away.
+const LINGER: Duration = Duration::from_secs(2);
+
+fn main() -> ExitCode {
+    let action = match args::parse(std::env::args_os()) {
+        Ok(cli) => cli.action,
+        Err(error) => return refused(&error),
+    };
+    match act(&action) {
+        Ok(code) => ExitCode::from(code),
+        Err(failure) => {
+            if let Some(line) = &failure.line {
+                exit::say(line);
+            }
+            ExitCode::from(failure.code)
+        }
+    }
+}
+
+fn act(action: &Action) -> Result<u8, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime =
+        runtime.map_err(|error| Failure::new(exit::UNAVAILABLE, format!("cannot start: {error}")))?;
+    let outcome = runtime.block_on(async {
+        match action {
+            Action::Run(run) => run::run(run).await,
+            Action::File(file) => file::file(file).await,
+            Action::Stats(stats) => stats::stats(stats).await,
+            Action::Top(top) => top::top(top).await,
+            Action::Ping(ping) => stats::ping(ping).await,
+            Action::Shard(shard) => stats::shard(shard),
+            Action::Completions { shell } => pages::completions(*shell),
+            Action::Man { dir: Some(dir), .. } => pages::man_pages(dir),
+            Action::Man { subcommand, .. } => pages::man(subcommand.as_deref()),
+        }
+    });
+    runtime.shutdown_timeout(LINGER);
+    outcome
+}
+
+/// Answers `--help` and `--version`, and says what is wrong with anything else.
+fn refused(error: &clap::Error) -> ExitCode {
+    if error.use_stderr() {
+        exit::say(&args::fault(error));
+        return ExitCode::from(exit::USAGE);
+    }
+    match error.print() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => ExitCode::from(Failure::output(&error).code),
+    }
+}

@@ -1,0 +1,124 @@
+//! `dflock top`: asks the servers again and again, and shows what they say on the full screen, until
+//! the user has seen enough. A server that is away is shown so, and asked again.
+
+mod model;
+#[cfg(test)]
+mod tests;
+mod view;
+
+use std::io::{self, IsTerminal};
+use std::time::Duration;
+
+use dflockd_client::{LockClient, StatsResult};
+use ratatui::DefaultTerminal;
+use ratatui::crossterm::event::{self, Event, KeyEventKind};
+use rustix::process::Signal;
+use tokio::sync::mpsc::{Receiver, Sender, channel};
+use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+
+use crate::args::Top;
+use crate::exit::{Failure, SIGNALLED, UNAVAILABLE, one_line};
+use crate::signals::Signals;
+use model::Model;
+
+/// A server that takes longer to answer is called silent.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// The shortest interval: more would be a load on the servers.
+const SHORTEST: Duration = Duration::from_millis(100);
+
+/// What comes in: a server's answer, or what is wrong with it; or something of the terminal's.
+enum News {
+    Answer(usize, Result<StatsResult, String>),
+    Terminal(Event),
+}
+
+pub(crate) async fn top(top: &Top) -> Result<u8, Failure> {
+    if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
+        return Err(Failure::usage("top needs a terminal; dflock stats prints the same once"));
+    }
+    if top.interval < SHORTEST {
+        let line = format!("--interval is {:?}, the least is {SHORTEST:?}", top.interval);
+        return Err(Failure::usage(line));
+    }
+    let clients = top.connection.client_per_server()?;
+    let signals = Signals::listen().map_err(|error| unusable(&error))?;
+    let model = Model::new(clients.iter().map(|(server, _)| server.name()));
+    let (tell, news) = channel(64);
+    for (shard, (_, client)) in clients.into_iter().enumerate() {
+        tokio::spawn(ask(shard, client, top.interval, tell.clone()));
+    }
+    let terminal = ratatui::try_init().map_err(|error| unusable(&error))?;
+    let _restored = Restored;
+    // It ends with the process: reading the keyboard cannot be broken off.
+    std::thread::spawn(move || {
+        while let Ok(event) = event::read() {
+            if tell.blocking_send(News::Terminal(event)).is_err() {
+                break;
+            }
+        }
+    });
+    show(terminal, model, news, signals).await
+}
+
+/// Asks one server for ever, each time at the latest when the interval is over.
+async fn ask(shard: usize, client: LockClient, every: Duration, tell: Sender<News>) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        ticks.tick().await;
+        let answer = match timeout(PATIENCE, client.stats()).await {
+            Ok(Ok(mut stats)) => Ok(stats.swap_remove(0)),
+            Ok(Err(error)) => Err(one_line(&error)),
+            Err(_) => Err(format!("no answer within {PATIENCE:?}")),
+        };
+        if tell.send(News::Answer(shard, answer)).await.is_err() {
+            return;
+        }
+    }
+}
+
+async fn show(
+    mut terminal: DefaultTerminal,
+    mut model: Model,
+    mut news: Receiver<News>,
+    mut signals: Signals,
+) -> Result<u8, Failure> {
+    loop {
+        terminal
+            .draw(|frame| view::draw(frame, &mut model, Instant::now()))
+            .map_err(|error| unusable(&error))?;
+        let news = tokio::select! {
+            news = news.recv() => news,
+            signal = signals.next() => return end(signal),
+        };
+        match news {
+            None => return Ok(0),
+            Some(News::Answer(shard, answer)) => model.told(shard, answer, Instant::now()),
+            Some(News::Terminal(Event::Key(key))) if key.kind != KeyEventKind::Release => {
+                if model.press(key) {
+                    return Ok(0);
+                }
+            }
+            // A new size is drawn like anything else.
+            Some(News::Terminal(_)) => {}
+        }
+    }
+}
+
+fn end(signal: Signal) -> Result<u8, Failure> {
+    Err(Failure::silent(SIGNALLED.saturating_add(signal.as_raw() as u8)))
+}
+
+fn unusable(error: &io::Error) -> Failure {
+    Failure::new(UNAVAILABLE, format!("cannot use the terminal: {error}"))
+}
+
+/// The terminal is left as it was, whatever happens.
+struct Restored;
+
+impl Drop for Restored {
+    fn drop(&mut self) {
+        ratatui::restore();
+    }
+}

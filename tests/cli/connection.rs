@@ -1,0 +1,144 @@
+//! Where the servers are and how they are talked to: by flag, by variable, and what is said when
+//! it does not work.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use crate::dflockd::Dflockd;
+use crate::support::{bare, ended, run};
+
+/// A port that nobody listens on.
+fn nowhere() -> String {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("there is a port");
+    listener.local_addr().expect("it is bound").to_string()
+}
+
+#[test]
+fn no_server_is_told_at_once_with_what_to_do() {
+    let server = nowhere();
+    for args in [&["run", "k", "--", "echo", "never"][..], &["stats"], &["ping"]] {
+        let ended = ended(bare(args).env("DFLOCK_SERVERS", &server));
+        assert_eq!(ended.code, Some(69), "{ended:?}");
+        assert!(ended.line().contains(&server) && ended.line().contains("--servers"), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_flag_beats_its_variable_and_an_empty_variable_is_none() {
+    let server = Dflockd::start::<&str>(&[], &[]);
+    let address = server.address.to_string();
+    let flag = ended(bare(&["ping", "--servers", &address]).env("DFLOCK_SERVERS", nowhere()));
+    assert_eq!(flag.code, Some(0), "{flag:?}");
+    let mut all_empty = bare(&["ping", "--servers", &address]);
+    for name in
+        ["SERVERS", "AUTH_TOKEN_FILE", "TLS_CA", "TLS_CERT", "TLS_KEY", "SERVER_NAME", "CONNECT_TIMEOUT"]
+    {
+        all_empty.env(format!("DFLOCK_{name}"), "");
+    }
+    let ended = ended(&mut all_empty);
+    assert_eq!(ended.code, Some(0), "{ended:?}");
+}
+
+#[test]
+fn the_auth_token_comes_from_a_file() {
+    let server = Dflockd::start(&["--auth-token", "open sesame"], &[]);
+    let directory = tempfile::tempdir().expect("there is room");
+    let file = |name: &str, text: &str| {
+        let path = directory.path().join(name);
+        fs::write(&path, text).expect("it is written");
+        path
+    };
+    let (right, wrong) = (file("right", "open sesame\n"), file("wrong", "open barley"));
+    let with = |token: &Path, args: &[&str]| {
+        ended(
+            bare(args).env("DFLOCK_SERVERS", server.address.to_string()).env("DFLOCK_AUTH_TOKEN_FILE", token),
+        )
+    };
+    for args in [&["run", "k", "--", "true"][..], &["ping"], &["stats"]] {
+        assert_eq!(with(&right, args).code, Some(0));
+        let refused = with(&wrong, args);
+        assert_eq!(refused.code, Some(77), "{refused:?}");
+        assert!(refused.line().contains("--auth-token-file"), "{refused:?}");
+        assert!(!refused.err.contains("barley"), "a secret is shown");
+        assert_eq!(run(&server, args).code, Some(77), "no token at all");
+    }
+    let missing = with(&directory.path().join("missing"), &["ping"]);
+    assert_eq!(missing.code, Some(64));
+    assert!(missing.line().contains("--auth-token-file"), "{missing:?}");
+}
+
+/// A certificate for `locks.example` and its key, in files.
+fn certificate(directory: &Path) -> (PathBuf, PathBuf) {
+    let made = rcgen::generate_simple_self_signed(["locks.example".to_owned()]).expect("it is made");
+    let (cert, key) = (directory.join("cert.pem"), directory.join("key.pem"));
+    fs::write(&cert, made.cert.pem()).expect("it is written");
+    fs::write(&key, made.signing_key.serialize_pem()).expect("it is written");
+    (cert, key)
+}
+
+#[test]
+fn tls_is_set_by_flags_and_by_variables() {
+    let directory = tempfile::tempdir().expect("there is room");
+    let (cert, key) = certificate(directory.path());
+    let (cert, key) = (cert.to_str().expect("text"), key.to_str().expect("text"));
+    let server = Dflockd::start(&["--tls-cert", cert, "--tls-key", key], &[]);
+    // The server asks for no certificate; it is read and offered all the same.
+    let flags = ["--tls-ca", cert, "--server-name", "locks.example", "--tls-cert", cert, "--tls-key", key];
+    let by_flag = run(&server, &[&["run", "k"][..], &flags, &["--", "echo", "mine"]].concat());
+    assert_eq!((by_flag.code, &*by_flag.out), (Some(0), "mine\n"), "{by_flag:?}");
+    let mut command = bare(&["run", "k", "--", "echo", "mine"]);
+    command.env("DFLOCK_SERVERS", server.address.to_string()).env("DFLOCK_TLS_CA", cert);
+    command
+        .env("DFLOCK_SERVER_NAME", "locks.example")
+        .env("DFLOCK_TLS_CERT", cert)
+        .env("DFLOCK_TLS_KEY", key);
+    assert_eq!(ended(&mut command).code, Some(0));
+
+    let wrong_name = run(&server, &["ping", "--tls-ca", cert]);
+    assert_eq!(wrong_name.code, Some(69));
+    assert!(wrong_name.line().contains("--server-name"), "{wrong_name:?}");
+    for (flags, names) in [
+        (&["--server-name", "x"][..], "--tls-ca"),
+        (&["--tls-cert", cert, "--tls-ca", cert], "--tls-key"),
+        (&["--tls-ca", "/no/such/file"], "/no/such/file"),
+    ] {
+        let ended = run(&server, &[&["ping"], flags].concat());
+        assert_eq!(ended.code, Some(64), "{ended:?}");
+        assert!(ended.line().contains(names), "{ended:?}");
+    }
+}
+
+#[test]
+fn wrong_arguments_are_told_in_one_line_that_says_where_to_look() {
+    for (args, names) in [
+        (&[][..], "dflock --help"),
+        (&["fly"], "dflock --help"),
+        (&["run"], "dflock run --help"),
+        (&["run", "k"], "COMMAND"),
+        (&["run", "--ttl", "soon", "k", "--", "true"], "90s"),
+        (&["run", "--limit", "many", "k", "--", "true"], "--limit"),
+        (&["run", "--try", "--wait", "1s", "k", "--", "true"], "--wait"),
+        (&["run", "--on-lost", "shrug", "k", "--", "true"], "--on-lost"),
+        (&["ping", "--servers", "::1"], "brackets"),
+        (&["ping", "--servers", "a:1,,b:2"], "HOST:PORT"),
+        (&["file"], "dflock file --help"),
+        (&["completions", "cmd.exe"], "dflock completions --help"),
+        (&["man", "fly"], "dflock --help"),
+    ] {
+        let ended = ended(&mut bare(args));
+        assert_eq!(ended.code, Some(64), "{args:?}: {ended:?}");
+        assert!(ended.line().contains(names), "{args:?}: {ended:?}");
+    }
+    // What the library refuses is told as well, before anything is sent.
+    for (args, names) in [
+        (&["run", "two words", "--", "true"][..], "white space"),
+        (&["run", "", "--", "true"], "key is empty"),
+        (&["run", "k", "--limit", "0", "--", "true"], "limit"),
+        (&["run", "k", "--ttl", "0s", "--", "true"], "ttl"),
+        (&["shard", "two words"], "white space"),
+    ] {
+        let ended = ended(&mut bare(args));
+        assert_eq!(ended.code, Some(64), "{args:?}: {ended:?}");
+        assert!(ended.line().contains(names), "{args:?}: {ended:?}");
+    }
+}
