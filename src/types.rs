@@ -180,6 +180,9 @@ impl Token {
     /// When it is empty, longer than 245 bytes (a request line could not hold it beside a lease
     /// time), or holds white space or control characters.
     pub fn parse(token: &str) -> Result<Self, Invalid> {
+        if let Some(minted) = Self::minted(token) {
+            return Ok(minted);
+        }
         if token.is_empty() {
             return Err(Invalid::new("token", "is empty"));
         }
@@ -190,7 +193,7 @@ impl Token {
         if token.contains(|c: char| c.is_whitespace() || c.is_control()) {
             return Err(Invalid::new("token", "has white space or control characters"));
         }
-        Ok(Self::minted(token).unwrap_or_else(|| Self(Repr::Opaque(token.into()))))
+        Ok(Self(Repr::Opaque(token.into())))
     }
 
     /// The text of a lock file, which no wire carries: of any length.
@@ -200,10 +203,20 @@ impl Token {
     }
 
     fn minted(token: &str) -> Option<Self> {
-        let lower = !token.bytes().any(|b| b.is_ascii_uppercase());
-        let fence = fence_from_token(token).filter(|_| lower)?;
-        let salt = u64::from_str_radix(&token[16..], 16).ok()?;
-        Some(Self::mint(fence, salt))
+        let (fence, salt) = token.as_bytes().split_first_chunk()?;
+        Some(Self(Repr::Minted { fence: number(fence)?, salt: number(salt.try_into().ok()?)? }))
+    }
+
+    /// Appends the whole token, as it stands on the wire.
+    pub(crate) fn encode(&self, out: &mut Vec<u8>) {
+        match &self.0 {
+            Repr::Minted { fence, salt } => {
+                for half in [fence, salt] {
+                    out.extend((0..16).rev().map(|digit| DIGITS[(half >> (4 * digit)) as usize & 0xf]));
+                }
+            }
+            Repr::Opaque(text) => out.extend_from_slice(text.as_bytes()),
+        }
     }
 
     /// The fence of the grant; `None` for an opaque token.
@@ -221,6 +234,17 @@ impl Token {
             Repr::Opaque(text) => text.to_string(),
         }
     }
+}
+
+const DIGITS: &[u8; 16] = b"0123456789abcdef";
+
+/// The number that 16 lower-case hex digits spell.
+fn number(digits: &[u8; 16]) -> Option<u64> {
+    digits.iter().try_fold(0, |number, digit| match digit {
+        b'0'..=b'9' => Some(number << 4 | u64::from(digit - b'0')),
+        b'a'..=b'f' => Some(number << 4 | u64::from(digit - b'a' + 10)),
+        _ => None,
+    })
 }
 
 impl fmt::Debug for Token {
@@ -335,7 +359,10 @@ mod tests {
     #[test]
     fn a_minted_token_spells_itself_back_and_an_opaque_one_too() {
         for text in ["000000000000002a00112233445566aa", "ABCDEF", "0000000000000ABC00112233445566aa"] {
-            assert_eq!(Token::parse(text).unwrap().expose(), text);
+            let token = Token::parse(text).unwrap();
+            let mut encoded = Vec::new();
+            token.encode(&mut encoded);
+            assert_eq!((token.expose().as_str(), encoded.as_slice()), (text, text.as_bytes()));
         }
         assert_eq!(Token::mint(Fence::new(42), 7).fence(), Some(Fence::new(42)));
         assert_eq!(Token::parse("opaque").unwrap().fence(), None);

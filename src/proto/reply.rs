@@ -163,8 +163,16 @@ impl Reply {
         // Writing to a `Vec` cannot fail.
         let _ = match self {
             Self::Done => out.write_all(b"ok\n"),
-            Self::Granted { token, lease } => writeln!(out, "ok {} {lease}", token.expose()),
-            Self::Acquired { token, lease } => writeln!(out, "acquired {} {lease}", token.expose()),
+            Self::Granted { token, lease } => {
+                out.extend_from_slice(b"ok ");
+                token.encode(out);
+                writeln!(out, " {lease}")
+            }
+            Self::Acquired { token, lease } => {
+                out.extend_from_slice(b"acquired ");
+                token.encode(out);
+                writeln!(out, " {lease}")
+            }
             Self::Queued => out.write_all(b"queued\n"),
             Self::Timeout => out.write_all(b"timeout\n"),
             Self::Renewed(lease) => writeln!(out, "ok {lease}"),

@@ -167,25 +167,27 @@ impl Request {
 
     /// The third line.
     pub fn arg(&self) -> Vec<u8> {
-        let fields = |parts: [Option<u64>; 3]| {
-            let words: Vec<String> = parts.into_iter().flatten().map(|n| n.to_string()).collect();
-            words.join(" ").into_bytes()
-        };
+        let mut arg = Vec::new();
+        self.encode_arg(&mut arg);
+        arg
+    }
+
+    fn encode_arg(&self, out: &mut Vec<u8>) {
         match self {
-            Self::Auth { token } => token.expose().to_vec(),
-            Self::Ping | Self::Stats => b"_".to_vec(),
+            Self::Auth { token } => out.extend_from_slice(token.expose()),
+            Self::Ping | Self::Stats => out.push(b'_'),
             Self::Acquire { timeout, limit, lease, .. } => {
-                fields([Some(timeout.get()), limit.map(Limit::get), lease.map(Seconds::get)])
+                fields(out, [Some(timeout.get()), limit.map(Limit::get), lease.map(Seconds::get)]);
             }
             Self::Enqueue { limit, lease, .. } => {
-                fields([None, limit.map(Limit::get), lease.map(Seconds::get)])
+                fields(out, [None, limit.map(Limit::get), lease.map(Seconds::get)]);
             }
-            Self::Wait { timeout, .. } => fields([Some(timeout.get()), None, None]),
-            Self::Release { token, .. } | Self::Renew { token, lease: None, .. } => {
-                token.expose().into_bytes()
-            }
+            Self::Wait { timeout, .. } => fields(out, [Some(timeout.get()), None, None]),
+            Self::Release { token, .. } | Self::Renew { token, lease: None, .. } => token.encode(out),
             Self::Renew { token, lease: Some(lease), .. } => {
-                format!("{} {lease}", token.expose()).into_bytes()
+                token.encode(out);
+                out.push(b' ');
+                fields(out, [Some(lease.get()), None, None]);
             }
         }
     }
@@ -196,7 +198,7 @@ impl Request {
         out.push(b'\n');
         out.extend_from_slice(self.key().map_or(b"_", Key::as_bytes));
         out.push(b'\n');
-        out.extend_from_slice(&self.arg());
+        self.encode_arg(out);
         out.push(b'\n');
     }
 
@@ -231,6 +233,15 @@ impl Request {
         };
         fields.end()?;
         Ok(request)
+    }
+}
+
+/// Appends those that there are, with a space between.
+fn fields(out: &mut Vec<u8>, parts: [Option<u64>; 3]) {
+    use std::io::Write;
+    for (at, part) in parts.into_iter().flatten().enumerate() {
+        // Writing to a `Vec` cannot fail.
+        let _ = write!(out, "{}{part}", if at == 0 { "" } else { " " });
     }
 }
 
