@@ -179,7 +179,8 @@ impl Error {
 
     /// A lease is gone: what it guarded may have another holder by now.
     pub fn is_lease_lost(&self) -> bool {
-        matches!(self.kind(), ErrorKind::LeaseLost | ErrorKind::LeaseExpired | ErrorKind::NotHeld)
+        use ErrorKind::{LeaseExpired, LeaseLost, NotHeld, NotLocked};
+        matches!(self.kind(), LeaseLost | LeaseExpired | NotHeld | NotLocked)
     }
 
     /// The caller's input is at fault; the same call fails again.

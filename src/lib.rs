@@ -152,6 +152,7 @@
 //! |---|---|
 //! | `acquire`, `acquire_within`, `try_acquire`, `enqueue`, [`Ticket::wait`] | the queue is left; a grant that crosses the drop is given back |
 //! | [`Ticket`] | the queue is left |
+//! | [`FileLock::acquire`], [`FileLock::lock_async`] | the claim is taken away, and a lock that was just taken is left |
 //! | [`Lease::renew`] | a renewal that was sent may take effect; the deadline stays the earlier one |
 //! | [`Lease::release`] | once polled, the release is on its way |
 //! | [`Lease::run`] | the work is dropped; the lease is held |

@@ -85,7 +85,7 @@ impl Contender {
     }
 
     /// Takes the lock if it is free, or goes one step further in breaking it if it has expired.
-    /// An error, and nothing else, leaves no file behind.
+    /// After an error no file is left behind.
     pub(super) fn step(&mut self, lifetime: Duration) -> Result<Step> {
         if self.pid != std::process::id() {
             let fault = "was made by a process that this one was forked from, build another one";

@@ -19,7 +19,8 @@ use crate::file::turn::{Patience, Slot, Turn, glance, soon, take, with};
 /// [`acquire`](Self::acquire) gives a [`LeaseGuard`](crate::LeaseGuard) instead, which refreshes in
 /// the background; each guard has a claim of its own, so that many tasks can share one `FileLock`.
 ///
-/// Dropping it leaves the lock, if it has it. Locks are not reentrant.
+/// Dropping it leaves the lock, if it has it; within a runtime, in the background. Locks are not
+/// reentrant.
 ///
 /// The methods that touch files block; those that end in `_async` do the same off the reactor.
 ///

@@ -19,9 +19,9 @@ use crate::types::{Fence, Key};
 pub struct LeaseEvent {
     /// The key that is, or was, held.
     pub key: Key,
-    /// The grant's fence, unless the server is too old to fence.
+    /// The grant's fence; none from a server too old to fence, and none for a lock file.
     pub fence: Option<Fence>,
-    /// Who granted: the server's `host:port`.
+    /// Who granted: the server's `host:port`, or the path of the lock file.
     pub grantor: Arc<str>,
     /// What happened.
     pub change: LeaseChange,

@@ -47,13 +47,13 @@ impl Lease {
         &self.0.token
     }
 
-    /// Who granted: the server's `host:port`.
+    /// Who granted: the server's `host:port`, or the path of the lock file.
     pub fn grantor(&self) -> Arc<str> {
         self.0.teller.grantor.clone()
     }
 
     /// The grant's fence, to be checked by whatever the lease protects; `None` from servers too
-    /// old to fence.
+    /// old to fence, and for lock files.
     ///
     /// # Examples
     /// ```
