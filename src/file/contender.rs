@@ -230,9 +230,9 @@ impl Contender {
         }))
     }
 
-    /// How long the claim, or the lock, lasts unless it is refreshed.
-    pub(super) fn left(&self) -> Duration {
-        self.expiry.duration_since(self.settings.now()).unwrap_or_default()
+    /// How long the lock lasts from `from`, unless it is refreshed.
+    pub(super) fn left(&self, from: SystemTime) -> Duration {
+        self.expiry.duration_since(from).unwrap_or_default()
     }
 
     /// Leaves the lock; `false` where it was not held any more.

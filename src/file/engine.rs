@@ -2,7 +2,7 @@
 //! so that its holder hears soon when somebody has broken it.
 
 use std::sync::{Arc, Mutex, OnceLock};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
 use tokio::time::sleep;
@@ -40,7 +40,9 @@ impl FileLease {
 
     async fn renew_once(&self) -> Result<Duration> {
         let (slot, lifetime, lost) = (self.slot.clone(), self.lifetime, self.lost.clone());
-        let left = off_reactor(move || with(&slot, |held| renew(held, lifetime, &lost)));
+        // A lease counts from before its renewal is asked for.
+        let from = self.settings.now();
+        let left = off_reactor(move || with(&slot, |held| renew(held, lifetime, from, &lost)));
         let left = left.await?.transpose()?.flatten();
         left.ok_or_else(|| self.not_held())
     }
@@ -61,10 +63,16 @@ impl FileLease {
     }
 }
 
-/// Refreshes once; answers what is left of the lock then, by the clock that its end is set with.
-fn renew(held: &mut Contender, lifetime: Duration, lost: &OnceLock<LostReason>) -> Result<Option<Duration>> {
+/// Refreshes once; answers how long the lock lasts, counted from `from` by the clock that its end is
+/// set with.
+fn renew(
+    held: &mut Contender,
+    lifetime: Duration,
+    from: SystemTime,
+    lost: &OnceLock<LostReason>,
+) -> Result<Option<Duration>> {
     if held.refresh(lifetime)? {
-        return Ok(Some(held.left()));
+        return Ok(Some(held.left(from)));
     }
     if let Some(reason) = held.lost()? {
         lost.get_or_init(|| reason);

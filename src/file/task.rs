@@ -103,10 +103,13 @@ impl FileLock {
         let taken = take_async(turn, &mut Patience::new(&self.settings, timeout)).await;
         let Some((turn, began)) = taken.map_err(|error| error.during("acquire"))? else { return Ok(None) };
         let Some(held) = turn.finish() else { return Ok(None) };
-        let (token, left) = (Token::of_file(&held.text()), held.left());
+        // In this order: a lease counts from before it was asked for, and no longer than it lasts.
+        let since = began.elapsed();
+        let ttl = since + held.left(self.settings.now());
+        let token = Token::of_file(&held.text());
         let engine = Box::new(FileLease::new(held, lifetime));
         let (key, terms) = (self.settings.key.clone(), &self.settings.terms);
-        Ok(Some(LeaseGuard::new(engine, key, token, terms, began, left)))
+        Ok(Some(LeaseGuard::new(engine, key, token, terms, began, ttl)))
     }
 
     /// As [`lock`](Self::lock), off the reactor.
