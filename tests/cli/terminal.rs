@@ -61,6 +61,12 @@ impl Terminal {
         self.tmux(&["send-keys", key]);
     }
 
+    /// Leaves nothing on the screen but the prompt, so that what is shown next is new.
+    fn clear(&self) {
+        self.press("C-l");
+        until("the screen is clear", || self.screen().trim() == "ready>");
+    }
+
     fn screen(&self) -> String {
         // With `-J`, what was too long for a line is one line all the same.
         let screen = String::from_utf8(self.tmux(&["capture-pane", "-p", "-J"]).stdout).expect("text");
@@ -165,6 +171,36 @@ fn a_lost_lease_ends_the_whole_job() {
 }
 
 #[test]
+fn a_script_lives_on_when_a_command_in_it_loses_its_lease() {
+    let Some(terminal) = Terminal::open() else { return };
+    let server = Dflockd::start::<&str>(&[], &[]);
+    let (script, dflock) = (terminal.directory.path().join("script"), env!("CARGO_BIN_EXE_dflock"));
+    let text = format!("'{dflock}' run k --shell 'echo is ready; exec sleep 1000'\necho code $?\n");
+    std::fs::write(&script, text).expect("it is written");
+    terminal.enters(&server, &format!("bash {}", script.display()));
+    terminal.shows("is ready");
+    server.kill();
+    terminal.shows("code 75");
+}
+
+#[test]
+fn a_job_that_is_suspended_for_too_long_is_ended_when_it_continues() {
+    let Some(terminal) = Terminal::open() else { return };
+    let server = Dflockd::start(&["--read-timeout", "1"], &[]);
+    terminal.enters(&server, "dflock run k --ttl 1s --shell 'echo is ready; exec sleep 1000'");
+    terminal.shows("is ready");
+    terminal.press("C-z");
+    terminal.shows("Stopped");
+    until("others have the key", || run(&server, &["run", "--try", "k", "--", "true"]).code == Some(0));
+    terminal.types("fg");
+    terminal.press("Enter");
+    terminal.shows("the lease on \"k\" is lost");
+    terminal.types("echo code $?");
+    terminal.press("Enter");
+    terminal.shows("code 75");
+}
+
+#[test]
 fn a_lock_file_is_broken_when_the_user_says_so() {
     let Some(terminal) = Terminal::open() else { return };
     let server = Dflockd::start::<&str>(&[], &[]);
@@ -186,7 +222,7 @@ fn a_lock_file_is_broken_when_the_user_says_so() {
     terminal.press("Enter");
     terminal.shows("code 124");
     assert!(std::fs::exists(path).expect("it can be seen"));
-    terminal.press("C-l");
+    terminal.clear();
     terminal.enters(&server, &format!("dflock file break {path}; echo code $?"));
     terminal.shows("Break it? [y/N]");
     terminal.types("y");
@@ -242,7 +278,7 @@ fn colours_are_for_terminals_that_want_them() {
     let server = Dflockd::start::<&str>(&[], &[]);
     let _holder = holder(&server, &["k"]);
     let coloured = |line: &str| {
-        terminal.press("C-l");
+        terminal.clear();
         terminal.enters(&server, line);
         terminal.shows("1 key held");
         let screen = terminal.tmux(&["capture-pane", "-p", "-e"]).stdout;
