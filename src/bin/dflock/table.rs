@@ -78,10 +78,14 @@ pub(crate) fn summary(stats: &StatsResult) -> String {
     let held = rows.iter().filter(|row| row.holders > 0).count();
     let waiters: u64 = rows.iter().map(|row| row.waiters).sum();
     let idle = stats.idle_locks.len() + stats.idle_semaphores.len();
-    let count = |n: usize, what: &str| format!("{n} {what}{}", if n == 1 { "" } else { "s" });
     let connections = usize::try_from(stats.connections).unwrap_or(usize::MAX);
     let (connections, held) = (count(connections, "connection"), count(held, "key"));
     format!("{connections}, {held} held, {waiters} waiting, {idle} idle")
+}
+
+/// `1 key`, `2 keys`
+pub(crate) fn count(n: usize, what: &str) -> String {
+    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
 }
 
 /// A span in whole seconds, rounded up, as people write it: `90s` is `1m 30s`.

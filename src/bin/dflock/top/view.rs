@@ -7,7 +7,7 @@ use ratatui::text::{Line as Text, Span};
 use ratatui::widgets::{Block, Cell, Paragraph, Row as TableRow, Table, TableState};
 use tokio::time::Instant;
 
-use crate::table::seconds;
+use crate::table::{count, seconds};
 use crate::top::model::{Age, Line, Model, Server, Sort, Standing};
 
 const HELP: &str = "w waiting  a age  t ttl  k key  r reverse  Tab server  ↑↓ scroll  q quit";
@@ -82,7 +82,7 @@ fn draw_keys(frame: &mut Frame<'_>, model: &mut Model, now: Instant, area: Rect)
         None => "all servers".to_owned(),
         Some(shard) => model.servers[shard].name.clone(),
     };
-    let title = format!(" {} keys, {what} ", lines.len());
+    let title = format!(" {}, {what} ", count(lines.len(), "key"));
     let table = Table::new(lines.iter().map(key_row), widths)
         .header(TableRow::new(header).style(Style::new().add_modifier(Modifier::BOLD)))
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
