@@ -82,6 +82,17 @@ fn a_warning_lets_the_command_run_on() {
 }
 
 #[test]
+fn a_command_that_runs_on_without_its_lease_still_gets_signals() {
+    let (server, command) =
+        running(&["--on-lost", "warn"], "trap 'exit 4' TERM; echo ready; sleep 1000 & wait");
+    server.kill();
+    command.mentions("the command runs on");
+    command.signal("TERM");
+    let ended = command.end();
+    assert_eq!(ended.code, Some(4), "{ended:?}");
+}
+
+#[test]
 fn a_server_that_dies_in_the_wait_ends_it() {
     let server = Dflockd::start::<&str>(&[], &[]);
     let holder = start(&mut dflock(

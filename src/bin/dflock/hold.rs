@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::args::{Holding, OnLost};
 use crate::child::{Running, code_of};
-use crate::exit::{BUSY, Failure, LOST, SIGNALLED, one_line, printable, say};
+use crate::exit::{BUSY, Failure, LOST, SIGNALLED, UNAVAILABLE, one_line, printable, say};
 use crate::signals::Signals;
 
 /// As good as for ever, and a time that every server takes.
@@ -47,9 +47,8 @@ pub(crate) async fn hold(
     limit: Option<u64>,
     holding: &Holding,
 ) -> Result<u8, Failure> {
-    let mut signals = Signals::listen().map_err(|error| {
-        Failure::new(crate::exit::UNAVAILABLE, format!("cannot listen to signals: {error}"))
-    })?;
+    let deaf = |error| Failure::new(UNAVAILABLE, format!("cannot listen to signals: {error}"));
+    let mut signals = Signals::listen().map_err(deaf)?;
     let guard = tokio::select! {
         biased;
         outcome = waiting(what, acquire) => outcome.map_err(|error| holding.code(failed(error)))?,
@@ -71,15 +70,13 @@ pub(crate) async fn hold(
     }
     match guard.release().await {
         Ok(()) => Ok(code),
+        Err(error) if error.is_lease_lost() && holding.on_lost != OnLost::Warn => {
+            let line = format!("the command has ended, but {}", one_line(&error));
+            Err(holding.code(Failure::new(LOST, line)))
+        }
         Err(error) if error.is_lease_lost() => {
-            match holding.on_lost {
-                OnLost::Warn => {
-                    say(&one_line(&error));
-                    Ok(code)
-                }
-                _ => Err(holding
-                    .code(Failure::new(LOST, format!("the command has ended, but {}", one_line(&error))))),
-            }
+            say(&one_line(&error));
+            Ok(code)
         }
         Err(error) => {
             say(&format!("{}; the key may stay taken until its lease runs out", one_line(&error)));
@@ -113,8 +110,9 @@ async fn under(
         tokio::select! {
             status = command.wait() => break status,
             signal = signals.next() => {
-                // The whole job was sent a TERM, which is this one.
-                if lost.is_none() || signal != Signal::TERM {
+                // The whole job may have been sent a TERM when the lease was lost: this is it.
+                let is_echo = lost.is_some() && holding.on_lost == OnLost::Term && signal == Signal::TERM;
+                if !is_echo {
                     command.forward(signal);
                 }
             }
