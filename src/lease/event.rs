@@ -85,6 +85,7 @@ pub(crate) struct Tally {
     release_failed: AtomicU64,
 }
 
+#[cfg_attr(not(feature = "client"), allow(dead_code))]
 impl Tally {
     pub(crate) fn granted(&self) -> u64 {
         self.granted.load(Ordering::Relaxed)

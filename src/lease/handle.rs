@@ -292,14 +292,17 @@ impl Lease {
 }
 
 /// A handle that keeps nothing alive.
+#[cfg_attr(not(feature = "client"), allow(dead_code))]
 pub(crate) struct WeakLease(Weak<Shared>);
 
+#[cfg_attr(not(feature = "client"), allow(dead_code))]
 impl WeakLease {
     pub(crate) fn upgrade(&self) -> Option<Lease> {
         self.0.upgrade().map(Lease)
     }
 }
 
+#[cfg_attr(not(feature = "client"), allow(dead_code))]
 impl Lease {
     pub(crate) fn downgrade(&self) -> WeakLease {
         WeakLease(Arc::downgrade(&self.0))

@@ -24,10 +24,11 @@ pub use renewal::{LeaseState, LostReason};
 #[cfg(any(feature = "client", feature = "file"))]
 pub(crate) use {
     engine::{Done, Engine, Incident},
-    event::{Listener, Tally},
+    event::Listener,
     guard::Terms,
-    handle::WeakLease,
 };
+#[cfg(feature = "client")]
+pub(crate) use {event::Tally, handle::WeakLease};
 #[cfg(any(feature = "client", feature = "file"))]
 pub use {
     event::{LeaseChange, LeaseEvent},
