@@ -12,16 +12,19 @@ use std::time::{Duration, Instant};
 const ARGUMENTS: [(&str, &[&str]); 2] = [("leader", &["--ttl", "1"]), ("load", &["--rounds", "20"])];
 /// Those that serve until they are stopped, and have a test of their own.
 const SERVICES: [&str; 1] = ["axum_service"];
+/// Those that need a feature, and whether this build has it.
+const NEEDS: [(&str, bool); 1] = [("file_lock", cfg!(feature = "file"))];
 /// Longer than any of them takes, on the slowest machine.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// All examples, by their sources.
+/// All examples that this build has, by their sources.
 fn names() -> BTreeSet<String> {
     let examples = std::fs::read_dir(Path::new(env!("CARGO_MANIFEST_DIR")).join("examples")).unwrap();
     let sources = examples.map(|entry| entry.unwrap().path());
     let programs =
         sources.filter(|path| path.extension().is_some_and(|e| e == "rs") || path.join("main.rs").exists());
-    programs.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned()).collect()
+    let names = programs.map(|path| path.file_stem().unwrap().to_str().unwrap().to_owned());
+    names.filter(|name| !NEEDS.contains(&(name.as_str(), false))).collect()
 }
 
 /// The binary that this build has made of it: `cargo test` builds them beside its own.
