@@ -33,8 +33,9 @@ Examples:
   dflock file /var/lock/report.lck -- ./report.sh
   dflock top --servers 10.0.0.1,10.0.0.2
 
-Every flag of the section \"Connection\" has an environment variable; a flag beats its variable,
-and an empty variable is none. Colours are for terminals alone, and off where NO_COLOR is set.";
+Every flag of the section \"Connection\" has an environment variable. A
+flag beats its variable, and an empty variable is none. Colours are
+for terminals alone, and off where NO_COLOR is set.";
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Action {
@@ -77,7 +78,7 @@ Examples:
   dflock run deploy -- ./deploy.sh production
   dflock run --wait 30s --ttl 1m deploy -- make release
   dflock run --try --conflict-exit-code 0 nightly -- ./report.sh
-  dflock run exports --limit 3 --shell 'pg_dump app | gzip > \"$1\"' out.gz";
+  dflock run dumps --limit 3 --shell 'pg_dump a | gzip > \"$1\"' a.gz";
 
 fn run_help() -> String {
     format!(
@@ -85,18 +86,22 @@ fn run_help() -> String {
 
 The command finds in its environment:
   DFLOCK_KEY          the key
-  DFLOCK_TOKEN_FENCE  the grant's fence, a number that grows with each grant of the key; not there
-                      where the server gives none. What the lock protects should refuse lower ones.
+  DFLOCK_TOKEN_FENCE  the grant's fence: a number that grows with each
+                      grant of the key, so that what the lock protects
+                      can refuse lower ones; unset if there is none
   DFLOCK_GRANTOR      the server that granted it
-  DFLOCK_TTL          how long the lease lasts unless renewed, in seconds
+  DFLOCK_TTL          how many seconds the lease lasts unless renewed
   DFLOCK_LIMIT        how many may hold the key at a time
 
-Signals: HUP, INT, QUIT, TERM, USR1 and USR2 are forwarded. Without a terminal the command gets a
-process group of its own, and signals that end go to all of it. On a terminal the command shares
-dflock's group: it can read the terminal, and ^C and ^Z reach it as ever. When the lease is lost
-there, the whole job is ended if dflock leads it (it was typed at the prompt), or else the command
-alone. A job that is suspended cannot renew its lease, and is ended when it continues too late.
-Nothing can be done where dflock itself gets KILL: the command runs on, and its lease does not.
+HUP, INT, QUIT, TERM, USR1 and USR2 are forwarded to the command.
+Without a terminal it gets a process group of its own, and signals
+that end go to all of it. On a terminal it shares dflock's group: it
+can read the terminal, and ^C and ^Z reach it as ever. When the lease
+is lost there, the whole job is ended if dflock leads it, as it does
+when it is typed at the prompt, or else the command alone. A job that
+is suspended cannot renew its lease, and is ended when it continues
+too late. Nothing can be done where dflock itself gets KILL: the
+command runs on, and its lease does not.
 
 {}",
         exit::TABLE
@@ -110,8 +115,9 @@ Examples:
   dflock file status /var/lock/report.lck
   dflock file break --yes /var/lock/report.lck
 
-A file that is called \"status\" or \"break\" goes by ./status. Exit codes, environment and signals
-are those of \"dflock run --help\"; a lock file has no fence.";
+A file that is called \"status\" or \"break\" goes by ./status. Exit
+codes, environment and signals are those of \"dflock run --help\"; a
+lock file has no fence.";
 
 const STATS_EXAMPLES: &str = "\
 Examples:
