@@ -132,9 +132,12 @@ fn wrong_arguments_are_told_in_one_line_that_says_where_to_look() {
     // What the library refuses is told as well, before anything is sent.
     for (args, names) in [
         (&["run", "two words", "--", "true"][..], "white space"),
-        (&["run", "", "--", "true"], "key is empty"),
-        (&["run", "k", "--limit", "0", "--", "true"], "limit"),
-        (&["run", "k", "--ttl", "0s", "--", "true"], "ttl"),
+        (&["run", "", "--", "true"], "the key is empty"),
+        (&["run", "k", "--limit", "0", "--", "true"], "--limit is 0"),
+        (&["run", "k", "--ttl", "0s", "--", "true"], "--ttl is 0"),
+        (&["run", "k", "--wait", "999999999999s", "--", "true"], "--wait is"),
+        (&["ping", "--connect-timeout", "0s"], "--connect-timeout is 0"),
+        (&["file", "--ttl", "1s", "/tmp/a.lck", "--", "true"], "--ttl is 1s"),
         (&["shard", "two words"], "white space"),
     ] {
         let ended = ended(&mut bare(args));

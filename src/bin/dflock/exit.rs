@@ -72,7 +72,7 @@ impl Failure {
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
         let (code, advice) = match error.kind() {
-            ErrorKind::InvalidInput => (USAGE, ""),
+            ErrorKind::InvalidInput => return Self::usage(invalid(&error)),
             ErrorKind::Auth | ErrorKind::PermissionDenied => (DENIED, "give the server's --auth-token-file"),
             _ if error.is_busy() => (BUSY, "try later, or wait longer (--wait)"),
             ErrorKind::LimitMismatch => (UNAVAILABLE, "give the --limit that the key's other users give"),
@@ -94,7 +94,7 @@ impl Failure {
     /// A lock file's error: there is no server to ask about.
     pub(crate) fn of_file(error: Error) -> Self {
         match error.kind() {
-            ErrorKind::InvalidInput => Self::usage(error.to_string()),
+            ErrorKind::InvalidInput => Self::usage(invalid(&error)),
             ErrorKind::Timeout => Self::advised(BUSY, &error, "try later, or wait longer (--wait)"),
             ErrorKind::Io => {
                 Self::advised(UNAVAILABLE, &error, "is its directory there, and may you write to it?")
@@ -107,6 +107,28 @@ impl Failure {
         let separator = if advice.is_empty() { "" } else { "; " };
         Self::new(code, format!("{}{separator}{advice}", one_line(error)))
     }
+}
+
+/// What the library calls a setting, and what the user does.
+const NAMES: [(&str, &str); 7] = [
+    ("auth_token", "the token of --auth-token-file"),
+    ("connect_timeout", "--connect-timeout"),
+    ("key", "the key"),
+    ("lease_ttl", "--ttl"),
+    ("lifetime", "--ttl"),
+    ("limit", "--limit"),
+    ("timeout", "--wait"),
+];
+
+/// The fault of a setting, by its name on the command line.
+fn invalid(error: &Error) -> String {
+    let text = one_line(error);
+    let Some(fault) = text.strip_prefix("invalid input: ") else { return text };
+    let named = NAMES.iter().find_map(|(name, flag)| {
+        let rest = fault.strip_prefix(name).filter(|rest| rest.starts_with(' '))?;
+        Some(format!("{flag}{rest}"))
+    });
+    named.unwrap_or_else(|| fault.to_owned())
 }
 
 /// An error's text without line breaks, whatever a server or a file name put into it.
