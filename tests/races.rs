@@ -236,6 +236,39 @@ async fn a_forgotten_lease_keeps_the_key_and_its_connection_until_its_ttl() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_grant_whose_confirmation_takes_as_long_as_its_lease_is_given_back() {
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let dial = Peers::new(move |_, _| {
+        let tell = tell.clone();
+        peer(|far| async move {
+            let mut wire = Wire::new(far);
+            while let Some(request) = wire.request().await {
+                let answer = match request.split(' ').collect::<Vec<_>>()[..] {
+                    ["l", _, "0", ..] => "timeout\n".to_owned(),
+                    ["l", ..] => {
+                        sleep(2 * S).await;
+                        format!("ok {TOKEN} 3\n")
+                    }
+                    ["n", ..] => {
+                        sleep(3 * S).await;
+                        "ok 3\n".to_owned()
+                    }
+                    _ => {
+                        tell.send(request).unwrap();
+                        "ok\n".to_owned()
+                    }
+                };
+                wire.send(&answer).await;
+            }
+        })
+    });
+    let lock = LockClient::builder().dial(dial).build().unwrap().lock("k").unwrap();
+    let error = lock.acquire().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LeaseExpired, "{error}");
+    assert_eq!(told.recv().await.unwrap(), format!("r k {TOKEN}"));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_connection_by_which_a_forgotten_lease_may_still_be_held_is_not_used_again() {
     let server = Server::new(settings(true)).unwrap();
     let dial = Peers::new(move |_, _| sound(&server));

@@ -15,7 +15,7 @@ use crate::client::pool::{InLine, Pool, Waiting, client_closed};
 use crate::client::retry::is_worth_a_retry;
 use crate::client::session::Answer;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Engine, LeaseGuard};
+use crate::lease::{Engine, LeaseGuard, LostReason};
 use crate::proto::{Family, Reply, Request};
 use crate::types::{Key, Limit, Seconds};
 
@@ -253,6 +253,11 @@ impl Resource {
             LeaseGuard::new(Box::new(lease), self.key.clone(), grant.token, &self.lease.terms, sent, proven);
         answer.claim();
         // Dropped, the guard lets go.
+        if let Some(reason) = guard.state().lost() {
+            let ran_out = reason == LostReason::DeadlinePassed;
+            let kind = if ran_out { ErrorKind::LeaseExpired } else { ErrorKind::ConnectionClosed };
+            return Err(Error::new(kind, format!("lost as it came: {reason}")));
+        }
         if self.pool.leases.enter(number, &guard) { Ok(guard) } else { Err(client_closed()) }
     }
 }
