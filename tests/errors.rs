@@ -1,8 +1,10 @@
 //! Every kind of error, provoked through the public API: by the embedded server where it can, by a
 //! scripted peer otherwise. What each says, what it keeps, and what it is to code that knows
 //! `std::io` alone.
-#![cfg(all(feature = "client", feature = "server", feature = "tls", feature = "file"))]
+#![cfg(all(feature = "blocking", feature = "test-util", feature = "tls", feature = "file"))]
 
+#[path = "support/faces.rs"]
+mod faces;
 #[path = "support/peers.rs"]
 mod peers;
 
@@ -13,15 +15,23 @@ use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::tls::ClientTls;
-use dflockd_client::{
-    AsyncConn, Enqueued, Error, ErrorKind, FileLock, LeaseGuard, LockClient, Settings, command,
-};
+use dflockd_client::{AsyncConn, Error, ErrorKind, FileLock, LockClient, Settings, command};
+use faces::{Client, Enqueued, Face, Guard, on_both_faces};
 use futures::FutureExt;
 use peers::{End, Peers, Wire, peer, script, sound};
+use tokio::sync::OnceCell;
 use tokio::time::sleep;
 
 const S: Duration = Duration::from_secs(1);
 const SERVER: &str = "locks.example:6388";
+
+on_both_faces!(
+    every_kind_can_be_provoked,
+    every_error_names_operation_key_and_server_and_what_happened,
+    what_the_server_said_and_what_caused_it_are_kept,
+    every_error_is_an_io_error_of_a_kind_and_comes_out_of_it_whole,
+    the_predicates_sort_the_kinds,
+);
 
 fn server(config: ServerConfig) -> Server {
     Server::new(config).unwrap()
@@ -36,58 +46,61 @@ fn dial(server: &Server) -> Peers {
     Peers::new(move |_, _| sound(&server))
 }
 
-fn client(dial: Peers) -> LockClient {
-    LockClient::builder().servers([("locks.example", 6388)]).dial(dial).build().unwrap()
+fn client(face: Face, dial: Peers) -> Client {
+    face.build(LockClient::builder().servers([("locks.example", 6388)]).dial(dial))
 }
 
-async fn hold(server: &Server, ttl: u32) -> LeaseGuard {
+async fn hold(face: Face, server: &Server, ttl: u32) -> Guard {
     let quick = Settings::new().lease_ttl(ttl * S);
-    client(dial(server)).lock("k").unwrap().with(quick).unwrap().acquire().await.unwrap()
+    client(face, dial(server)).lock("k").unwrap().with(quick).unwrap().acquire().await.unwrap()
 }
 
-async fn acquire(client: LockClient) -> Error {
+async fn acquire(client: Client) -> Error {
     client.lock("k").unwrap().acquire().await.unwrap_err()
 }
 
-async fn answered(answers: &'static [&'static str]) -> Error {
-    acquire(client(Peers::new(move |_, _| script(answers, true)))).await
+async fn answered(face: Face, answers: &'static [&'static str]) -> Error {
+    acquire(client(face, Peers::new(move |_, _| script(answers, true)))).await
 }
 
-async fn timeout() -> Error {
+async fn timeout(face: Face) -> Error {
     let server = plain();
-    let _held = hold(&server, 30).await;
-    acquire(client(dial(&server))).await
+    let _held = hold(face, &server, 30).await;
+    acquire(client(face, dial(&server))).await
 }
 
-async fn auth() -> Error {
-    acquire(client(dial(&server(ServerConfig { auth_token: Some("right".into()), ..Default::default() }))))
-        .await
+async fn auth(face: Face) -> Error {
+    acquire(client(
+        face,
+        dial(&server(ServerConfig { auth_token: Some("right".into()), ..Default::default() })),
+    ))
+    .await
 }
 
-async fn permission_denied() -> Error {
+async fn permission_denied(face: Face) -> Error {
     let server = server(ServerConfig { auth_token: Some("right".into()), ..Default::default() });
     let builder = LockClient::builder().servers([("locks.example", 6388)]).auth_token("wrong");
-    acquire(builder.dial(dial(&server)).build().unwrap()).await
+    acquire(face.build(builder.dial(dial(&server)))).await
 }
 
-async fn max_locks() -> Error {
+async fn max_locks(face: Face) -> Error {
     let server = server(ServerConfig { max_locks: 1, ..Default::default() });
-    let _other = client(dial(&server)).lock("other").unwrap().acquire().await.unwrap();
-    acquire(client(dial(&server))).await
+    let _other = client(face, dial(&server)).lock("other").unwrap().acquire().await.unwrap();
+    acquire(client(face, dial(&server))).await
 }
 
-async fn max_waiters() -> Error {
+async fn max_waiters(face: Face) -> Error {
     let server = server(ServerConfig { max_waiters: 1, ..Default::default() });
-    let _held = hold(&server, 30).await;
-    let lock = client(dial(&server)).lock("k").unwrap();
+    let _held = hold(face, &server, 30).await;
+    let lock = client(face, dial(&server)).lock("k").unwrap();
     let Enqueued::Queued(_ticket) = lock.enqueue().await.unwrap() else { panic!("the key is taken") };
     lock.acquire().await.unwrap_err()
 }
 
-async fn limit_mismatch() -> Error {
+async fn limit_mismatch(face: Face) -> Error {
     let server = plain();
-    let _slot = client(dial(&server)).semaphore("k", 3).unwrap().acquire().await.unwrap();
-    acquire(client(dial(&server))).await
+    let _slot = client(face, dial(&server)).semaphore("k", 3).unwrap().acquire().await.unwrap();
+    acquire(client(face, dial(&server))).await
 }
 
 fn bare(server: &Server) -> AsyncConn {
@@ -105,21 +118,21 @@ async fn already_queued() -> Error {
     command::enqueue(&conn, "k", None).await.unwrap_err()
 }
 
-async fn lease_expired() -> Error {
+async fn lease_expired(face: Face) -> Error {
     let server = plain();
-    let held = hold(&server, 30).await;
+    let held = hold(face, &server, 30).await;
     let quick = Settings::new().lease_ttl(2 * S);
-    let lock = client(dial(&server)).lock("k").unwrap().with(quick).unwrap();
+    let lock = client(face, dial(&server)).lock("k").unwrap().with(quick).unwrap();
     let Enqueued::Queued(ticket) = lock.enqueue().await.unwrap() else { panic!("the key is taken") };
     held.release().await.unwrap();
     sleep(5 * S).await;
     ticket.wait(S).await.unwrap_err()
 }
 
-async fn draining() -> Error {
+async fn draining(face: Face) -> Error {
     let server = plain();
-    let held = hold(&server, 30).await;
-    let lock = client(dial(&server)).lock("k").unwrap();
+    let held = hold(face, &server, 30).await;
+    let lock = client(face, dial(&server)).lock("k").unwrap();
     let waiting = tokio::spawn(async move { lock.acquire().await.unwrap_err() });
     sleep(S).await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -130,29 +143,35 @@ async fn draining() -> Error {
     error
 }
 
-async fn lease_lost() -> Error {
+async fn lease_lost(face: Face) -> Error {
     // The grant comes, and then the connection is closed.
     let grant = || script(&["ok 000000000000002a00112233445566aa 10\n"], true);
     let dial = Peers::new(move |_, nth| if nth == 0 { grant() } else { End::Hangs });
-    let lost = client(dial).lock("k").unwrap().acquire().await.unwrap();
+    let lost = client(face, dial).lock("k").unwrap().acquire().await.unwrap();
     lost.lost().await;
     lost.release().await.unwrap_err()
 }
 
-async fn not_held() -> Error {
+async fn not_held(face: Face) -> Error {
     let server = plain();
-    let guard = hold(&server, 30).await;
-    command::release(&bare(&server), "k", guard.token()).await.unwrap();
+    let guard = hold(face, &server, 30).await;
+    command::release(&bare(&server), "k", &guard.token()).await.unwrap();
     guard.release().await.unwrap_err()
 }
 
-async fn connection_closed() -> Error {
-    acquire(client(Peers::new(|_, _| script(&["ok 00"], true)))).await
+async fn connection_closed(face: Face) -> Error {
+    acquire(client(face, Peers::new(|_, _| script(&["ok 00"], true)))).await
 }
 
+/// Made once: it takes a great many requests.
 async fn overloaded() -> Error {
+    static MADE: OnceCell<Error> = OnceCell::const_new();
+    MADE.get_or_init(overload).await.clone()
+}
+
+async fn overload() -> Error {
     let server = plain();
-    let guard = hold(&server, 30).await;
+    let Guard::Tasks(guard) = hold(Face::Tasks, &server, 30).await else { panic!("tasks hold it") };
     let mut made = 0;
     let error = loop {
         // Each asks, and leaves before the answer; the connection has no turn in between.
@@ -167,11 +186,11 @@ async fn overloaded() -> Error {
     error
 }
 
-async fn io() -> Error {
-    acquire(client(Peers::new(|_, _| End::Fails(io::ErrorKind::ConnectionRefused)))).await
+async fn io(face: Face) -> Error {
+    acquire(client(face, Peers::new(|_, _| End::Fails(io::ErrorKind::ConnectionRefused)))).await
 }
 
-async fn tls() -> Error {
+async fn tls(face: Face) -> Error {
     let key = rcgen::KeyPair::generate().unwrap();
     let ca = rcgen::CertificateParams::new(["locks.example".to_owned()]).unwrap().self_signed(&key).unwrap();
     let tls = ClientTls::builder().ca_pem(ca.pem()).build().unwrap();
@@ -184,40 +203,40 @@ async fn tls() -> Error {
             wire.closed().await;
         })
     });
-    acquire(builder.dial(plain).build().unwrap()).await
+    acquire(face.build(builder.dial(plain))).await
 }
 
-async fn client_closed() -> Error {
-    let locks = client(Peers::new(|_, _| End::Hangs));
+async fn client_closed(face: Face) -> Error {
+    let locks = client(face, Peers::new(|_, _| End::Hangs));
     locks.close().await.expect("there is nothing to close");
     acquire(locks).await
 }
 
 /// One error of every kind.
-async fn errors() -> Vec<(ErrorKind, Error)> {
+async fn errors(face: Face) -> Vec<(ErrorKind, Error)> {
     let invalid = LockClient::builder().servers([("", 1)]).build().unwrap_err();
     vec![
-        (ErrorKind::Timeout, timeout().await),
-        (ErrorKind::Auth, auth().await),
-        (ErrorKind::PermissionDenied, permission_denied().await),
-        (ErrorKind::MaxLocks, max_locks().await),
-        (ErrorKind::MaxWaiters, max_waiters().await),
-        (ErrorKind::LimitMismatch, limit_mismatch().await),
+        (ErrorKind::Timeout, timeout(face).await),
+        (ErrorKind::Auth, auth(face).await),
+        (ErrorKind::PermissionDenied, permission_denied(face).await),
+        (ErrorKind::MaxLocks, max_locks(face).await),
+        (ErrorKind::MaxWaiters, max_waiters(face).await),
+        (ErrorKind::LimitMismatch, limit_mismatch(face).await),
         (ErrorKind::NotQueued, not_queued().await),
         (ErrorKind::AlreadyQueued, already_queued().await),
-        (ErrorKind::LeaseExpired, lease_expired().await),
-        (ErrorKind::Draining, draining().await),
-        (ErrorKind::NotLeader, answered(&["error_not_leader 10.0.0.7:6388\n"]).await),
-        (ErrorKind::LeaseLost, lease_lost().await),
-        (ErrorKind::NotHeld, not_held().await),
-        (ErrorKind::Server, answered(&["error_of_tomorrow\n"]).await),
-        (ErrorKind::Protocol, answered(&["garbage\n"]).await),
+        (ErrorKind::LeaseExpired, lease_expired(face).await),
+        (ErrorKind::Draining, draining(face).await),
+        (ErrorKind::NotLeader, answered(face, &["error_not_leader 10.0.0.7:6388\n"]).await),
+        (ErrorKind::LeaseLost, lease_lost(face).await),
+        (ErrorKind::NotHeld, not_held(face).await),
+        (ErrorKind::Server, answered(face, &["error_of_tomorrow\n"]).await),
+        (ErrorKind::Protocol, answered(face, &["garbage\n"]).await),
         (ErrorKind::InvalidInput, invalid),
-        (ErrorKind::ConnectionClosed, connection_closed().await),
-        (ErrorKind::ClientClosed, client_closed().await),
+        (ErrorKind::ConnectionClosed, connection_closed(face).await),
+        (ErrorKind::ClientClosed, client_closed(face).await),
         (ErrorKind::Overloaded, overloaded().await),
-        (ErrorKind::Io, io().await),
-        (ErrorKind::Tls, tls().await),
+        (ErrorKind::Io, io(face).await),
+        (ErrorKind::Tls, tls(face).await),
     ]
 }
 
@@ -240,19 +259,17 @@ fn variants() -> BTreeSet<String> {
     lines.map(|line| line.trim_end_matches(',').to_owned()).collect()
 }
 
-#[tokio::test(start_paused = true)]
-async fn every_kind_can_be_provoked() {
+async fn every_kind_can_be_provoked(face: Face) {
     let mut seen = BTreeSet::new();
-    for (kind, error) in errors().await.into_iter().chain(errors_of_files()) {
+    for (kind, error) in errors(face).await.into_iter().chain(errors_of_files()) {
         assert_eq!(error.kind(), kind, "{error}");
         seen.insert(format!("{kind:?}"));
     }
     assert_eq!(seen, variants());
 }
 
-#[tokio::test(start_paused = true)]
-async fn every_error_names_operation_key_and_server_and_what_happened() {
-    for (kind, error) in errors().await {
+async fn every_error_names_operation_key_and_server_and_what_happened(face: Face) {
+    for (kind, error) in errors(face).await {
         let text = error.to_string();
         let (operation, on) = match kind {
             ErrorKind::NotQueued => ("wait of \"k\"", ""),
@@ -280,9 +297,8 @@ async fn every_error_names_operation_key_and_server_and_what_happened() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn what_the_server_said_and_what_caused_it_are_kept() {
-    for (kind, error) in errors().await {
+async fn what_the_server_said_and_what_caused_it_are_kept(face: Face) {
+    for (kind, error) in errors(face).await {
         let raw = match kind {
             ErrorKind::Timeout => Some("timeout"),
             ErrorKind::Auth | ErrorKind::PermissionDenied => Some("error_auth"),
@@ -312,10 +328,9 @@ async fn what_the_server_said_and_what_caused_it_are_kept() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn every_error_is_an_io_error_of_a_kind_and_comes_out_of_it_whole() {
+async fn every_error_is_an_io_error_of_a_kind_and_comes_out_of_it_whole(face: Face) {
     use io::ErrorKind as Io;
-    for (kind, error) in errors().await {
+    for (kind, error) in errors(face).await {
         let expected = match kind {
             ErrorKind::Timeout => Io::TimedOut,
             ErrorKind::Auth | ErrorKind::PermissionDenied => Io::PermissionDenied,
@@ -334,13 +349,12 @@ async fn every_error_is_an_io_error_of_a_kind_and_comes_out_of_it_whole() {
     }
 }
 
-#[tokio::test(start_paused = true)]
-async fn the_predicates_sort_the_kinds() {
+async fn the_predicates_sort_the_kinds(face: Face) {
     use ErrorKind::{
         ClientClosed, ConnectionClosed, Draining, InvalidInput, Io, LeaseExpired, LeaseLost, MaxWaiters,
         NotHeld, NotLeader, Overloaded, Timeout,
     };
-    for (kind, error) in errors().await {
+    for (kind, error) in errors(face).await {
         assert_eq!(error.is_timeout(), kind == Timeout);
         assert!(!error.is_busy() || [MaxWaiters, Timeout].contains(&kind), "{error}");
         assert_eq!(error.is_lease_lost(), [LeaseLost, LeaseExpired, NotHeld].contains(&kind), "{error}");

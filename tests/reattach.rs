@@ -1,7 +1,9 @@
 //! Leases on servers that keep what a closed connection held: lost with their connection unless
 //! told to reattach, and then renewed by token over another while they last, and not longer.
-#![cfg(feature = "test-util")]
+#![cfg(all(feature = "blocking", feature = "test-util"))]
 
+#[path = "support/faces.rs"]
+mod faces;
 #[path = "support/peers.rs"]
 mod peers;
 
@@ -12,37 +14,42 @@ use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
-use dflockd_client::{
-    ErrorKind, LeaseChange, LeaseGuard, LeaseState, LockClient, LostReason, OnDisconnect, Settings,
-};
+use dflockd_client::{ErrorKind, LeaseChange, LeaseState, LockClient, LostReason, OnDisconnect, Settings};
+use faces::{Face, Guard, on_both_faces};
 use peers::{End, Peers, Wire, peer, sound};
 use tokio::time::{Instant, sleep, timeout};
 
 const S: Duration = Duration::from_secs(1);
 
+on_both_faces!(
+    a_lease_that_reattaches_is_at_risk_until_it_is_renewed_over_another_connection,
+    a_late_release_does_not_touch_a_newer_lease,
+    a_renewal_names_the_ttl_that_was_asked_for,
+    a_renewal_names_the_ttl_that_was_granted_where_none_was_asked_for,
+);
+
 fn keeping() -> ServerConfig {
     ServerConfig { auto_release_on_disconnect: false, ..ServerConfig::default() }
 }
 
-async fn hold(server: &TestServer, on_disconnect: OnDisconnect) -> LeaseGuard {
+async fn hold(face: Face, server: &TestServer, on_disconnect: OnDisconnect) -> Guard {
     let builder = server.builder().on_disconnect(on_disconnect).lease_ttl(60 * S);
-    builder.build().unwrap().lock("k").unwrap().acquire().await.unwrap()
+    face.build(builder).lock("k").unwrap().acquire().await.unwrap()
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_ends_loses_the_lease_unless_told_otherwise() {
     let server = TestServer::with(keeping()).unwrap();
-    let guard = hold(&server, OnDisconnect::default()).await;
+    let guard = hold(Face::Tasks, &server, OnDisconnect::default()).await;
     server.cut();
     assert_eq!(timeout(S / 20, guard.lost()).await, Ok(LostReason::ConnectionClosed));
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_lease_that_reattaches_is_at_risk_until_it_is_renewed_over_another_connection() {
+async fn a_lease_that_reattaches_is_at_risk_until_it_is_renewed_over_another_connection(face: Face) {
     let server = TestServer::with(keeping()).unwrap();
     let (told, mut heard) = tokio::sync::mpsc::unbounded_channel();
     let builder = server.builder().on_event(move |event| drop(told.send(event.change.clone())));
-    let client = builder.on_disconnect(OnDisconnect::Reattach).lease_ttl(60 * S).build().unwrap();
+    let client = face.build(builder.on_disconnect(OnDisconnect::Reattach).lease_ttl(60 * S));
     let guard = client.lock("k").unwrap().acquire().await.unwrap();
     assert!(matches!(heard.recv().await, Some(LeaseChange::Granted { .. })));
     for _ in 0..5 {
@@ -98,7 +105,7 @@ async fn a_lease_that_cannot_reattach_is_lost_at_its_deadline() {
 #[tokio::test(start_paused = true)]
 async fn a_server_that_frees_what_a_closed_connection_held_refuses_the_renewal() {
     let server = TestServer::new();
-    let guard = hold(&server, OnDisconnect::Reattach).await;
+    let guard = hold(Face::Tasks, &server, OnDisconnect::Reattach).await;
     server.cut();
     assert_eq!(timeout(S, guard.lost()).await, Ok(LostReason::RenewalRejected));
 }
@@ -106,26 +113,25 @@ async fn a_server_that_frees_what_a_closed_connection_held_refuses_the_renewal()
 #[tokio::test(start_paused = true)]
 async fn a_release_goes_by_another_connection_where_its_own_has_ended() {
     let server = TestServer::with(keeping()).unwrap();
-    let guard = hold(&server, OnDisconnect::Reattach).await;
+    let guard = hold(Face::Tasks, &server, OnDisconnect::Reattach).await;
     server.cut();
     guard.release().await.unwrap();
     assert!(server.stats().locks.is_empty());
 
-    let guard = hold(&server, OnDisconnect::Reattach).await;
+    let guard = hold(Face::Tasks, &server, OnDisconnect::Reattach).await;
     server.cut();
     drop(guard);
     sleep(S / 10).await;
     assert!(server.stats().locks.is_empty());
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_late_release_does_not_touch_a_newer_lease() {
+async fn a_late_release_does_not_touch_a_newer_lease(face: Face) {
     let server = TestServer::with(keeping()).unwrap();
-    let old = hold(&server, OnDisconnect::Lost).await;
+    let old = hold(face, &server, OnDisconnect::Lost).await;
     server.cut();
     old.lost().await;
     sleep(61 * S).await;
-    let new = hold(&server, OnDisconnect::Lost).await;
+    let new = hold(face, &server, OnDisconnect::Lost).await;
     let error = old.release().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LeaseLost, "{error}");
     sleep(S).await;
@@ -134,18 +140,16 @@ async fn a_late_release_does_not_touch_a_newer_lease() {
     new.renew().await.unwrap();
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_renewal_names_the_ttl_that_was_asked_for() {
+async fn a_renewal_names_the_ttl_that_was_asked_for(face: Face) {
     let server = TestServer::new();
     let seven = Settings::new().lease_ttl(7 * S);
-    let guard = server.locks().lock("k").unwrap().with(seven).unwrap().acquire().await.unwrap();
+    let guard = face.build(server.builder()).lock("k").unwrap().with(seven).unwrap().acquire().await.unwrap();
     sleep(60 * S).await;
     assert_eq!(guard.renew().await.unwrap(), 7 * S);
     assert!(server.stats().locks[0].lease_expires_in_s <= 7.0);
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_renewal_names_the_ttl_that_was_granted_where_none_was_asked_for() {
+async fn a_renewal_names_the_ttl_that_was_granted_where_none_was_asked_for(face: Face) {
     let (told, mut asked) = tokio::sync::mpsc::unbounded_channel();
     let dial = Peers::new(move |_, _| {
         let told = told.clone();
@@ -159,7 +163,7 @@ async fn a_renewal_names_the_ttl_that_was_granted_where_none_was_asked_for() {
             wire.closed().await;
         })
     });
-    let guard = LockClient::builder().dial(dial).build().unwrap().lock("k").unwrap().acquire().await.unwrap();
+    let guard = face.build(LockClient::builder().dial(dial)).lock("k").unwrap().acquire().await.unwrap();
     guard.renew().await.unwrap();
     assert_eq!(asked.recv().await.unwrap(), "l k 0");
     assert_eq!(asked.recv().await.unwrap(), format!("n k {} 41", peers::TOKEN));

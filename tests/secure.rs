@@ -1,7 +1,9 @@
 //! TLS and authentication as a client meets them: over real sockets against the embedded server,
 //! and over pipes that are cut in the middle of the handshake.
-#![cfg(all(feature = "client", feature = "server", feature = "tls"))]
+#![cfg(all(feature = "blocking", feature = "test-util", feature = "tls"))]
 
+#[path = "support/faces.rs"]
+mod faces;
 #[path = "support/peers.rs"]
 mod peers;
 
@@ -11,6 +13,7 @@ use std::time::Duration;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::tls::{ClientTls, ClientTlsBuilder, ServerTls};
 use dflockd_client::{Builder, ClientTarget, Error, ErrorKind, LockClient, LostReason, command};
+use faces::Face;
 use peers::{End, Peers, carry, peer};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair, date_time_ymd};
 use tokio::time::Instant;
@@ -65,8 +68,8 @@ fn token(token: &str) -> ServerConfig {
     ServerConfig { auth_token: Some(token.into()), ..Default::default() }
 }
 
-async fn works(builder: Builder<ClientTarget>) {
-    let client = builder.build().unwrap();
+async fn works(face: Face, builder: Builder<ClientTarget>) {
+    let client = face.build(builder);
     let guard = client.lock("k").unwrap().acquire().await.unwrap();
     guard.renew().await.unwrap();
     assert!(client.lock("k").unwrap().try_acquire().await.unwrap().is_none());
@@ -92,9 +95,12 @@ fn is_tls(error: &Error, words: &str) {
 async fn tls_and_the_right_token_let_a_client_in() {
     let ca = Ca::new();
     let tls = ca.trusted().build().unwrap();
-    works(listen_tls(ca.issue(LOCAL), ServerConfig::default()).await.tls(tls.clone())).await;
-    works(listen_tls(ca.issue(LOCAL), token("s3cret")).await.tls(tls).auth_token("s3cret")).await;
-    works(listen(token("with space")).await.auth_token("with space")).await;
+    for face in Face::BOTH {
+        works(face, listen_tls(ca.issue(LOCAL), ServerConfig::default()).await.tls(tls.clone())).await;
+        let both = listen_tls(ca.issue(LOCAL), token("s3cret")).await.tls(tls.clone());
+        works(face, both.auth_token("s3cret")).await;
+        works(face, listen(token("with space")).await.auth_token("with space")).await;
+    }
 }
 
 /// An embedded server behind TLS of any settings, and its port.
@@ -131,13 +137,15 @@ async fn the_bare_commands_go_over_tls_too() {
 
 #[tokio::test]
 async fn a_wrong_token_is_permission_denied_each_time() {
-    let client = listen(token("s3cret")).await.auth_token("hunter2").build().unwrap();
-    for _ in 0..3 {
-        let error = client.lock("k").unwrap().acquire().await.unwrap_err();
-        assert_eq!((error.kind(), error.raw()), (ErrorKind::PermissionDenied, Some("error_auth")));
-        assert!(error.to_string().starts_with("authenticate of \"k\" on 127.0.0.1:"), "{error}");
-        assert!(!error.to_string().contains("hunter2"), "{error}");
-        assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::PermissionDenied);
+    for face in Face::BOTH {
+        let client = face.build(listen(token("s3cret")).await.auth_token("hunter2"));
+        for _ in 0..3 {
+            let error = client.lock("k").unwrap().acquire().await.unwrap_err();
+            assert_eq!((error.kind(), error.raw()), (ErrorKind::PermissionDenied, Some("error_auth")));
+            assert!(error.to_string().starts_with("authenticate of \"k\" on 127.0.0.1:"), "{error}");
+            assert!(!error.to_string().contains("hunter2"), "{error}");
+            assert_eq!(std::io::Error::from(error).kind(), std::io::ErrorKind::PermissionDenied);
+        }
     }
 }
 
@@ -181,7 +189,7 @@ async fn a_server_of_another_name_is_refused_unless_it_is_the_one_to_expect() {
     let builder = listen_tls(server.clone(), ServerConfig::default()).await;
     is_tls(&fails(builder.tls(ca.trusted().build().unwrap())).await, "is for another name");
     let named = ca.trusted().server_name("locks.example").build().unwrap();
-    works(listen_tls(server.clone(), ServerConfig::default()).await.tls(named)).await;
+    works(Face::Tasks, listen_tls(server.clone(), ServerConfig::default()).await.tls(named)).await;
     let wrong = ca.trusted().server_name("wrong.example").build().unwrap();
     is_tls(&fails(listen_tls(server, ServerConfig::default()).await.tls(wrong)).await, "is for another name");
 }
@@ -225,7 +233,7 @@ async fn a_client_certificate_is_shown_to_a_server_that_wants_one() {
     let port = serve(tls).await;
     let builder = |tls| LockClient::builder().servers([(LOCAL, port)]).tls(tls);
     let (cert, key) = clients.issue("client");
-    works(builder(ca.trusted().client_cert_pem(cert, key).build().unwrap())).await;
+    works(Face::Tasks, builder(ca.trusted().client_cert_pem(cert, key).build().unwrap())).await;
     // With TLS 1.3 the server judges after the handshake: the verdict comes with the first reply,
     // or as a closed connection where it is overtaken.
     let (cert, key) = Ca::new().issue("client");

@@ -3,9 +3,9 @@
 //!
 //! Threads lend the test's own runtime, whose time stands still. It goes on while they are blocked, in
 //! steps, so their times are coarse: ask [`Face::is_exact`] before counting on one.
-#![allow(dead_code, reason = "each test uses its part")]
+#![allow(dead_code, unused_imports, unused_macros, reason = "each test uses its part")]
 
-use std::cell::{Cell, RefCell};
+use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, mpsc};
 use std::thread;
@@ -47,11 +47,8 @@ macro_rules! on_both_faces {
 }
 pub(crate) use on_both_faces;
 
-thread_local! {
-    /// The threads that call for the test on this one.
-    static CALLING: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) };
-    static STEPPED: Cell<Option<std::time::Instant>> = const { Cell::new(None) };
-}
+// The threads that call for the test on this one.
+thread_local!(static CALLING: RefCell<Vec<PathBuf>> = const { RefCell::new(Vec::new()) });
 
 /// Whether a thread is blocked, and not about to run; or gone, or the system does not tell.
 fn sleeps(thread: &Path) -> bool {
@@ -59,11 +56,9 @@ fn sleeps(thread: &Path) -> bool {
     stat.map_or(true, |stat| stat.rsplit(')').next().is_some_and(|rest| rest.starts_with(" S")))
 }
 
-/// Lets the test's time go on by a step, once a turn, if all threads wait for it.
-async fn step() {
-    let is_due = STEPPED.get().is_none_or(|stepped| stepped.elapsed() >= TURN);
-    if is_due && CALLING.with_borrow(|calling| calling.iter().all(|thread| sleeps(thread))) {
-        STEPPED.set(Some(std::time::Instant::now()));
+/// Lets the test's time go on by a step, if all threads wait for it and it has stood still since.
+async fn step(since: Instant) {
+    if Instant::now() == since && CALLING.with_borrow(|calling| calling.iter().all(|thread| sleeps(thread))) {
         tokio::time::advance(STEP).await;
     }
 }
@@ -81,11 +76,11 @@ async fn on_a_thread<T: Send + 'static>(call: impl FnOnce() -> T + Send + 'stati
     CALLING.with_borrow_mut(|calling| calling.push(thread.clone()));
     let value = loop {
         // Time stands still while a blocking task runs: this one is a pause of real time.
-        let turn = spawn_blocking(|| thread::sleep(TURN));
+        let (turn, since) = (spawn_blocking(|| thread::sleep(TURN)), Instant::now());
         tokio::select! {
             biased;
             value = &mut told => break value.expect("the thread does not panic"),
-            _ = turn => step().await,
+            _ = turn => step(since).await,
         }
     };
     CALLING.with_borrow_mut(|calling| calling.retain(|other| *other != thread));
@@ -100,6 +95,8 @@ pub(crate) enum Face {
 }
 
 impl Face {
+    pub(crate) const BOTH: [Self; 2] = [Self::Tasks, Self::Threads];
+
     /// Whether what happens can be timed.
     pub(crate) fn is_exact(self) -> bool {
         self == Self::Tasks
@@ -135,6 +132,13 @@ impl Client {
             Self::Tasks(client) => Lock::TaskSlots(client.semaphore(key, limit)?),
             Self::Threads(client) => Lock::ThreadSlots(client.semaphore(key, limit)?),
         })
+    }
+
+    pub(crate) async fn close(&self) -> Result<()> {
+        match self.clone() {
+            Self::Tasks(client) => client.close().await,
+            Self::Threads(client) => on_a_thread(move || client.close()).await,
+        }
     }
 
     pub(crate) async fn stats(&self) -> Result<Vec<StatsResult>> {
