@@ -120,7 +120,9 @@ fn the_checker_sees_replies_that_are_read_as_anothers() {
 fn run(seed: u64, verbose: bool) -> (History, Vec<String>) {
     let plan = Arc::new(Plan::new(seed));
     PANICS.set(0);
-    let history = world::run(&plan);
+    let Ok(history) = std::panic::catch_unwind(|| world::run(&plan)) else {
+        return (History::default(), vec!["the simulation itself panicked".to_owned()]);
+    };
     if verbose {
         println!("{plan:#?}");
         history.log.iter().for_each(|line| println!("{line}"));
