@@ -38,9 +38,20 @@ impl Entry {
     }
 }
 
+/// A key in the index, with its hash: an index that grows must not visit and hash a million keys.
+struct Indexed {
+    slot: u32,
+    hash: u32,
+}
+
+/// What a hash table wants, which looks at the lowest bits and at the highest.
+fn spread(hash: u32) -> u64 {
+    u64::from(hash) << 32 | u64::from(hash)
+}
+
 pub(super) struct Keys {
     entries: Slab<Entry>,
-    index: HashTable<u32>,
+    index: HashTable<Indexed>,
     // Keys come from strangers: std's hasher keeps them from aiming at one bucket.
     hasher: RandomState,
     idle: BTreeSet<(Instant, KeySlot)>,
@@ -56,19 +67,25 @@ impl Keys {
         self.entries.len()
     }
 
+    #[expect(clippy::cast_possible_truncation, reason = "half of the hash is enough")]
+    fn hash(&self, key: &Key) -> u32 {
+        self.hasher.hash_one(key) as u32
+    }
+
     pub(super) fn find(&self, key: &Key) -> Option<KeySlot> {
-        let same = |slot: &u32| self.entries.get(*slot).is_some_and(|entry| entry.key == *key);
-        self.index.find(self.hasher.hash_one(key), same).copied().map(KeySlot)
+        let hash = self.hash(key);
+        let same = |indexed: &Indexed| {
+            indexed.hash == hash && self.entries.get(indexed.slot).is_some_and(|entry| entry.key == *key)
+        };
+        self.index.find(spread(hash), same).map(|indexed| KeySlot(indexed.slot))
     }
 
     /// Adds a key that [`find`](Self::find) does not know.
     pub(super) fn insert(&mut self, key: &Key, limit: Limit) -> KeySlot {
         let (holder, idle_since) = (None, None);
         let entry = Entry { key: key.clone(), limit, holder, holders: 0, waiters: 0, idle_since };
-        let slot = self.entries.insert(entry);
-        let (entries, hasher) = (&self.entries, &self.hasher);
-        let rehash = |slot: &u32| entries.get(*slot).map_or(0, |entry| hasher.hash_one(&entry.key));
-        self.index.insert_unique(hasher.hash_one(key), slot, rehash);
+        let (slot, hash) = (self.entries.insert(entry), self.hash(key));
+        self.index.insert_unique(spread(hash), Indexed { slot, hash }, |indexed| spread(indexed.hash));
         KeySlot(slot)
     }
 
@@ -114,8 +131,8 @@ impl Keys {
             }
             self.idle.pop_first();
             let Some(entry) = self.entries.remove(slot.0) else { continue };
-            let hash = self.hasher.hash_one(&entry.key);
-            if let Ok(found) = self.index.find_entry(hash, |other| *other == slot.0) {
+            let hash = self.hash(&entry.key);
+            if let Ok(found) = self.index.find_entry(spread(hash), |indexed| indexed.slot == slot.0) {
                 found.remove();
             }
         }
