@@ -522,3 +522,18 @@ async fn one_server_of_many_that_is_down_holds_up_no_other() {
     assert_eq!(start.elapsed(), Duration::ZERO);
     assert!(down.await.unwrap().unwrap_err().to_string().contains("down:2"));
 }
+
+#[test]
+fn an_acquire_is_small_enough_to_be_moved_about() {
+    let locks = LockClient::builder().build().unwrap();
+    let (lock, slots) = (locks.lock("k").unwrap(), locks.semaphore("s", 2).unwrap());
+    for (what, size) in [
+        ("acquire", size_of_val(&lock.acquire())),
+        ("try", size_of_val(&lock.try_acquire())),
+        ("slot", size_of_val(&slots.acquire())),
+        ("enqueue", size_of_val(&lock.enqueue())),
+        ("stats", size_of_val(&locks.stats())),
+    ] {
+        assert!(size <= 512, "{what}: {size} bytes");
+    }
+}

@@ -75,6 +75,17 @@ impl Pool {
 
     /// A place on a shared connection, which is dialled if need be.
     pub(crate) async fn board(self: &Arc<Self>, shard: usize) -> Result<Berth> {
+        self.check_open()?;
+        let session = self.shelf(shard).pick();
+        match session {
+            Some(session) => Ok(Berth::new(self, shard, session, true)),
+            // Boxed, here and elsewhere, where it is rare: an acquire is moved when it is made, and
+            // should be small.
+            None => Box::pin(self.board_dialled(shard)).await,
+        }
+    }
+
+    async fn board_dialled(self: &Arc<Self>, shard: usize) -> Result<Berth> {
         loop {
             self.check_open()?;
             let dial = {

@@ -36,7 +36,7 @@ pub(crate) struct Resource {
 impl Resource {
     pub(crate) async fn acquire(&self, timeout: Seconds) -> Result<LeaseGuard> {
         let began = Instant::now();
-        let guard = self.observed(self.acquire_patiently(timeout)).await?;
+        let guard = self.observed(Box::pin(self.acquire_patiently(timeout))).await?;
         self.pool.meter.acquired(began.elapsed());
         Ok(guard)
     }
@@ -44,7 +44,7 @@ impl Resource {
     /// A try: busy, and a queue that is full, are `None`.
     pub(crate) async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
         let began = Instant::now();
-        match self.observed(self.try_now()).await? {
+        match self.observed(Box::pin(self.try_now())).await? {
             Try::Held(guard) => {
                 self.pool.meter.acquired(began.elapsed());
                 Ok(Some(guard))
@@ -92,7 +92,7 @@ impl Resource {
     async fn acquire_once(&self, timeout: Seconds) -> Result<LeaseGuard> {
         let until = Instant::now().checked_add(timeout.duration());
         if self.isolated && timeout != Seconds::ZERO {
-            return self.pool.unless_closed(self.acquire_alone(timeout)).await;
+            return Box::pin(self.pool.unless_closed(self.acquire_alone(timeout))).await;
         }
         match self.try_now().await? {
             Try::Held(guard) => return Ok(guard),
@@ -100,13 +100,13 @@ impl Resource {
             Try::Busy(_) => {}
         }
         let _waits = self.pool.meter.waits();
-        self.pool.unless_closed(self.acquire_in_turn(timeout, until)).await
+        Box::pin(self.pool.unless_closed(self.acquire_in_turn(timeout, until))).await
     }
 
     /// Takes the key if it is free. Nobody passes by those of this client who wait for it.
     async fn try_now(&self) -> Result<Try> {
         let waiting = if self.isolated {
-            self.pool.own(&self.key).await?
+            Box::pin(self.pool.own(&self.key)).await?
         } else if self.pool.lines.is_waited_for(&self.key, self.limit) {
             return Ok(Try::Busy(outcome::busy()));
         } else {
@@ -146,7 +146,7 @@ impl Resource {
     }
 
     pub(crate) async fn enqueue(&self) -> Result<Enqueued> {
-        let outcome = self.pool.unless_closed(self.enqueue_unnamed()).await;
+        let outcome = Box::pin(self.pool.unless_closed(self.enqueue_unnamed())).await;
         outcome.map_err(|error| {
             self.pool.meter.failed();
             error.during("enqueue").for_key(&self.key)

@@ -94,7 +94,7 @@ impl Waiting {
                 {
                     tracing::debug!(server = %session.server(), %error, "a dead connection is replaced");
                     self.under_way = false;
-                    self.berth = Some(berth.another().await?);
+                    self.berth = Some(Box::pin(berth.another()).await?);
                 }
                 Err(Failure { error, .. }) => return Err(error.on_server(session.server())),
             }
