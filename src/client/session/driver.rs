@@ -110,7 +110,10 @@ impl Driver {
                     let until = *last_call.insert(Instant::now() + FINISH_LIMIT);
                     alarm.as_mut().reset(until);
                 }
-                Event::Calls(_) => calls.drain(..).for_each(|call| self.admit(call)),
+                Event::Calls(_) => {
+                    let now = Instant::now();
+                    calls.drain(..).for_each(|call| self.admit(call, now));
+                }
                 Event::Written(Ok(n)) => self.advance(n),
                 Event::Written(Err(cause)) => return Error::io("could not send", cause),
                 Event::Read(Ok(0)) => return closed_by_peer(self.place()),
@@ -139,13 +142,13 @@ impl Driver {
     }
 
     /// Puts a request on its way, unless its caller is gone already.
-    fn admit(&mut self, call: Call) {
+    fn admit(&mut self, call: Call, now: Instant) {
         if call.is_deserted() {
             self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
             return;
         }
         call.request.encode(&mut self.out);
-        self.last_sent = Instant::now();
+        self.last_sent = now;
         if self.pending.is_empty() {
             self.shared.proof.owes(Some(self.last_sent));
         }
@@ -220,7 +223,7 @@ impl Driver {
             return (self.shared.home.rescue)(orphan, None);
         }
         self.shared.under_way.fetch_add(1, Ordering::Relaxed);
-        self.admit(Call { request: orphan.release(), caller: Caller::Nobody });
+        self.admit(Call { request: orphan.release(), caller: Caller::Nobody }, Instant::now());
     }
 
     /// Where in the conversation the stream stands.
@@ -277,7 +280,7 @@ impl Driver {
 
     fn admit_ping(&mut self) {
         self.shared.under_way.fetch_add(1, Ordering::Relaxed);
-        self.admit(Call { request: Request::Ping, caller: Caller::Nobody });
+        self.admit(Call { request: Request::Ping, caller: Caller::Nobody }, Instant::now());
     }
 
     async fn listen_for_crossing_grant(&mut self, chunk: &mut [u8]) -> Error {
