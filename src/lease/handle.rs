@@ -141,7 +141,7 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn lost(&self) -> LostSignal {
-        LostSignal::new(self.0.watch())
+        LostSignal::new(self.0.standing())
     }
 
     /// Resolves when little time is left because renewals are late (a quarter of the ttl, see
@@ -153,22 +153,15 @@ impl Lease {
     /// # Cancel safety
     /// Dropping it loses nothing.
     pub fn at_risk(&self) -> impl Future<Output = ()> + Send + 'static {
-        let mut state = self.0.watch();
-        async move {
-            if state.wait_for(|state| *state != LeaseState::Healthy).await.is_err() {
-                std::future::pending().await
-            }
-        }
+        let standing = self.0.standing();
+        async move { standing.wait_for(|state| (state != LeaseState::Healthy).then_some(())).await }
     }
 
     /// Waits until the lease is in such a state, or until it is let go and states no longer change.
     #[cfg(feature = "blocking")]
     pub(crate) async fn reached(self, is_such: fn(LeaseState) -> bool) {
-        let mut state = self.0.watch();
-        while !is_such(*state.borrow_and_update()) && self.0.wants_renewal() {
-            // The sender is this lease's own.
-            let _ = state.changed().await;
-        }
+        let standing = self.0.standing();
+        standing.wait_for(|state| (is_such(state) || !self.0.wants_renewal()).then_some(())).await;
     }
 
     /// Renews now (`n`, `sn`), whatever the schedule says, and answers the new ttl.

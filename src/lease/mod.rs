@@ -15,6 +15,8 @@ mod handle;
 #[cfg(any(feature = "client", feature = "file"))]
 mod signal;
 #[cfg(any(feature = "client", feature = "file"))]
+mod standing;
+#[cfg(any(feature = "client", feature = "file"))]
 mod state;
 #[cfg(any(feature = "client", feature = "file"))]
 mod task;

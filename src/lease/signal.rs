@@ -3,12 +3,12 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use futures::future::{BoxFuture, FutureExt};
-use tokio::sync::watch;
-
+use crate::lease::standing::Standing;
 use crate::lease::{LeaseState, LostReason};
+use futures::future::{BoxFuture, FutureExt};
 
 /// Resolves when a lease is lost, with the reason; never after a release. Made by
 /// [`Lease::lost`](crate::Lease::lost).
@@ -39,19 +39,19 @@ use crate::lease::{LeaseState, LostReason};
 /// ```
 #[must_use = "futures do nothing unless awaited"]
 pub struct LostSignal {
-    state: watch::Receiver<LeaseState>,
+    standing: Arc<Standing>,
     waiting: Option<BoxFuture<'static, LostReason>>,
 }
 
 impl LostSignal {
-    pub(super) fn new(state: watch::Receiver<LeaseState>) -> Self {
-        Self { state, waiting: None }
+    pub(super) fn new(standing: Arc<Standing>) -> Self {
+        Self { standing, waiting: None }
     }
 
     /// The reason, if the lease is known to be lost. Unlike
     /// [`Lease::is_held`](crate::Lease::is_held) it looks at no clock.
     pub fn reason(&self) -> Option<LostReason> {
-        self.state.borrow().lost()
+        self.standing.get().lost()
     }
 
     /// Runs `work` until the lease is lost; drops it where it stands then.
@@ -78,22 +78,15 @@ impl Future for LostSignal {
             self.waiting = None;
             return Poll::Ready(reason);
         }
-        let state = self.state.clone();
-        self.waiting.get_or_insert_with(|| wait(state).boxed()).poll_unpin(cx)
-    }
-}
-
-async fn wait(mut state: watch::Receiver<LeaseState>) -> LostReason {
-    match state.wait_for(|state| state.lost().is_some()).await.map(|state| state.lost()) {
-        Ok(Some(reason)) => reason,
-        // Released and gone: it can no longer be lost.
-        _ => std::future::pending().await,
+        let standing = self.standing.clone();
+        let waiting = async move { standing.wait_for(LeaseState::lost).await };
+        self.waiting.get_or_insert_with(|| waiting.boxed()).poll_unpin(cx)
     }
 }
 
 impl Clone for LostSignal {
     fn clone(&self) -> Self {
-        Self::new(self.state.clone())
+        Self::new(self.standing.clone())
     }
 }
 

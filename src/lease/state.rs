@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::{Notify, watch};
+use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::engine::{Done, Engine};
 use crate::lease::event::Teller;
 use crate::lease::renewal::{LeaseState, LostReason, Renewal, Step};
+use crate::lease::standing::Standing;
 use crate::types::Token;
 
 pub(super) struct Shared {
@@ -19,7 +20,7 @@ pub(super) struct Shared {
     pub(super) token: Token,
     pub(super) teller: Arc<Teller>,
     renewal: Mutex<Renewal>,
-    state: watch::Sender<LeaseState>,
+    standing: Arc<Standing>,
     phase: AtomicU8,
     /// Wakes the renewal task when others than itself have changed the schedule.
     pub(super) changed: Notify,
@@ -41,15 +42,15 @@ impl Shared {
             token,
             teller: Arc::new(teller),
             renewal: Mutex::new(renewal),
-            state: watch::Sender::new(LeaseState::Healthy),
+            standing: Arc::new(Standing::new()),
             phase: AtomicU8::new(KEPT),
             changed: Notify::new(),
             task: Mutex::new(None),
         }
     }
 
-    pub(super) fn watch(&self) -> watch::Receiver<LeaseState> {
-        self.state.subscribe()
+    pub(super) fn standing(&self) -> Arc<Standing> {
+        self.standing.clone()
     }
 
     pub(super) fn set_task(&self, task: JoinHandle<()>) {
@@ -119,15 +120,10 @@ impl Shared {
         if self.phase() == RELEASED {
             return;
         }
-        let mut news = None;
-        self.state.send_if_modified(|current| {
+        let news = self.standing.update(|current| {
             // Looked up in here, so that of two who publish at a time the later look wins.
             let state = self.renewal().state(Instant::now().into_std());
-            if *current != state && current.lost().is_none() {
-                *current = state;
-                news = Some(state);
-            }
-            news.is_some()
+            (current != state && current.lost().is_none()).then_some(state)
         });
         // A forgotten lease is meant to run out.
         match news.filter(|_| self.wants_renewal()) {
@@ -150,7 +146,7 @@ impl Shared {
     /// How the lease stands now, or stood when it was released. Once seen as lost it stays lost.
     pub(super) fn state(&self) -> LeaseState {
         if self.phase() == RELEASED {
-            return *self.state.borrow();
+            return self.standing.get();
         }
         let now = Instant::now().into_std();
         let state = self.renewal().state(now);
@@ -189,7 +185,7 @@ impl Shared {
 
     /// Lets those look again who wait for the lease to be let go.
     fn wake_watchers(&self) {
-        self.state.send_modify(|_| {});
+        self.standing.look_again();
     }
 
     /// Lets go, and tells `then` how it went.

@@ -1,0 +1,52 @@
+//! How one lease stands, and who waits to hear that it has changed. Small, because there is one for
+//! each lease. Knows of no schedule.
+
+use std::sync::{Mutex, PoisonError};
+
+use tokio::sync::Notify;
+
+use crate::lease::LeaseState;
+
+pub(super) struct Standing {
+    state: Mutex<LeaseState>,
+    changed: Notify,
+}
+
+impl Standing {
+    pub(super) fn new() -> Self {
+        Self { state: Mutex::new(LeaseState::Healthy), changed: Notify::new() }
+    }
+
+    pub(super) fn get(&self) -> LeaseState {
+        // Nothing panics while it is locked that leaves it half changed.
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for the state that follows this one, if any does, and tells everyone who waits. Of two
+    /// who do so at a time, the second is asked with what the first has answered.
+    pub(super) fn update(&self, next: impl FnOnce(LeaseState) -> Option<LeaseState>) -> Option<LeaseState> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let news = next(*state)?;
+        *state = news;
+        drop(state);
+        self.changed.notify_waiters();
+        Some(news)
+    }
+
+    /// Lets everyone who waits look again: something else has changed that they heed.
+    pub(super) fn look_again(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Waits for a state that this makes something of.
+    pub(super) async fn wait_for<T>(&self, found: impl Fn(LeaseState) -> Option<T>) -> T {
+        loop {
+            // Listens before it looks, so that no change falls between.
+            let changed = self.changed.notified();
+            if let Some(value) = found(self.get()) {
+                return value;
+            }
+            changed.await;
+        }
+    }
+}
