@@ -11,21 +11,21 @@ use tokio::net::TcpStream;
 use crate::peer::Peer;
 use crate::report::{self, Latencies};
 use crate::wire::{self, LONG, Wire};
-use crate::{Result, runtime, usage};
+use crate::{Result, count, runtime, usage};
 
 #[derive(Clone, clap::Args)]
 pub(crate) struct Args {
     /// How many keys one server holds
-    #[arg(long, default_value_t = 1000, value_name = "N")]
+    #[arg(long, default_value_t = 1000, value_name = "N", value_parser = count())]
     few: usize,
     /// How many keys the other holds
-    #[arg(long, default_value_t = 1_000_000, value_name = "N")]
+    #[arg(long, default_value_t = 1_000_000, value_name = "N", value_parser = count())]
     many: usize,
     /// Over how many connections they are taken
-    #[arg(long, default_value_t = 4, value_name = "N")]
+    #[arg(long, default_value_t = 4, value_name = "N", value_parser = count())]
     connections: usize,
     /// How many times a free key is acquired and released on each server
-    #[arg(long, default_value_t = 50_000, value_name = "N")]
+    #[arg(long, default_value_t = 50_000, value_name = "N", value_parser = count())]
     probes: usize,
     /// The threads of each server
     #[arg(long, default_value_t = 1, value_name = "N")]

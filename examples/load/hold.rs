@@ -8,21 +8,21 @@ use futures::stream::{self, StreamExt, TryStreamExt};
 use indicatif::ProgressBar;
 
 use crate::peer::Peer;
-use crate::{Result, runtime, usage};
+use crate::{Result, count, runtime, usage};
 
 #[derive(Clone, clap::Args)]
 pub(crate) struct Args {
     /// How many leases are held
-    #[arg(long, default_value_t = 100_000, value_name = "N")]
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     leases: u32,
     /// The time to live of each; it is renewed after half of it
     #[arg(long, default_value_t = 60, value_name = "SECONDS")]
     lease: u64,
     /// For how long they are held once the last is taken
-    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 60, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     time: u64,
     /// How many are being acquired at once
-    #[arg(long, default_value_t = 200, value_name = "N")]
+    #[arg(long, default_value_t = 200, value_name = "N", value_parser = count())]
     at_once: usize,
 }
 

@@ -19,6 +19,8 @@ mod usage;
 mod wire;
 mod workers;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 type Result<T, E = Box<dyn std::error::Error + Send + Sync>> = std::result::Result<T, E>;
@@ -52,9 +54,19 @@ enum Scenario {
     Peer(peer::Args),
 }
 
-fn main() -> Result<()> {
+fn main() -> ExitCode {
     let cli = Cli::parse();
-    match cli.scenario.unwrap_or(Scenario::Run(cli.run)) {
+    match measure(cli.scenario.unwrap_or(Scenario::Run(cli.run))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("load: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(scenario: Scenario) -> Result<()> {
+    match scenario {
         Scenario::Run(args) => run::main(args),
         Scenario::Fill(args) => fill::main(&args),
         Scenario::Hold(args) => hold::main(&args),
@@ -62,6 +74,11 @@ fn main() -> Result<()> {
         Scenario::Sweep(args) => sweep::main(&args),
         Scenario::Peer(args) => peer::main(args),
     }
+}
+
+/// Reads a number from 1.
+fn count() -> impl clap::builder::TypedValueParser<Value = usize> {
+    clap::builder::RangedU64ValueParser::<usize>::new().range(1..)
 }
 
 /// A runtime of so many threads; one of them is the thread that calls.

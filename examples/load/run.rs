@@ -15,15 +15,15 @@ use crate::baseline::Bare;
 use crate::peer::Peer;
 use crate::report::{self, Series};
 use crate::workers::{Measured, Worker};
-use crate::{Result, plot, runtime};
+use crate::{Result, count, plot, runtime};
 
 #[derive(Clone, clap::Args)]
 pub(crate) struct Args {
     /// How many tasks acquire and release at once; several numbers for one run each
-    #[arg(long, value_delimiter = ',', default_value = "50", value_name = "N,…")]
+    #[arg(long, value_delimiter = ',', default_value = "50", value_name = "N,…", value_parser = count())]
     workers: Vec<usize>,
     /// How many times each worker does so
-    #[arg(long, default_value_t = 2000)]
+    #[arg(long, default_value_t = 2000, value_parser = count())]
     rounds: usize,
     /// A key for each worker, one for all, or so many
     #[arg(long, default_value = "unique", value_name = "unique|one|N")]
@@ -50,10 +50,10 @@ pub(crate) struct Args {
     baseline: bool,
     /// How many connections the baseline has [default: as many as workers, or 1 with `--keys one`, where one hand-off
     /// follows another]
-    #[arg(long, requires = "baseline", value_name = "N")]
+    #[arg(long, requires = "baseline", value_name = "N", value_parser = count())]
     baseline_workers: Option<usize>,
     /// In how many turns the rounds are done
-    #[arg(long, default_value_t = 10, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    #[arg(long, default_value_t = 10, value_parser = count())]
     slices: usize,
     /// Draws the latencies, and ops/s over workers
     #[arg(long, value_name = "FILE.svg")]

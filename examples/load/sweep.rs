@@ -8,7 +8,7 @@ use futures::future::try_join;
 
 use crate::peer::Peer;
 use crate::wire::{self, LONG, Wire};
-use crate::{Result, runtime, usage};
+use crate::{Result, count, runtime, usage};
 
 #[derive(Clone, clap::Args)]
 pub(crate) struct Args {
@@ -19,10 +19,10 @@ pub(crate) struct Args {
     #[arg(long, default_value_t = 1_000_000, value_name = "N")]
     many: usize,
     /// How many leases run out on each
-    #[arg(long, default_value_t = 100_000, value_name = "N")]
+    #[arg(long, default_value_t = 100_000, value_name = "N", value_parser = count())]
     expire: usize,
     /// For how many seconds each server is watched while nothing runs out
-    #[arg(long, default_value_t = 10, value_name = "SECONDS")]
+    #[arg(long, default_value_t = 10, value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(1..))]
     idle: u64,
     /// The lease of those that run out: long enough to take them all before the first does
     #[arg(long, default_value_t = 15, value_name = "SECONDS")]
