@@ -147,8 +147,10 @@ impl Started {
     #[track_caller]
     pub(crate) fn end_of_itself(mut self) -> Ended {
         let status = self.status();
-        let out = self.out.take().expect("it is joined once").join().expect("text");
-        let err = self.err.take().expect("it is joined once").join().expect("text");
+        let (out, err) = (self.out.take().expect("once"), self.err.take().expect("once"));
+        // Whatever the command has left running keeps them open.
+        until("nobody writes any more", || out.is_finished() && err.is_finished());
+        let (out, err) = (out.join().expect("text"), err.join().expect("text"));
         Ended { code: status.code(), out, err }
     }
 
