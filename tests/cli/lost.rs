@@ -62,7 +62,7 @@ fn all_that_the_command_has_started_is_ended_with_it() {
 
 #[test]
 fn a_suspended_command_is_ended_too() {
-    let (server, command) = running(&[], "echo $$ >&2; echo ready; kill -STOP $$; echo never");
+    let (server, command) = running(&["--kill-after", "1h"], "echo ready; kill -STOP $$; echo never");
     server.kill();
     let ended = command.end();
     assert_eq!((ended.code, &*ended.out), (Some(75), "ready\n"), "{ended:?}");
@@ -84,7 +84,7 @@ fn a_warning_lets_the_command_run_on() {
 #[test]
 fn a_command_that_runs_on_without_its_lease_still_gets_signals() {
     let (server, command) =
-        running(&["--on-lost", "warn"], "trap 'exit 4' TERM; echo ready; sleep 1000 & wait");
+        running(&["--on-lost", "warn"], "trap 'exit 4' TERM; echo ready; while :; do sleep 0.01; done");
     server.kill();
     command.mentions("the command runs on");
     command.signal("TERM");
