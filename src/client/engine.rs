@@ -71,7 +71,7 @@ impl ServerLease {
         let (key, token) = (self.key.clone(), self.token.clone());
         let request = Request::Renew { key, token, lease: Some(self.ttl), family: self.family };
         let session = self.attached().await?;
-        let answer = session.call(request, RENEW_LIMIT).await;
+        let answer = session.call(&request, RENEW_LIMIT).await;
         answer.map_err(|failure| failure.error).map(Answer::claim).and_then(outcome::renewed)
     }
 }

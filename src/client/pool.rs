@@ -102,7 +102,7 @@ impl Pool {
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    let other = self.shelf(shard).least_used();
+                    let other = self.shelf(shard).pick_any();
                     return other.map(|session| Berth::new(self, shard, session, true)).ok_or(error);
                 }
             }
@@ -204,7 +204,7 @@ impl Pool {
     /// Asks one server something that holds nothing.
     pub(crate) async fn ask(self: &Arc<Self>, shard: usize, request: Request) -> Result<Reply> {
         let mut waiting = Waiting::new(self.board(shard).await?);
-        let reply = waiting.call(request, command::IO_SLACK).await?.claim();
+        let reply = waiting.call(&request, command::IO_SLACK).await?.claim();
         if reply == Reply::Refused(Status::Auth) {
             waiting.discard();
         }

@@ -157,7 +157,7 @@ impl Resource {
         let request = Request::Enqueue { key: self.key.clone(), limit: self.limit, lease: self.lease.ttl };
         let mut waiting = self.pool.own(&self.key).await?;
         let sent = Instant::now();
-        let answer = waiting.call(request, IO_SLACK).await?;
+        let answer = waiting.call(&request, IO_SLACK).await?;
         match answer.reply() {
             Reply::Queued => {
                 tracing::debug!(key = %self.key, "queued");
@@ -165,9 +165,9 @@ impl Resource {
             }
             Reply::Acquired { token, lease } => {
                 let grant = Grant { token: token.clone(), lease: lease.duration() };
-                self.hold(waiting, answer, grant, sent).await.map(Enqueued::Acquired)
+                Box::pin(self.hold(waiting, answer, grant, sent)).await.map(Enqueued::Acquired)
             }
-            _ => Err(self.refused(waiting, outcome::place(answer.claim()).err()).await),
+            _ => Err(Box::pin(self.refused(waiting, outcome::place(answer.claim()).err())).await),
         }
     }
 
@@ -181,14 +181,14 @@ impl Resource {
         line: Option<InLine>,
     ) -> Result<LeaseGuard> {
         let sent = Instant::now();
-        let answer = waiting.call(request, timeout.duration() + IO_SLACK).await?;
+        let answer = waiting.call(&request, timeout.duration() + IO_SLACK).await?;
         drop(line);
         match answer.reply() {
             Reply::Granted { token, lease } => {
                 let grant = Grant { token: token.clone(), lease: lease.duration() };
-                self.hold(waiting, answer, grant, sent).await
+                Box::pin(self.hold(waiting, answer, grant, sent)).await
             }
-            _ => Err(self.refused(waiting, outcome::grant(answer.claim()).err()).await),
+            _ => Err(Box::pin(self.refused(waiting, outcome::grant(answer.claim()).err())).await),
         }
     }
 

@@ -185,7 +185,7 @@ impl Session {
     /// Sends a request and waits up to `limit` for its reply. Sent at the first poll.
     ///
     /// A reply that comes after the limit, or after the future was dropped, is read all the same.
-    pub(crate) async fn call(&self, request: Request, limit: Duration) -> Result<Answer, Failure> {
+    pub(crate) async fn call(&self, request: &Request, limit: Duration) -> Result<Answer, Failure> {
         let (answer, reply) = oneshot::channel();
         if self.shared.under_way.load(Ordering::Relaxed) >= MAX_QUEUED {
             let detail = format!("{MAX_QUEUED} requests are under way on this connection already");
@@ -193,7 +193,7 @@ impl Session {
         }
         // A server that owes an answer is given up after two intervals: no need for another clock.
         let bounded = !request.may_wait() && limit >= 2 * self.shared.home.keepalive;
-        self.send(Call { request, caller: Caller::Waits(answer) });
+        self.send(Call { request: request.clone(), caller: Caller::Waits(answer) });
         let reply = if bounded { Ok(reply.await) } else { timeout(limit, reply).await };
         match reply {
             Ok(Ok(outcome)) => outcome,

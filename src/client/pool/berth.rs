@@ -78,13 +78,13 @@ impl Waiting {
 
     /// Sends a request and waits for its answer. A `wait` is bound to the connection that queued,
     /// any other request that was not sent may go by another.
-    pub(crate) async fn call(&mut self, request: Request, limit: Duration) -> Result<Answer> {
+    pub(crate) async fn call(&mut self, request: &Request, limit: Duration) -> Result<Answer> {
         let bound = matches!(request, Request::Wait { .. });
         for attempt in 0.. {
             let Some(berth) = &self.berth else { break };
             self.under_way = true;
             let session = &berth.session;
-            match session.call(request.clone(), limit).await {
+            match session.call(request, limit).await {
                 Ok(answer) => {
                     self.under_way = false;
                     return Ok(answer);

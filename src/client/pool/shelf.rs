@@ -55,11 +55,16 @@ impl Shelf {
         if self.shared.len() < self.options.shared_connections { None } else { self.least_used() }
     }
 
-    /// A place on whichever shared connection has the fewest users and room for another one.
-    pub(super) fn least_used(&mut self) -> Option<Session> {
-        let fit = self.shared.iter().filter(|session| is_fit(session));
-        let session = fit.min_by_key(|session| session.users().load(Ordering::Relaxed))?.clone();
-        self.seat(&session).then_some(session)
+    /// A place on whichever shared connection there is, if none can be dialled.
+    pub(super) fn pick_any(&mut self) -> Option<Session> {
+        self.shared.retain(is_fit);
+        self.least_used()
+    }
+
+    fn least_used(&self) -> Option<Session> {
+        let users = |session: &&Session| session.users().load(Ordering::Relaxed);
+        let session = self.shared.iter().min_by_key(users)?;
+        self.seat(session).then(|| session.clone())
     }
 
     /// Takes a place on a shared connection, if it has room.
