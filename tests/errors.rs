@@ -144,8 +144,8 @@ async fn draining(face: Face) -> Error {
 }
 
 async fn lease_lost(face: Face) -> Error {
-    // The grant comes, and then the connection is closed.
-    let grant = || script(&["ok 000000000000002a00112233445566aa 10\n"], true);
+    // The grant comes, and the connection is closed in place of an answer to its renewal.
+    let grant = || script(&["ok 000000000000002a00112233445566aa 10\n", ""], true);
     let dial = Peers::new(move |_, nth| if nth == 0 { grant() } else { End::Hangs });
     let lost = client(face, dial).lock("k").unwrap().acquire().await.unwrap();
     lost.lost().await;
