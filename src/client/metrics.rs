@@ -149,21 +149,22 @@ impl Meter {
     }
 
     pub(crate) fn read(&self, connections: usize, in_flight: usize, leases: usize) -> Metrics {
+        let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let tally = &self.tally;
         Metrics {
             connections,
             leases,
             in_flight,
             waiting: self.waiting.load(Ordering::Relaxed),
-            dials: self.dials.load(Ordering::Relaxed),
-            acquires: tally.granted(),
-            waits: self.waits.load(Ordering::Relaxed),
-            failures: self.failures.load(Ordering::Relaxed),
-            renewals: tally.renewed(),
-            renewal_failures: tally.renew_failed(),
-            losses: tally.lost(),
-            releases: tally.released(),
-            release_failures: tally.release_failed(),
+            dials: count(&self.dials),
+            acquires: count(&tally.granted),
+            waits: count(&self.waits),
+            failures: count(&self.failures),
+            renewals: count(&tally.renewed),
+            renewal_failures: count(&tally.renew_failed),
+            losses: count(&tally.lost),
+            releases: count(&tally.released),
+            release_failures: count(&tally.release_failed),
             acquire_latency: lock(&self.acquires).clone(),
             round_trip_latency: lock(&self.round_trips).clone(),
         }

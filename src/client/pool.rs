@@ -31,7 +31,7 @@ use lines::Lines;
 use shelf::Shelf;
 
 /// How long closing a client may take, releases included.
-pub(crate) const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct Pool {
     pub(crate) options: Arc<Options>,

@@ -77,40 +77,15 @@ impl fmt::Debug for Listener {
 /// Counts what happens to many leases.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
-    granted: AtomicU64,
-    renewed: AtomicU64,
-    renew_failed: AtomicU64,
-    lost: AtomicU64,
-    released: AtomicU64,
-    release_failed: AtomicU64,
+    pub(crate) granted: AtomicU64,
+    pub(crate) renewed: AtomicU64,
+    pub(crate) renew_failed: AtomicU64,
+    pub(crate) lost: AtomicU64,
+    pub(crate) released: AtomicU64,
+    pub(crate) release_failed: AtomicU64,
 }
 
-#[cfg_attr(not(feature = "client"), allow(dead_code))]
 impl Tally {
-    pub(crate) fn granted(&self) -> u64 {
-        self.granted.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn renewed(&self) -> u64 {
-        self.renewed.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn renew_failed(&self) -> u64 {
-        self.renew_failed.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn lost(&self) -> u64 {
-        self.lost.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn released(&self) -> u64 {
-        self.released.load(Ordering::Relaxed)
-    }
-
-    pub(crate) fn release_failed(&self) -> u64 {
-        self.release_failed.load(Ordering::Relaxed)
-    }
-
     fn count(&self, change: &LeaseChange) {
         let counter = match change {
             LeaseChange::Granted { .. } => &self.granted,

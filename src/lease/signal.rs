@@ -6,9 +6,10 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use futures::future::{BoxFuture, FutureExt};
+
 use crate::lease::standing::Standing;
 use crate::lease::{LeaseState, LostReason};
-use futures::future::{BoxFuture, FutureExt};
 
 /// Resolves when a lease is lost, with the reason; never after a release. Made by
 /// [`Lease::lost`](crate::Lease::lost).

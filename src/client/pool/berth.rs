@@ -46,9 +46,7 @@ impl Berth {
     /// No new request goes by this connection; what is under way or held goes on.
     pub(crate) fn retire(self) {
         self.pool.shelf(self.shard).retire(&self.session);
-        if !self.shared {
-            self.session.close();
-        }
+        self.leave_behind();
     }
 }
 
