@@ -48,6 +48,32 @@ async fn a_thousand_leases_are_taken_renewed_and_let_go_over_one_connection() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn what_is_asked_while_the_way_is_full_is_sent_once_there_is_room() {
+    let server = Server::new(ServerConfig::default()).unwrap();
+    let behind = server.clone();
+    let dial = Peers::new(move |_, _| {
+        // Less room than one request takes.
+        let (near, far) = tokio::io::duplex(4);
+        let behind = behind.clone();
+        tokio::spawn(async move {
+            // The first request stands in the way for a second, and others come meanwhile.
+            sleep(S).await;
+            behind.serve_stream(far).await;
+        });
+        End::Open(Box::new(near))
+    });
+    let locks = LockClient::builder().dial(dial).build().unwrap();
+    let first = waits(&locks, "first", S);
+    sleep(S / 2).await;
+    let others: Vec<_> = (0..3).map(|n| waits(&locks, &format!("key-{n}"), S)).collect();
+    for waiting in others.into_iter().chain([first]) {
+        let guard = timeout(3 * S, waiting).await.expect("it is sent").unwrap().unwrap();
+        guard.release().await.unwrap();
+    }
+    assert!(server.stats().locks.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
 async fn those_who_want_the_first_connection_share_its_dial_and_its_failure() {
     let dial = Peers::new(|_, _| End::Hangs);
     let dials = dial.dials();

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use tokio::time::Instant;
 
 use crate::client::options::OnDisconnect;
 use crate::client::outcome;
@@ -56,7 +57,7 @@ impl ServerLease {
     async fn attached(&self) -> Result<Session> {
         let let_go = || Error::new(ErrorKind::NotHeld, "it was let go");
         let session = self.session().ok_or_else(let_go)?;
-        if !self.reattaches() || session.lost().is_none() {
+        if !self.reattaches() || session.lost(Instant::now()).is_none() {
             return Ok(session);
         }
         let berth = self.pool.board(self.pool.options.shard(&self.key)?).await?;
@@ -71,7 +72,7 @@ impl ServerLease {
         let (key, token) = (self.key.clone(), self.token.clone());
         let request = Request::Renew { key, token, lease: Some(self.ttl), family: self.family };
         let session = self.attached().await?;
-        let answer = session.call(&request, RENEW_LIMIT).await;
+        let answer = session.call(&request, Instant::now(), RENEW_LIMIT).await;
         answer.map_err(|failure| failure.error).map(Answer::claim).and_then(outcome::renewed)
     }
 }
@@ -97,7 +98,7 @@ impl Engine for ServerLease {
     }
 
     fn lost(&self) -> Option<LostReason> {
-        if self.reattaches() { None } else { self.berth().as_ref()?.session().lost() }
+        if self.reattaches() { None } else { self.berth().as_ref()?.session().lost(Instant::now()) }
     }
 
     fn incident(&self) -> BoxFuture<'_, Incident> {
@@ -105,7 +106,7 @@ impl Engine for ServerLease {
         Box::pin(async move {
             let Some(session) = session else { return std::future::pending().await };
             session.closed().await;
-            match session.lost() {
+            match session.lost(Instant::now()) {
                 Some(reason) if !self.reattaches() => Incident::Lost(reason),
                 _ => Incident::Doubt,
             }

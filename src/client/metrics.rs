@@ -144,8 +144,9 @@ impl Meter {
         lock(&self.acquires).record(took);
     }
 
-    pub(crate) fn round_trip(&self, took: Duration) {
-        lock(&self.round_trips).record(took);
+    pub(crate) fn round_trips(&self, took: impl Iterator<Item = Duration>) {
+        let mut round_trips = lock(&self.round_trips);
+        took.for_each(|took| round_trips.record(took));
     }
 
     pub(crate) fn read(&self, connections: usize, in_flight: usize, leases: usize) -> Metrics {

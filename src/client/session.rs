@@ -1,15 +1,17 @@
 //! The driver: one task owns one stream, writes the requests of many tasks and matches the replies
-//! in order. Callers reach it by a channel, so dropping a caller drops nothing but a receiver. A
-//! grant that nobody reads is released. Knows the wire, but no pool and no lease.
+//! in order. Callers leave their requests in its outbox, so dropping a caller drops nothing but a
+//! receiver. A grant that nobody reads is released. Knows the wire, but no pool and no lease.
 
 mod driver;
+mod outbox;
 mod proof;
 
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
 use std::time::Duration;
 
-use tokio::sync::{Notify, OwnedSemaphorePermit, mpsc, oneshot, watch};
+use futures::task::AtomicWaker;
+use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::{Instant, timeout};
 
 use crate::client::metrics::Meter;
@@ -20,10 +22,11 @@ use crate::proto::{Family, Reply, Request};
 use crate::sabotage::{Rule, is_broken};
 use crate::types::{Key, Token};
 use driver::Driver;
+use outbox::{Call, Caller, Outbox};
 use proof::Proof;
 
 /// How many requests may be under way on one session before it answers with an error.
-const MAX_QUEUED: usize = 1 << 18;
+const MAX_UNANSWERED: usize = 1 << 18;
 
 /// A grant that nobody took: whoever gets it releases it.
 #[derive(Clone, Debug)]
@@ -62,29 +65,6 @@ pub(crate) struct Failure {
     pub(crate) unsent: bool,
 }
 
-struct Call {
-    request: Request,
-    caller: Caller,
-}
-
-impl Call {
-    /// Whether whoever asked is gone.
-    fn is_deserted(&self) -> bool {
-        matches!(&self.caller, Caller::Waits(caller) if caller.is_closed())
-    }
-}
-
-/// Who hears of the reply.
-enum Caller {
-    Waits(oneshot::Sender<Result<Answer, Failure>>),
-    /// Nobody waits for a release, but somebody may want to know how it went.
-    Releases {
-        done: Option<Done>,
-        rescued: bool,
-    },
-    Nobody,
-}
-
 /// A reply on its way to its caller. Dropped with a grant inside, it releases the grant.
 #[derive(Debug)]
 pub(crate) struct Answer {
@@ -118,24 +98,32 @@ impl Drop for Answer {
 /// A handle on a driver. Cheap to clone; when the last one drops, the driver finishes what is
 /// under way and closes.
 #[derive(Clone)]
-pub(crate) struct Session {
-    calls: mpsc::UnboundedSender<Call>,
-    shared: Arc<Shared>,
+pub(crate) struct Session(Arc<Handle>);
+
+/// What all handles on one driver are together.
+struct Handle(Arc<Shared>);
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.0.steer(CLOSING);
+    }
 }
 
 struct Shared {
     home: Home,
-    /// Why the session ended, once it has.
-    ended: watch::Sender<Option<Error>>,
+    outbox: Mutex<Outbox>,
+    /// Wakes the driver when there is something to send, or to do.
+    waker: AtomicWaker,
     course: AtomicU8,
-    /// Wakes the driver when its course was set, or when its connection has nothing to do.
-    nudge: Notify,
     proof: Proof,
-    /// Requests that were made and have no reply yet.
-    under_way: AtomicUsize,
+    /// Why the session ended, once it has.
+    end: OnceLock<Error>,
+    ended: Notify,
     /// Leases and requests that have a place on it, where places are shared.
     users: AtomicUsize,
     usage: Mutex<Usage>,
+    /// The driver has not seen yet that nobody has it any more.
+    usage_changed: AtomicBool,
 }
 
 /// It takes requests.
@@ -144,6 +132,8 @@ const OPEN: u8 = 0;
 const CLOSING: u8 = 1;
 /// Its wait was given up: it takes nothing more, and only listens for a grant that crosses that.
 const ABANDONED: u8 = 2;
+/// Its connection is gone.
+const ENDED: u8 = 3;
 
 /// What a connection is to its pool.
 enum Usage {
@@ -155,49 +145,57 @@ enum Usage {
 
 impl std::fmt::Debug for Session {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Session").field("server", &self.shared.home.server).finish_non_exhaustive()
+        f.debug_struct("Session").field("server", self.server()).finish_non_exhaustive()
     }
 }
 
 impl Session {
     /// Spawns a driver over a stream on which the handshake is done.
     pub(crate) fn spawn(stream: BoxStream, home: Home) -> Self {
-        let (calls, queue) = mpsc::unbounded_channel();
+        let now = Instant::now();
         let shared = Arc::new(Shared {
-            proof: Proof::new(home.keepalive),
+            proof: Proof::new(home.keepalive, now),
             home,
-            ended: watch::Sender::new(None),
+            outbox: Mutex::new(Outbox::new(now)),
+            waker: AtomicWaker::new(),
             course: AtomicU8::new(OPEN),
-            nudge: Notify::new(),
-            under_way: AtomicUsize::new(0),
+            end: OnceLock::new(),
+            ended: Notify::new(),
             users: AtomicUsize::new(0),
             usage: Mutex::new(Usage::Taken(None)),
+            usage_changed: AtomicBool::new(false),
         });
-        let driver = Driver::new(stream, queue, calls.downgrade(), shared.clone());
-        tokio::spawn(driver.run());
-        Self { calls, shared }
+        let handle = Arc::new(Handle(shared.clone()));
+        tokio::spawn(Driver::new(stream, Arc::downgrade(&handle), shared).run());
+        Self(handle)
+    }
+
+    fn shared(&self) -> &Shared {
+        &self.0.0
     }
 
     pub(crate) fn server(&self) -> &Arc<str> {
-        &self.shared.home.server
+        &self.shared().home.server
     }
 
-    /// Sends a request and waits up to `limit` for its reply. Sent at the first poll.
+    /// Sends a request and waits up to `limit` for its reply. Sent at the first poll, and not before
+    /// `now`.
     ///
     /// A reply that comes after the limit, or after the future was dropped, is read all the same.
-    pub(crate) async fn call(&self, request: &Request, limit: Duration) -> Result<Answer, Failure> {
+    pub(crate) async fn call(
+        &self,
+        request: &Request,
+        now: Instant,
+        limit: Duration,
+    ) -> Result<Answer, Failure> {
         let (answer, reply) = oneshot::channel();
-        if self.shared.under_way.load(Ordering::Relaxed) >= MAX_QUEUED {
-            let detail = format!("{MAX_QUEUED} requests are under way on this connection already");
-            return Err(Failure { error: Error::new(ErrorKind::Overloaded, detail), unsent: true });
-        }
         // A server that owes an answer is given up after two intervals: no need for another clock.
-        let bounded = !request.may_wait() && limit >= 2 * self.shared.home.keepalive;
-        self.send(Call { request: request.clone(), caller: Caller::Waits(answer) });
+        let bounded = !request.may_wait() && limit >= 2 * self.shared().home.keepalive;
+        self.shared().send(Call { request: request.clone(), caller: Caller::Waits(answer), sent: now });
         let reply = if bounded { Ok(reply.await) } else { timeout(limit, reply).await };
         match reply {
             Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(Failure { error: self.end(), unsent: false }),
+            Ok(Err(_)) => Err(Failure { error: self.shared().end(), unsent: false }),
             Err(_) => {
                 let error = Error::new(ErrorKind::Timeout, format!("no reply within {limit:?}"));
                 Err(Failure { error, unsent: false })
@@ -207,115 +205,99 @@ impl Session {
 
     /// Sends a request whose reply nobody waits for; a grant in it is released.
     pub(crate) fn call_soon(&self, request: Request) {
-        self.send(Call { request, caller: Caller::Nobody });
+        self.shared().send(Call { request, caller: Caller::Nobody, sent: Instant::now() });
     }
 
     /// Releases a grant without waiting, by another session where this one cannot any more.
     pub(crate) fn release(&self, orphan: Orphan, done: Option<Done>) {
         let caller = Caller::Releases { done, rescued: orphan.rescued };
-        let call = Call { request: orphan.release(), caller };
-        if self.shared.course() == ABANDONED {
-            self.shared.fail(call, &shut_down(), true);
-        } else {
-            self.send(call);
-        }
-    }
-
-    fn send(&self, call: Call) {
-        self.shared.under_way.fetch_add(1, Ordering::Relaxed);
-        if let Err(mpsc::error::SendError(call)) = self.calls.send(call) {
-            self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
-            self.shared.fail(call, &self.end(), true);
-        }
+        self.shared().send(Call { request: orphan.release(), caller, sent: Instant::now() });
     }
 
     /// Gives up a wait that is under way: the server is told by a half-close, which takes the
     /// waiter out of its queue; a grant that crosses it is still read, and released.
     pub(crate) fn abandon(&self) {
-        self.shared.steer(ABANDONED);
+        self.shared().steer(ABANDONED);
     }
 
     /// Takes nothing more, and ends once what is under way is answered.
     pub(crate) fn close(&self) {
-        self.shared.steer(CLOSING);
+        self.shared().steer(CLOSING);
     }
 
     /// Somebody has it from now on, and the permit with it, which is given back when the connection
     /// has nothing to do any more, or has ended.
     pub(crate) fn take(&self, permit: OwnedSemaphorePermit) {
-        *self.shared.usage() = Usage::Taken(Some(permit));
+        *self.shared().usage() = Usage::Taken(Some(permit));
     }
 
     /// Nobody has it any more: it ends by itself at this time, unless it is taken before.
     pub(crate) fn rest(&self, until: Instant) {
-        *self.shared.usage() = Usage::Idle(until);
-        self.shared.nudge.notify_one();
+        *self.shared().usage() = Usage::Idle(until);
+        self.shared().usage_changed.store(true, Ordering::Relaxed);
+        self.shared().waker.wake();
     }
 
     /// How many leases and requests share it.
     pub(crate) fn users(&self) -> &AtomicUsize {
-        &self.shared.users
+        &self.shared().users
     }
 
     pub(crate) fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.shared, &other.shared)
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub(crate) fn downgrade(&self) -> WeakSession {
-        WeakSession { calls: self.calls.downgrade(), shared: Arc::downgrade(&self.shared) }
+        WeakSession(Arc::downgrade(&self.0))
     }
 
     /// Whether the session takes no other request.
     pub(crate) fn is_closed(&self) -> bool {
-        self.calls.is_closed() || self.shared.course() != OPEN || self.shared.ended.borrow().is_some()
+        self.shared().course() != OPEN
     }
 
     /// Whether a reply is overdue.
-    pub(crate) fn is_shaky(&self) -> bool {
-        self.shared.proof.is_shaky()
+    pub(crate) fn is_shaky(&self, now: Instant) -> bool {
+        self.shared().proof.is_shaky(now)
     }
 
     /// Why nothing can be held by this connection any more, if so. The clock is asked as well as
     /// the driver, which may be starved. Not for a session on which a request waits in a queue.
-    pub(crate) fn lost(&self) -> Option<LostReason> {
-        let ended = self.shared.ended.borrow().as_ref().map(Error::kind);
-        match ended {
+    pub(crate) fn lost(&self, now: Instant) -> Option<LostReason> {
+        let shared = self.shared();
+        match shared.end.get().map(Error::kind) {
             Some(ErrorKind::Timeout) => Some(LostReason::ServerSilent),
-            Some(_) if self.shared.home.draining.load(Ordering::Relaxed) => Some(LostReason::ServerDraining),
+            Some(_) if shared.home.draining.load(Ordering::Relaxed) => Some(LostReason::ServerDraining),
             Some(_) => Some(LostReason::ConnectionClosed),
-            None if self.calls.is_closed() => Some(LostReason::ConnectionClosed),
-            None if Instant::now() >= self.shared.proof.ends() => Some(LostReason::ServerSilent),
+            None if shared.course() != OPEN => Some(LostReason::ConnectionClosed),
+            None if now >= shared.proof.ends() => Some(LostReason::ServerSilent),
             None => None,
         }
     }
 
     /// How many requests have no reply yet.
     pub(crate) fn under_way(&self) -> usize {
-        self.shared.under_way.load(Ordering::Relaxed)
+        self.shared().outbox().len()
     }
 
     /// Resolves when the connection has ended.
     pub(crate) async fn closed(&self) {
-        // An error here means that the driver is gone, which is an end as well.
-        let _ = self.shared.ended.subscribe().wait_for(Option::is_some).await;
-    }
-
-    fn end(&self) -> Error {
-        self.shared.ended.borrow().clone().unwrap_or_else(shut_down)
+        let shared = self.shared();
+        // Listens before it looks, so that no end falls between.
+        let ended = shared.ended.notified();
+        if shared.end.get().is_none() {
+            ended.await;
+        }
     }
 }
 
 /// A session that this does not keep open.
-pub(crate) struct WeakSession {
-    calls: mpsc::WeakUnboundedSender<Call>,
-    shared: Weak<Shared>,
-}
+pub(crate) struct WeakSession(Weak<Handle>);
 
 impl WeakSession {
     /// The session, unless it is about to end, or has.
     pub(crate) fn upgrade(&self) -> Option<Session> {
-        let session = Session { calls: self.calls.upgrade()?, shared: self.shared.upgrade()? };
-        (!session.is_closed()).then_some(session)
+        self.0.upgrade().map(Session).filter(|session| !session.is_closed())
     }
 }
 
@@ -330,12 +312,56 @@ impl Shared {
 
     fn steer(&self, course: u8) {
         self.course.fetch_max(course, Ordering::AcqRel);
-        self.nudge.notify_one();
+        self.outbox().close();
+        self.waker.wake();
+    }
+
+    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+        // Nothing panics while it is locked.
+        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn usage(&self) -> MutexGuard<'_, Usage> {
         // Nothing panics while it is locked.
         self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn end(&self) -> Error {
+        self.end.get().cloned().unwrap_or_else(shut_down)
+    }
+
+    /// The request that the next reply answers, of those that were sent before this position.
+    fn next_call(&self, asked: u64) -> Option<Call> {
+        let mut outbox = self.outbox();
+        if is_broken(Rule::ReplyOrder) {
+            outbox.forget_deserted();
+        }
+        outbox.pop(asked)
+    }
+
+    fn send(&self, call: Call) {
+        let outbox = self.outbox();
+        if !outbox.is_open() {
+            drop(outbox);
+            return self.fail(call, &self.end(), true);
+        }
+        if outbox.len() >= MAX_UNANSWERED && matches!(call.caller, Caller::Waits(_)) {
+            drop(outbox);
+            let detail = format!("{MAX_UNANSWERED} requests are under way on this connection already");
+            return self.fail(call, &Error::new(ErrorKind::Overloaded, detail), true);
+        }
+        self.push(outbox, call);
+    }
+
+    fn push(&self, mut outbox: MutexGuard<'_, Outbox>, call: Call) {
+        if outbox.len() == 0 {
+            self.proof.owes(Some(call.sent));
+        }
+        let is_first = outbox.push(call);
+        drop(outbox);
+        if is_first {
+            self.waker.wake();
+        }
     }
 
     /// Tells that a call has no reply. A release that was not sent goes by another session, once.

@@ -4,6 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use tokio::time::Instant;
+
 use crate::client::pool::Pool;
 use crate::client::session::{Answer, Failure, Session};
 use crate::error::{Error, ErrorKind, Result};
@@ -82,7 +84,7 @@ impl Waiting {
             let Some(berth) = &self.berth else { break };
             self.under_way = true;
             let session = &berth.session;
-            match session.call(request, limit).await {
+            match session.call(request, Instant::now(), limit).await {
                 Ok(answer) => {
                     self.under_way = false;
                     return Ok(answer);

@@ -150,5 +150,5 @@ impl Shelf {
 }
 
 fn is_fit(session: &Session) -> bool {
-    !session.is_closed() && !session.is_shaky()
+    !session.is_closed() && !session.is_shaky(Instant::now())
 }

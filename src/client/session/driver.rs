@@ -1,80 +1,79 @@
 //! The task behind a session: it alone touches the stream.
 
-use std::collections::VecDeque;
-use std::pin::pin;
-use std::sync::Arc;
+use std::future::poll_fn;
+use std::io;
+use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
-use tokio::sync::mpsc;
-use tokio::time::{Instant, sleep_until, timeout};
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::{ABANDONED, Answer, CLOSING, Call, Caller, Orphan, Session, Shared, Usage, named, shut_down};
+use super::{
+    ABANDONED, Answer, CLOSING, Call, Caller, ENDED, Handle, OPEN, Orphan, Session, Shared, Usage, named,
+    shut_down,
+};
 use crate::client::conn::{closed_by_peer, unasked};
 use crate::client::outcome;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::BoxStream;
 use crate::proto::{Family, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
-use crate::sabotage::{Rule, is_broken};
 use crate::types::Token;
 
 /// How long a session whose last user is gone may take to finish what is under way.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
 /// How long an abandoned wait listens for a grant that crossed it.
 const ABANDON_LIMIT: Duration = Duration::from_secs(1);
-/// How much is gathered before it has to be written.
-const WRITE_BATCH: usize = 64 * 1024;
-
+/// How much is read at a time.
+const CHUNK: usize = 8 * 1024;
+/// How many replies are handed out before their callers have a turn. What they ask next is then on
+/// its way while the rest is handed out, so that neither side waits for the other.
+const TURN: usize = 32;
 /// How much of a reply is read away that is too long to be kept: the table of a server with a
 /// million keys.
 const MAX_READ_AWAY: usize = 256 * 1024 * 1024;
 
 pub(super) struct Driver {
-    reader: ReadHalf<BoxStream>,
-    writer: WriteHalf<BoxStream>,
-    queue: mpsc::UnboundedReceiver<Call>,
+    stream: BoxStream,
     /// To hand out with grants; weak, so that it does not keep the session open.
-    handle: mpsc::WeakUnboundedSender<Call>,
+    handle: Weak<Handle>,
     shared: Arc<Shared>,
-    /// Sent and unanswered, in order, each with the instant before it was sent.
-    pending: VecDeque<(Call, Instant)>,
-    out: Vec<u8>,
-    written: usize,
-    unflushed: bool,
     decoder: LineDecoder,
-    last_sent: Instant,
-}
-
-/// What the driver woke up for.
-enum Event {
-    Calls(usize),
-    Written(std::io::Result<usize>),
-    Read(std::io::Result<usize>),
-    Quiet,
-    Nudged,
+    chunk: Box<[u8]>,
+    /// The part of `chunk` that was read and not looked at yet.
+    unread: std::ops::Range<usize>,
+    /// What had been sent, as a position, when `chunk` was read: no reply in it answers more.
+    asked: u64,
+    sending: Vec<u8>,
+    /// How much of `sending` was sent.
+    written: usize,
+    /// How much was ever sent, as a position.
+    sent: u64,
+    unflushed: bool,
+    /// How long requests took that are not counted yet.
+    trips: Vec<Duration>,
+    /// When to give up what is under way, once nothing more is taken.
+    finish_by: Option<Instant>,
 }
 
 impl Driver {
-    pub(super) fn new(
-        stream: BoxStream,
-        queue: mpsc::UnboundedReceiver<Call>,
-        handle: mpsc::WeakUnboundedSender<Call>,
-        shared: Arc<Shared>,
-    ) -> Self {
-        let (reader, writer) = tokio::io::split(stream);
+    pub(super) fn new(stream: BoxStream, handle: Weak<Handle>, shared: Arc<Shared>) -> Self {
         Self {
-            reader,
-            writer,
-            queue,
+            stream,
             handle,
             shared,
-            pending: VecDeque::new(),
-            out: Vec::new(),
-            written: 0,
-            unflushed: false,
             decoder: LineDecoder::new(),
-            last_sent: Instant::now(),
+            chunk: vec![0; CHUNK].into(),
+            unread: 0..0,
+            asked: 0,
+            sending: Vec::new(),
+            written: 0,
+            sent: 0,
+            unflushed: false,
+            trips: Vec::with_capacity(TURN),
+            finish_by: None,
         }
     }
 
@@ -85,124 +84,143 @@ impl Driver {
 
     /// Serves until the connection ends, and answers why.
     async fn drive(&mut self) -> Error {
-        let mut calls = Vec::with_capacity(64);
-        let mut chunk = vec![0; 8 * 1024];
-        let mut last_call = None;
         let mut alarm = pin!(sleep_until(self.next_check()));
+        match poll_fn(|cx| self.poll(cx, alarm.as_mut())).await {
+            Err(error) => error,
+            Ok(()) if self.shared.course() == ABANDONED => self.listen_for_crossing_grant().await,
+            Ok(()) => {
+                let _ = timeout(FINISH_LIMIT, self.stream.shutdown()).await;
+                Error::new(ErrorKind::ConnectionClosed, "this client closed it")
+            }
+        }
+    }
+
+    /// Reads, writes and looks at the clock, until there is no more to do on this connection.
+    fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> Poll<Result<()>> {
+        self.shared.waker.register(cx.waker());
         loop {
-            if last_call.is_some() && self.pending.is_empty() && self.out.is_empty() {
-                let _ = timeout(FINISH_LIMIT, self.writer.shutdown()).await;
-                return Error::new(ErrorKind::ConnectionClosed, "this client closed it");
+            let has_read = self.poll_read(cx)?.is_ready();
+            if has_read && self.receive(TURN)? {
+                alarm.as_mut().reset(self.next_check());
             }
-            let takes = last_call.is_none() && self.out.len() < WRITE_BATCH;
-            // What the server has said is read before anything more is asked: a line that came
-            // unasked must not pass for the reply to the next request.
-            let event = tokio::select! {
-                biased;
-                n = self.reader.read(&mut chunk) => Event::Read(n),
-                n = self.queue.recv_many(&mut calls, 64), if takes => Event::Calls(n),
-                done = write_some(&mut self.writer, &self.out[self.written..]), if self.unflushed => Event::Written(done),
-                () = self.shared.nudge.notified() => Event::Nudged,
-                () = &mut alarm => Event::Quiet,
-            };
-            match event {
-                Event::Calls(0) => {
-                    let until = *last_call.insert(Instant::now() + FINISH_LIMIT);
-                    alarm.as_mut().reset(until);
-                }
-                Event::Calls(_) => {
-                    let now = Instant::now();
-                    calls.drain(..).for_each(|call| self.admit(call, now));
-                }
-                Event::Written(Ok(n)) => self.advance(n),
-                Event::Written(Err(cause)) => return Error::io("could not send", cause),
-                Event::Read(Ok(0)) => return closed_by_peer(self.place()),
-                Event::Read(Ok(n)) => match self.receive(&chunk[..n]) {
-                    Ok(true) if last_call.is_none() => alarm.as_mut().reset(self.next_check()),
-                    Ok(_) => {}
-                    Err(error) => return error,
-                },
-                Event::Read(Err(cause)) => return Error::io("could not read", cause),
-                Event::Quiet if last_call.is_some() => {
-                    return Error::new(ErrorKind::Timeout, "the server did not answer before it was closed");
-                }
-                Event::Quiet => {
-                    if let Err(error) = self.check() {
-                        return error;
-                    }
-                    alarm.as_mut().reset(self.next_check());
-                }
-                Event::Nudged => match self.shared.course() {
-                    ABANDONED => return self.listen_for_crossing_grant(&mut chunk).await,
-                    CLOSING => self.queue.close(),
-                    _ => alarm.as_mut().reset(self.next_check()),
-                },
+            // What the server has said was read before: a line that came unasked must not pass for
+            // the reply to the next request.
+            self.poll_send(cx)?;
+            if !self.unread.is_empty() {
+                cx.waker().wake_by_ref();
+                break;
+            } else if !has_read {
+                break;
+            }
+        }
+        match self.shared.course() {
+            OPEN => {}
+            ABANDONED => return Poll::Ready(Ok(())),
+            _ if self.is_done() => return Poll::Ready(Ok(())),
+            _ if self.finish_by.is_none() => {
+                alarm.as_mut().reset(*self.finish_by.insert(Instant::now() + FINISH_LIMIT));
+            }
+            _ => {}
+        }
+        if self.shared.usage_changed.swap(false, Ordering::Relaxed) {
+            alarm.as_mut().reset(self.next_check());
+        }
+        if alarm.as_mut().poll(cx).is_ready() {
+            self.check()?;
+            alarm.as_mut().reset(self.next_check());
+            cx.waker().wake_by_ref();
+        }
+        Poll::Pending
+    }
+
+    /// Whether everything that was asked is answered.
+    fn is_done(&self) -> bool {
+        self.sending.is_empty() && self.shared.outbox().len() == 0
+    }
+
+    /// Has bytes to look at, once this is ready.
+    fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        if !self.unread.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        let mut buffer = ReadBuf::new(&mut self.chunk);
+        let read = Pin::new(&mut self.stream).poll_read(cx, &mut buffer);
+        self.unread = 0..buffer.filled().len();
+        self.asked = self.sent;
+        match read {
+            Poll::Ready(Ok(())) if self.unread.is_empty() => Poll::Ready(Err(closed_by_peer(self.place()))),
+            Poll::Ready(Err(cause)) => Poll::Ready(Err(Error::io("could not read", cause))),
+            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
+            Poll::Pending => Poll::Pending,
+        }
+    }
+
+    /// Sends what it can of what was asked.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<()> {
+        loop {
+            if self.sending.is_empty() {
+                self.shared.outbox().take_bytes(&mut self.sending);
+            }
+            if self.sending.is_empty() && !self.unflushed {
+                return Ok(());
+            }
+            match self.poll_write(cx) {
+                // Whoever asked meanwhile woke nobody, since bytes were waiting already.
+                Poll::Ready(Ok(())) => {}
+                Poll::Ready(Err(cause)) => return Err(Error::io("could not send", cause)),
+                Poll::Pending => return Ok(()),
             }
         }
     }
 
-    /// Puts a request on its way, unless its caller is gone already.
-    fn admit(&mut self, call: Call, now: Instant) {
-        if call.is_deserted() {
-            self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
-            return;
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let stream = &mut self.stream;
+        while self.written < self.sending.len() {
+            match std::task::ready!(Pin::new(&mut *stream).poll_write(cx, &self.sending[self.written..]))? {
+                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                n => {
+                    self.written += n;
+                    self.sent += n as u64;
+                    self.unflushed = true;
+                }
+            }
         }
-        call.request.encode(&mut self.out);
-        self.last_sent = now;
-        if self.pending.is_empty() {
-            self.shared.proof.owes(Some(self.last_sent));
-        }
-        self.pending.push_back((call, self.last_sent));
-        self.unflushed = true;
-    }
-
-    fn advance(&mut self, written: usize) {
-        if self.written == self.out.len() {
-            self.out.clear();
-            self.written = 0;
+        self.sending.clear();
+        self.written = 0;
+        if self.unflushed {
+            std::task::ready!(Pin::new(stream).poll_flush(cx))?;
             self.unflushed = false;
-        } else {
-            self.written += written;
         }
+        Poll::Ready(Ok(()))
     }
 
-    /// Hands out the replies in these bytes. Answers whether a request that may wait was among
-    /// those that they answer.
-    fn receive(&mut self, mut bytes: &[u8]) -> Result<bool> {
-        let (now, mut waited) = (Instant::now(), false);
-        loop {
-            let line = match self.decoder.next(&mut bytes, MAX_REPLY_BYTES) {
-                None => {
-                    self.shared.proof.owes((!self.pending.is_empty()).then_some(now));
-                    return Ok(waited);
-                }
-                Some(Ok(line)) => Ok(line),
-                Some(Err(fault)) => Err(fault),
-            };
-            if is_broken(Rule::ReplyOrder) {
-                self.pending.retain(|(call, _)| !call.is_deserted());
-            }
-            let Some((call, sent)) = self.pending.pop_front() else {
+    /// Hands out so many replies, of those that were read. Answers whether a request that may wait
+    /// was among those that they answer.
+    fn receive(&mut self, most: usize) -> Result<bool> {
+        let now = Instant::now();
+        let waited = self.receive_at(now, most);
+        self.shared.home.meter.round_trips(self.trips.drain(..));
+        let outbox = self.shared.outbox();
+        self.shared.proof.owes((outbox.len() > 0).then_some(now));
+        waited
+    }
+
+    fn receive_at(&mut self, now: Instant, most: usize) -> Result<bool> {
+        let mut waited = false;
+        for _ in 0..most {
+            let mut unread = &self.chunk[self.unread.clone()];
+            let line = self.decoder.next(&mut unread, MAX_REPLY_BYTES);
+            self.unread.start = self.unread.end - unread.len();
+            let Some(line) = line else { break };
+            let Some(call) = self.shared.next_call(self.asked) else {
                 return Err(line.map_or_else(too_long, unasked));
             };
-            self.shared.under_way.fetch_sub(1, Ordering::Relaxed);
             let reply = match line {
                 Ok(line) => Reply::parse(line, call.request.expect()).map_err(outcome::bad_reply),
                 Err(fault) => Err(too_long(fault)),
             };
             match reply {
-                Ok(reply) => {
-                    let waits = call.request.may_wait();
-                    self.shared.proof.answered(proven(waits, sent, now, self.shared.home.keepalive));
-                    if waits {
-                        waited = true;
-                    } else {
-                        self.shared.home.meter.round_trip(now - sent);
-                    }
-                    if let Some(orphan) = answer(call, reply, &self.handle, &self.shared) {
-                        self.let_go(orphan);
-                    }
-                }
+                Ok(reply) => waited |= self.answer(call, reply, now),
                 // A table can be larger than what is read of it. Its line is read to its end, and
                 // leases on this connection go on.
                 Err(error) if self.decoder.overlong_head().starts_with(b"ok {") && is_stats(&call) => {
@@ -215,6 +233,20 @@ impl Driver {
                 }
             }
         }
+        Ok(waited)
+    }
+
+    /// Hands a reply to its caller. Answers whether the request was one that may wait.
+    fn answer(&mut self, call: Call, reply: Reply, now: Instant) -> bool {
+        let (sent, waits) = (call.sent, call.request.may_wait());
+        self.shared.proof.answered(proven(waits, sent, now, self.shared.home.keepalive));
+        if !waits {
+            self.trips.push(now - sent);
+        }
+        if let Some(orphan) = answer(call, reply, &self.handle, &self.shared) {
+            self.let_go(orphan);
+        }
+        waits
     }
 
     /// Releases a grant that came when nobody had the session any more, so nobody waited for it.
@@ -222,13 +254,18 @@ impl Driver {
         if self.shared.course() == ABANDONED {
             return (self.shared.home.rescue)(orphan, None);
         }
-        self.shared.under_way.fetch_add(1, Ordering::Relaxed);
-        self.admit(Call { request: orphan.release(), caller: Caller::Nobody }, Instant::now());
+        self.admit(orphan.release());
+    }
+
+    /// Asks something of the driver's own, whether or not it takes more from others.
+    fn admit(&self, request: Request) {
+        let call = Call { request, caller: Caller::Nobody, sent: Instant::now() };
+        self.shared.push(self.shared.outbox(), call);
     }
 
     /// Where in the conversation the stream stands.
     fn place(&self) -> &'static str {
-        match (self.decoder.at_boundary(), self.pending.is_empty()) {
+        match (self.decoder.at_boundary(), self.shared.outbox().len() == 0) {
             (false, _) => "in the middle of a reply",
             (true, false) => "without a reply",
             (true, true) => "while it was idle",
@@ -238,34 +275,43 @@ impl Driver {
     /// When to look whether the connection is quiet, or the server is. Not later than the next ping
     /// is due, whatever is under way now: its answer does not set this anew.
     fn next_check(&self) -> Instant {
+        if let Some(finish_by) = self.finish_by {
+            return finish_by;
+        }
         let (now, keepalive) = (Instant::now(), self.shared.home.keepalive);
+        let outbox = self.shared.outbox();
         // Behind a request that waits in a queue the server answers nothing, and drops nothing.
-        if self.pending.front().is_some_and(|(call, _)| call.request.may_wait()) {
+        if outbox.front().is_some_and(Request::may_wait) {
             return now + keepalive;
         }
-        let (quiet, silent) = (self.last_sent + keepalive, self.shared.proof.ends());
-        let ping = if self.pending.is_empty() || quiet > now { quiet } else { silent };
-        let idle = self.idle_until().filter(|_| self.pending.is_empty());
+        let (quiet, silent) = (outbox.last_call() + keepalive, self.shared.proof.ends());
+        let is_idle = outbox.len() == 0;
+        let ping = if is_idle || quiet > now { quiet } else { silent };
+        let idle = self.idle_until().filter(|_| is_idle);
         idle.map_or(ping, |idle| idle.min(ping)).min(silent)
     }
 
     /// Pings over a connection that was quiet for a while, so that the server does not drop it, and
     /// gives up one over which no answer comes.
     fn check(&mut self) -> Result<()> {
-        let now = Instant::now();
-        let waits = self.pending.front().is_some_and(|(call, _)| call.request.may_wait());
-        if !waits && now >= self.shared.proof.ends() {
-            let silent = 2 * self.shared.home.keepalive;
-            return Err(Error::new(
-                ErrorKind::Timeout,
-                format!("the server answered nothing for {silent:?}"),
-            ));
+        if self.finish_by.is_some() {
+            let late = "the server did not answer before it was closed";
+            return Err(Error::new(ErrorKind::Timeout, late));
         }
-        if self.pending.is_empty() && self.idle_until().is_some_and(|until| now >= until) {
+        let (now, keepalive) = (Instant::now(), self.shared.home.keepalive);
+        let outbox = self.shared.outbox();
+        let (is_idle, last_call) = (outbox.len() == 0, outbox.last_call());
+        let waits = outbox.front().is_some_and(Request::may_wait);
+        drop(outbox);
+        if !waits && now >= self.shared.proof.ends() {
+            let detail = format!("the server answered nothing for {:?}", 2 * keepalive);
+            return Err(Error::new(ErrorKind::Timeout, detail));
+        }
+        if is_idle && self.idle_until().is_some_and(|until| now >= until) {
             tracing::debug!(server = %self.shared.home.server, "a connection that nobody needs is closed");
             self.shared.steer(CLOSING);
-        } else if self.pending.is_empty() && now >= self.last_sent + self.shared.home.keepalive {
-            self.admit_ping();
+        } else if is_idle && now >= last_call + keepalive {
+            self.admit(Request::Ping);
         }
         Ok(())
     }
@@ -278,47 +324,47 @@ impl Driver {
         }
     }
 
-    fn admit_ping(&mut self) {
-        self.shared.under_way.fetch_add(1, Ordering::Relaxed);
-        self.admit(Call { request: Request::Ping, caller: Caller::Nobody }, Instant::now());
-    }
-
-    async fn listen_for_crossing_grant(&mut self, chunk: &mut [u8]) -> Error {
-        let abandoned = || Error::new(ErrorKind::ConnectionClosed, "its wait was given up");
-        let listening = async {
-            let mut left = false;
+    async fn listen_for_crossing_grant(&mut self) -> Error {
+        let mut left = false;
+        let listening = poll_fn(|cx| {
             loop {
+                let has_read = self.poll_read(cx)?.is_ready();
+                if has_read {
+                    self.receive(usize::MAX)?;
+                }
                 // The server may be in the middle of a reply, and take nothing until that is read.
-                tokio::select! {
-                    biased;
-                    read = self.reader.read(chunk) => match read? {
-                        0 => return Ok(()),
-                        n if self.receive(&chunk[..n]).is_err() => return Ok(()),
-                        _ => {}
-                    },
-                    done = leave(&mut self.writer, &self.out, &mut self.written), if !left => {
-                        done?;
-                        left = true;
-                    }
+                left = left || self.poll_leave(cx)?.is_ready();
+                if !has_read {
+                    return Poll::Pending;
                 }
             }
-        };
-        let _: std::io::Result<()> = timeout(ABANDON_LIMIT, listening).await.unwrap_or(Ok(()));
-        abandoned()
+        });
+        let _: Result<Result<()>, _> = timeout(ABANDON_LIMIT, listening).await;
+        Error::new(ErrorKind::ConnectionClosed, "its wait was given up")
+    }
+
+    /// Sends what is left, and closes this way of the stream.
+    fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        self.poll_send(cx)?;
+        if !self.sending.is_empty() {
+            return Poll::Pending;
+        }
+        let left = Pin::new(&mut self.stream).poll_shutdown(cx);
+        left.map_err(|cause| Error::io("could not close", cause))
     }
 
     /// Tells everyone who still waits, and everyone who asks later.
     fn finish(&mut self, end: Error) {
         let end = end.on_server(&self.shared.home.server);
         tracing::debug!(server = %self.shared.home.server, reason = %end, "connection ended");
-        self.shared.ended.send_replace(Some(end.clone()));
+        // The first end stands; this is the only one who sets it.
+        let _ = self.shared.end.set(end.clone());
+        self.shared.steer(ENDED);
+        self.shared.ended.notify_waiters();
         *self.shared.usage() = Usage::Taken(None);
-        self.queue.close();
-        for (call, _) in self.pending.drain(..) {
-            self.shared.fail(call, &end, false);
-        }
-        while let Ok(call) = self.queue.try_recv() {
-            self.shared.fail(call, &end, true);
+        let left = self.shared.outbox().end(self.sent);
+        for (call, unsent) in left {
+            self.shared.fail(call, &end, unsent);
         }
     }
 }
@@ -326,33 +372,10 @@ impl Driver {
 /// The runtime may drop the driver at any await: whoever looks must then see it closed.
 impl Drop for Driver {
     fn drop(&mut self) {
-        if self.shared.ended.borrow().is_none() {
+        if self.shared.end.get().is_none() {
             self.finish(shut_down());
         }
     }
-}
-
-/// Writes, or flushes once all is written.
-async fn write_some(writer: &mut WriteHalf<BoxStream>, rest: &[u8]) -> std::io::Result<usize> {
-    if rest.is_empty() {
-        writer.flush().await?;
-        return Ok(0);
-    }
-    match writer.write(rest).await? {
-        0 => Err(std::io::ErrorKind::WriteZero.into()),
-        n => Ok(n),
-    }
-}
-
-/// Writes what is left, and closes this way of the stream. Dropped, it may be made again.
-async fn leave(writer: &mut WriteHalf<BoxStream>, out: &[u8], written: &mut usize) -> std::io::Result<()> {
-    while *written < out.len() {
-        match writer.write(&out[*written..]).await? {
-            0 => return Err(std::io::ErrorKind::WriteZero.into()),
-            n => *written += n,
-        }
-    }
-    writer.shutdown().await
 }
 
 /// When a request that is answered now proves the server to have been listening.
@@ -374,12 +397,7 @@ fn too_long(fault: LineTooLong) -> Error {
 /// Hands a reply to its caller; a grant travels with the duty to release it, or comes back where
 /// nobody has the session any more.
 #[must_use]
-fn answer(
-    call: Call,
-    reply: Reply,
-    handle: &mpsc::WeakUnboundedSender<Call>,
-    shared: &Arc<Shared>,
-) -> Option<Orphan> {
+fn answer(call: Call, reply: Reply, handle: &Weak<Handle>, shared: &Arc<Shared>) -> Option<Orphan> {
     if reply == Reply::Refused(Status::Draining) {
         shared.home.draining.store(true, Ordering::Relaxed);
     }
@@ -388,7 +406,7 @@ fn answer(
         _ => None,
     };
     let (orphan, left) = match (orphan, handle.upgrade()) {
-        (Some(orphan), Some(calls)) => (Some((orphan, Session { calls, shared: shared.clone() })), None),
+        (Some(orphan), Some(handle)) => (Some((orphan, Session(handle))), None),
         (orphan, _) => (None, orphan),
     };
     match (call.caller, call.request) {

@@ -28,8 +28,8 @@ const NEVER: u64 = u64::MAX;
 const PATIENCE: Duration = Duration::from_secs(1);
 
 impl Proof {
-    pub(super) fn new(keepalive: Duration) -> Self {
-        Self { base: Instant::now(), at: AtomicU64::new(0), owed: AtomicU64::new(NEVER), keepalive }
+    pub(super) fn new(keepalive: Duration, now: Instant) -> Self {
+        Self { base: now, at: AtomicU64::new(0), owed: AtomicU64::new(NEVER), keepalive }
     }
 
     /// A request sent at `sent` was answered.
@@ -60,8 +60,7 @@ impl Proof {
 
     /// Whether an answer is overdue: the server may be gone, and new requests had better go by
     /// another connection.
-    pub(super) fn is_shaky(&self) -> bool {
-        let now = Instant::now();
+    pub(super) fn is_shaky(&self, now: Instant) -> bool {
         let owed = self.owed.load(Ordering::Relaxed);
         let stalls = owed != NEVER && now >= self.base + Duration::from_nanos(owed) + PATIENCE;
         stalls || now >= self.at() + self.keepalive + self.keepalive / 2
