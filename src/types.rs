@@ -238,13 +238,25 @@ impl Token {
 
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
+/// What each byte is worth as a lower-case hex digit: 16 or more where it is none.
+const WORTH: [u8; 256] = {
+    let (mut worth, mut digit) = ([u8::MAX; 256], 0);
+    while digit < DIGITS.len() {
+        worth[DIGITS[digit] as usize] = digit as u8;
+        digit += 1;
+    }
+    worth
+};
+
 /// The number that 16 lower-case hex digits spell.
 fn number(digits: &[u8; 16]) -> Option<u64> {
-    digits.iter().try_fold(0, |number, digit| match digit {
-        b'0'..=b'9' => Some(number << 4 | u64::from(digit - b'0')),
-        b'a'..=b'f' => Some(number << 4 | u64::from(digit - b'a' + 10)),
-        _ => None,
-    })
+    let (mut number, mut seen) = (0, 0);
+    for digit in digits {
+        let worth = WORTH[usize::from(*digit)];
+        seen |= worth;
+        number = number << 4 | u64::from(worth & 0xf);
+    }
+    (seen < 16).then_some(number)
 }
 
 impl fmt::Debug for Token {

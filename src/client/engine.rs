@@ -22,8 +22,8 @@ const RENEW_LIMIT: Duration = Duration::from_secs(5);
 pub(crate) struct ServerLease {
     pub(crate) pool: Arc<Pool>,
     /// In the client's book of leases.
-    pub(crate) number: u64,
-    pub(crate) server: Arc<str>,
+    pub(crate) number: usize,
+    pub(crate) shard: usize,
     /// Where the lease is; given back when it is let go.
     pub(crate) berth: Mutex<Option<Berth>>,
     pub(crate) key: Key,
@@ -60,8 +60,8 @@ impl ServerLease {
         if !self.reattaches() || session.lost(Instant::now()).is_none() {
             return Ok(session);
         }
-        let berth = self.pool.board(self.pool.options.shard(&self.key)?).await?;
-        tracing::debug!(key = %self.key, server = %self.server, "the lease moves to another connection");
+        let berth = self.pool.board(self.shard).await?;
+        tracing::debug!(key = %self.key, server = %self.grantor(), "the lease moves to another connection");
         let session = berth.session().clone();
         // Dropped outside the lock.
         let _old = self.berth().as_mut().ok_or_else(let_go).map(|old| std::mem::replace(old, berth))?;
@@ -72,45 +72,46 @@ impl ServerLease {
         let (key, token) = (self.key.clone(), self.token.clone());
         let request = Request::Renew { key, token, lease: Some(self.ttl), family: self.family };
         let session = self.attached().await?;
-        let answer = session.call(&request, Instant::now(), RENEW_LIMIT).await;
+        let answer = session.call(request, Instant::now(), RENEW_LIMIT).await;
         answer.map_err(|failure| failure.error).map(Answer::claim).and_then(outcome::renewed)
     }
 }
 
 impl Engine for ServerLease {
     fn grantor(&self) -> Arc<str> {
-        self.server.clone()
+        self.pool.options.servers[self.shard].name.clone()
     }
 
     fn renew(&self) -> BoxFuture<'_, Result<Duration>> {
         Box::pin(async {
             let outcome = self.renew_once().await;
-            outcome.map_err(|error| error.during("renew").for_key(&self.key).on_server(&self.server))
+            outcome.map_err(|error| error.during("renew").for_key(&self.key).on_server(&self.grantor()))
         })
     }
 
-    fn release(&self, done: Done) {
+    fn minds_the_time(&self) -> bool {
+        true
+    }
+
+    fn release(&self, now: Instant, done: Done) {
         let berth = self.berth().take();
         if let Some(berth) = berth {
             self.pool.leases.leave(self.number);
-            berth.session().release(self.orphan(), Some(done));
+            berth.session().release(self.orphan(), now, Some(done));
         }
     }
 
-    fn lost(&self) -> Option<LostReason> {
-        if self.reattaches() { None } else { self.berth().as_ref()?.session().lost(Instant::now()) }
+    fn lost(&self, now: Instant) -> Option<LostReason> {
+        if self.reattaches() { None } else { self.berth().as_ref()?.session().lost(now) }
     }
 
-    fn incident(&self) -> BoxFuture<'_, Incident> {
-        let session = self.session();
-        Box::pin(async move {
-            let Some(session) = session else { return std::future::pending().await };
-            session.closed().await;
-            match session.lost(Instant::now()) {
-                Some(reason) if !self.reattaches() => Incident::Lost(reason),
-                _ => Incident::Doubt,
-            }
-        })
+    async fn incident(&self) -> Incident {
+        let Some(session) = self.session() else { return std::future::pending().await };
+        session.closed().await;
+        match session.lost(Instant::now()) {
+            Some(reason) if !self.reattaches() => Incident::Lost(reason),
+            _ => Incident::Doubt,
+        }
     }
 }
 
@@ -118,8 +119,9 @@ impl Engine for ServerLease {
 /// end of its runtime.
 impl Drop for ServerLease {
     fn drop(&mut self) {
-        self.pool.leases.leave(self.number);
-        if let Some(berth) = self.berth().take() {
+        let berth = self.berth().take();
+        if let Some(berth) = berth {
+            self.pool.leases.leave(self.number);
             berth.leave_behind();
         }
     }

@@ -1,13 +1,13 @@
 //! Which leases a client has out, so that closing it can let go of them. Knows of no connection.
 
-use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use slab::Slab;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Lease, LostReason, WeakLease};
+use crate::lease::{Lease, LostReason, Releaser, WeakLease};
 
 /// The leases of one client that were not let go yet.
 #[derive(Default)]
@@ -15,8 +15,8 @@ pub(crate) struct Leases(Mutex<Book>);
 
 #[derive(Default)]
 struct Book {
-    leases: HashMap<u64, WeakLease>,
-    next: u64,
+    /// `None` for one that is about to begin.
+    leases: Slab<Option<WeakLease>>,
     closed: bool,
 }
 
@@ -30,24 +30,23 @@ impl Leases {
         self.book().leases.len()
     }
 
-    /// The number under which a lease that is about to begin enters.
-    pub(crate) fn number(&self) -> u64 {
-        let mut book = self.book();
-        book.next += 1;
-        book.next
+    /// The number under which a lease that is about to begin enters, and leaves once.
+    pub(crate) fn number(&self) -> usize {
+        self.book().leases.insert(None)
     }
 
     /// Enters a lease; `false` where the client was closed meanwhile.
-    pub(crate) fn enter(&self, number: u64, lease: &Lease) -> bool {
+    pub(crate) fn enter(&self, number: usize, lease: &Lease) -> bool {
         let mut book = self.book();
-        if !book.closed {
-            book.leases.insert(number, lease.downgrade());
+        let is_open = !book.closed;
+        if let Some(entry) = book.leases.get_mut(number).filter(|_| is_open) {
+            *entry = Some(lease.downgrade());
         }
-        !book.closed
+        is_open
     }
 
-    pub(crate) fn leave(&self, number: u64) {
-        self.book().leases.remove(&number);
+    pub(crate) fn leave(&self, number: usize) {
+        self.book().leases.try_remove(number);
     }
 
     /// Ends every lease, lets go of what it held, and waits until that was answered; enters no more.
@@ -60,11 +59,10 @@ impl Leases {
             book.closed = true;
             std::mem::take(&mut book.leases)
         };
-        let mut answers = Vec::new();
-        for lease in leases.into_values().filter_map(|lease| lease.upgrade()) {
+        let (mut answers, now) = (Vec::new(), Instant::now());
+        for lease in leases.into_iter().filter_map(|(_, lease)| lease?.upgrade()) {
             let (tell, told) = oneshot::channel();
-            // Nobody listens any more where closing has taken too long.
-            lease.end(LostReason::ClientClosed, Box::new(move |outcome| drop(tell.send(outcome))));
+            lease.end(LostReason::ClientClosed, now, Releaser { tell, until });
             answers.push(told);
         }
         for answer in answers {

@@ -40,11 +40,6 @@ pub(crate) struct Server {
 }
 
 impl Options {
-    /// The key's server.
-    pub(crate) fn server_of(&self, key: &Key) -> Result<&Server> {
-        Ok(&self.servers[self.shard(key)?])
-    }
-
     /// The index of the key's server.
     pub(crate) fn shard(&self, key: &Key) -> Result<usize> {
         let count = self.servers.len();

@@ -6,6 +6,7 @@ mod berth;
 mod lines;
 mod shelf;
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -23,9 +24,8 @@ use crate::client::session::{Home, Orphan, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Done, Tally};
 use crate::proto::{Reply, Request, Status};
-use crate::types::Key;
 
-pub(crate) use berth::{Berth, Waiting};
+pub(crate) use berth::Berth;
 pub(crate) use lines::InLine;
 use lines::Lines;
 use shelf::Shelf;
@@ -61,36 +61,20 @@ impl Pool {
         })
     }
 
-    /// Prepares a request to the key's server over a shared connection. It must be one that the
-    /// server answers at once.
-    pub(crate) async fn share(self: &Arc<Self>, key: &Key) -> Result<Waiting> {
-        Ok(Waiting::new(self.board(self.options.shard(key)?).await?))
+    /// A place on a shared connection, if one is open with room for it at `now`. It is for requests
+    /// that the server answers at once.
+    pub(crate) fn board_open(self: &Arc<Self>, shard: usize, now: Instant) -> Option<Berth> {
+        let session = if self.is_closed() { None } else { self.shelf(shard).pick(now) }?;
+        Some(Berth::new(self, shard, session, true))
     }
 
-    /// Prepares a request to the key's server over a connection that nothing else goes by: one that
-    /// may wait, or whose lease is to have it.
-    pub(crate) async fn own(self: &Arc<Self>, key: &Key) -> Result<Waiting> {
-        Ok(Waiting::new(self.board_alone(self.options.shard(key)?).await?))
-    }
-
-    /// A place on a shared connection, which is dialled if need be.
+    /// The same, on one that is dialled if need be.
     pub(crate) async fn board(self: &Arc<Self>, shard: usize) -> Result<Berth> {
-        self.check_open()?;
-        let session = self.shelf(shard).pick();
-        match session {
-            Some(session) => Ok(Berth::new(self, shard, session, true)),
-            // Boxed, here and elsewhere, where it is rare: an acquire is moved when it is made, and
-            // should be small.
-            None => Box::pin(self.board_dialled(shard)).await,
-        }
-    }
-
-    async fn board_dialled(self: &Arc<Self>, shard: usize) -> Result<Berth> {
         loop {
             self.check_open()?;
             let dial = {
                 let mut shelf = self.shelf(shard);
-                match shelf.pick() {
+                match shelf.pick(Instant::now()) {
                     Some(session) => return Ok(Berth::new(self, shard, session, true)),
                     None => shelf.join_dial(self, shard),
                 }
@@ -109,7 +93,8 @@ impl Pool {
         }
     }
 
-    /// A connection of one's own: an idle one, or one that is dialled.
+    /// A connection of one's own, for a request that may wait, or for a lease that is to have it: an
+    /// idle one, or one that is dialled.
     pub(crate) async fn board_alone(self: &Arc<Self>, shard: usize) -> Result<Berth> {
         self.check_open()?;
         let (session, permit) = self.idle_or_dialled(shard).await?;
@@ -188,14 +173,23 @@ impl Pool {
     }
 
     /// Releases a grant over another connection than the one that brought it.
-    fn rescue(self: &Arc<Self>, shard: usize, orphan: Orphan, done: Option<Done>) {
+    fn rescue(self: &Arc<Self>, shard: usize, orphan: Orphan, mut done: Option<Done>) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return unrescued(&orphan, done, Error::new(ErrorKind::ConnectionClosed, "there is no runtime"));
         };
         let pool = self.clone();
         runtime.spawn(async move {
-            match pool.board(shard).await {
-                Ok(berth) => berth.session().release(orphan, done),
+            let mut board = pin!(pool.board(shard));
+            let until = done.as_ref().and_then(Done::until).unwrap_or_else(Instant::now);
+            let board = match (timeout_at(until, &mut board).await, &mut done) {
+                (Ok(berth), _) => berth,
+                (Err(_), done) => {
+                    done.iter_mut().for_each(Done::give_up);
+                    board.await
+                }
+            };
+            match board {
+                Ok(berth) => berth.session().release(orphan, Instant::now(), done),
                 Err(error) => unrescued(&orphan, done, error),
             }
         });
@@ -203,10 +197,10 @@ impl Pool {
 
     /// Asks one server something that holds nothing.
     pub(crate) async fn ask(self: &Arc<Self>, shard: usize, request: Request) -> Result<Reply> {
-        let mut waiting = Waiting::new(self.board(shard).await?);
-        let reply = waiting.call(&request, command::IO_SLACK).await?.claim();
+        let mut berth = self.board(shard).await?;
+        let reply = berth.call(request, Instant::now(), command::IO_SLACK).await?.claim();
         if reply == Reply::Refused(Status::Auth) {
-            waiting.discard();
+            berth.retire();
         }
         Ok(reply)
     }
@@ -258,7 +252,7 @@ pub(crate) fn client_closed() -> Error {
 /// Nothing can be done about a grant any more: it runs out by itself.
 fn unrescued(orphan: &Orphan, done: Option<Done>, error: Error) {
     match done {
-        Some(done) => done(Err(error.during("release").for_key(&orphan.key))),
+        Some(done) => done.tell(Err(error.during("release").for_key(&orphan.key))),
         None => {
             let fence = orphan.token.fence();
             tracing::warn!(key = %orphan.key, ?fence, %error, "a grant that nobody took runs out by itself");

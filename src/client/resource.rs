@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::future::{BoxFuture, Either, Ready, ready};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::Instrument;
 
@@ -11,7 +12,7 @@ use crate::client::command::IO_SLACK;
 use crate::client::engine::ServerLease;
 use crate::client::options::LeaseOptions;
 use crate::client::outcome::{self, Grant};
-use crate::client::pool::{InLine, Pool, Waiting, client_closed};
+use crate::client::pool::{Berth, InLine, Pool, client_closed};
 use crate::client::retry::is_worth_a_retry;
 use crate::client::session::Answer;
 use crate::error::{Error, ErrorKind, Result};
@@ -36,7 +37,7 @@ pub(crate) struct Resource {
 impl Resource {
     pub(crate) async fn acquire(&self, timeout: Seconds) -> Result<LeaseGuard> {
         let began = Instant::now();
-        let guard = self.observed(Box::pin(self.acquire_patiently(timeout))).await?;
+        let guard = self.observed(|shard| self.acquire_patiently(shard, timeout, began)).await?;
         self.pool.meter.acquired(began.elapsed());
         Ok(guard)
     }
@@ -44,7 +45,7 @@ impl Resource {
     /// A try: busy, and a queue that is full, are `None`.
     pub(crate) async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
         let began = Instant::now();
-        match self.observed(Box::pin(self.try_now())).await? {
+        match self.observed(|shard| self.try_now(shard, began)).await? {
             Try::Held(guard) => {
                 self.pool.meter.acquired(began.elapsed());
                 Ok(Some(guard))
@@ -54,11 +55,15 @@ impl Resource {
     }
 
     /// Names what fails, traces it and counts it.
-    async fn observed<T>(&self, acquire: impl Future<Output = Result<T>>) -> Result<T> {
+    async fn observed<T, F: Future<Output = Result<T>>>(
+        &self,
+        acquire: impl FnOnce(usize) -> F,
+    ) -> Result<T> {
         let named = |error: Error| error.during("acquire").for_key(&self.key);
-        let server = &self.pool.options.server_of(&self.key).map_err(named)?.name;
+        let shard = self.pool.options.shard(&self.key).map_err(named)?;
+        let server = &self.pool.options.servers[shard].name;
         let span = tracing::info_span!("acquire", key = %self.key, %server);
-        let outcome = acquire.instrument(span.clone()).await.map_err(named);
+        let outcome = acquire(shard).instrument(span.clone()).await.map_err(named);
         if let Err(error) = &outcome {
             self.pool.meter.failed();
             tracing::debug!(parent: &span, %error, "not acquired");
@@ -66,12 +71,32 @@ impl Resource {
         outcome
     }
 
-    /// Tries again, where that was asked for, until the time is up.
-    async fn acquire_patiently(&self, timeout: Seconds) -> Result<LeaseGuard> {
-        let until = Instant::now().checked_add(timeout.duration());
-        let (mut left, mut attempt) = (timeout, 0);
+    /// A key that is free is taken over a shared connection. All that comes after that is boxed, here
+    /// and elsewhere, since it is rare: an acquire is moved when it is made, and should be small.
+    async fn acquire_patiently(&self, shard: usize, timeout: Seconds, began: Instant) -> Result<LeaseGuard> {
+        if self.isolated && timeout != Seconds::ZERO {
+            return Box::pin(self.acquire_again(shard, timeout, began, None)).await;
+        }
+        match self.try_now(shard, began).await {
+            Ok(Try::Held(guard)) => Ok(guard),
+            outcome => Box::pin(self.acquire_again(shard, timeout, began, Some(outcome))).await,
+        }
+    }
+
+    /// Waits for a key that was found busy, and tries again, where that was asked for, until the time
+    /// is up.
+    async fn acquire_again(
+        &self,
+        shard: usize,
+        timeout: Seconds,
+        began: Instant,
+        mut tried: Option<Result<Try>>,
+    ) -> Result<LeaseGuard> {
+        let until = began.checked_add(timeout.duration());
+        let (mut left, mut attempt, mut now) = (timeout, 0, began);
         loop {
-            let (error, policy) = match (self.acquire_once(left).await, self.lease.retry) {
+            let outcome = self.acquire_once(shard, left, now, tried.take()).await;
+            let (error, policy) = match (outcome, self.lease.retry) {
                 (Err(error), Some(policy)) if is_worth_a_retry(&error) => (error, policy),
                 (outcome, _) => return outcome,
             };
@@ -82,50 +107,68 @@ impl Resource {
             }
             tracing::debug!(%error, attempt, "acquire is tried again");
             sleep_until(again).await;
+            now = Instant::now();
             left = Seconds::ceil("timeout", remaining)?;
             attempt += 1;
         }
     }
 
-    /// A key that is free is taken over a shared connection; one that is busy is waited for over one
-    /// of its own.
-    async fn acquire_once(&self, timeout: Seconds) -> Result<LeaseGuard> {
-        let until = Instant::now().checked_add(timeout.duration());
+    /// Waits for a key that is busy, over a connection of its own.
+    async fn acquire_once(
+        &self,
+        shard: usize,
+        timeout: Seconds,
+        now: Instant,
+        tried: Option<Result<Try>>,
+    ) -> Result<LeaseGuard> {
         if self.isolated && timeout != Seconds::ZERO {
-            return Box::pin(self.pool.unless_closed(self.acquire_alone(timeout))).await;
+            return Box::pin(self.pool.unless_closed(self.acquire_alone(shard, timeout))).await;
         }
-        match self.try_now().await? {
+        let tried = match tried {
+            Some(tried) => tried,
+            None => self.try_now(shard, now).await,
+        };
+        match tried? {
             Try::Held(guard) => return Ok(guard),
             Try::Busy(error) if timeout == Seconds::ZERO => return Err(error),
             Try::Busy(_) => {}
         }
         let _waits = self.pool.meter.waits();
-        Box::pin(self.pool.unless_closed(self.acquire_in_turn(timeout, until))).await
+        let until = now.checked_add(timeout.duration());
+        Box::pin(self.pool.unless_closed(self.acquire_in_turn(shard, timeout, until))).await
     }
 
     /// Takes the key if it is free. Nobody passes by those of this client who wait for it.
-    async fn try_now(&self) -> Result<Try> {
-        let waiting = if self.isolated {
-            Box::pin(self.pool.own(&self.key)).await?
+    async fn try_now(&self, shard: usize, now: Instant) -> Result<Try> {
+        let (mut berth, now) = if self.isolated {
+            (Box::pin(self.pool.board_alone(shard)).await?, Instant::now())
         } else if self.pool.lines.is_waited_for(&self.key, self.limit) {
             return Ok(Try::Busy(outcome::busy()));
+        } else if let Some(berth) = self.pool.board_open(shard, now) {
+            (berth, now)
         } else {
-            self.pool.share(&self.key).await?
+            (Box::pin(self.pool.board(shard)).await?, Instant::now())
         };
-        match self.wait_for_grant(waiting, self.asks(Seconds::ZERO), Seconds::ZERO, None).await {
+        let answer = berth.call(self.asks(Seconds::ZERO), now, IO_SLACK).await?;
+        match self.settle(berth, answer, now).await {
             Ok(guard) => Ok(Try::Held(guard)),
             Err(error) if error.is_busy() => Ok(Try::Busy(error)),
             Err(error) => Err(error),
         }
     }
 
-    async fn acquire_alone(&self, timeout: Seconds) -> Result<LeaseGuard> {
-        let waiting = self.pool.own(&self.key).await?;
-        self.wait_for_grant(waiting, self.asks(timeout), timeout, None).await
+    async fn acquire_alone(&self, shard: usize, timeout: Seconds) -> Result<LeaseGuard> {
+        let berth = self.pool.board_alone(shard).await?;
+        self.wait_for_grant(berth, self.asks(timeout), timeout, None).await
     }
 
     /// Waits behind the others of this client, and then at the server.
-    async fn acquire_in_turn(&self, timeout: Seconds, until: Option<Instant>) -> Result<LeaseGuard> {
+    async fn acquire_in_turn(
+        &self,
+        shard: usize,
+        timeout: Seconds,
+        until: Option<Instant>,
+    ) -> Result<LeaseGuard> {
         let mut line = InLine::join(&self.pool, &self.key, self.limit);
         let mut left = timeout;
         if let Some(until) = until {
@@ -137,8 +180,8 @@ impl Resource {
         } else {
             line.turn().await;
         }
-        let waiting = self.pool.own(&self.key).await?;
-        self.wait_for_grant(waiting, self.asks(left), left, Some(line)).await
+        let berth = self.pool.board_alone(shard).await?;
+        self.wait_for_grant(berth, self.asks(left), left, Some(line)).await
     }
 
     fn asks(&self, timeout: Seconds) -> Request {
@@ -155,105 +198,117 @@ impl Resource {
 
     async fn enqueue_unnamed(&self) -> Result<Enqueued> {
         let request = Request::Enqueue { key: self.key.clone(), limit: self.limit, lease: self.lease.ttl };
-        let mut waiting = self.pool.own(&self.key).await?;
+        let mut berth = self.pool.board_alone(self.pool.options.shard(&self.key)?).await?;
         let sent = Instant::now();
-        let answer = waiting.call(&request, IO_SLACK).await?;
-        match answer.reply() {
-            Reply::Queued => {
-                tracing::debug!(key = %self.key, "queued");
-                Ok(Enqueued::Queued(Ticket(Some(Place { resource: self.clone(), waiting }))))
-            }
-            Reply::Acquired { token, lease } => {
-                let grant = Grant { token: token.clone(), lease: lease.duration() };
-                Box::pin(self.hold(waiting, answer, grant, sent)).await.map(Enqueued::Acquired)
-            }
-            _ => Err(Box::pin(self.refused(waiting, outcome::place(answer.claim()).err())).await),
+        let answer = berth.call(request, sent, IO_SLACK).await?;
+        if *answer.reply() == Reply::Queued {
+            tracing::debug!(key = %self.key, "queued");
+            return Ok(Enqueued::Queued(Ticket(Some(Place { resource: self.clone(), berth }))));
         }
+        self.settle(berth, answer, sent).await.map(Enqueued::Acquired)
     }
 
     /// Sends a request that may wait for a grant, and makes a guard of it. Once it is answered, the
     /// next in line may ask.
     async fn wait_for_grant(
         &self,
-        mut waiting: Waiting,
+        mut berth: Berth,
         request: Request,
         timeout: Seconds,
         line: Option<InLine>,
     ) -> Result<LeaseGuard> {
         let sent = Instant::now();
-        let answer = waiting.call(&request, timeout.duration() + IO_SLACK).await?;
+        let answer = berth.call(request, sent, timeout.duration() + IO_SLACK).await?;
         drop(line);
-        match answer.reply() {
-            Reply::Granted { token, lease } => {
-                let grant = Grant { token: token.clone(), lease: lease.duration() };
-                Box::pin(self.hold(waiting, answer, grant, sent)).await
-            }
-            _ => Err(Box::pin(self.refused(waiting, outcome::grant(answer.claim()).err())).await),
-        }
+        self.settle(berth, answer, sent).await
     }
 
-    async fn refused(&self, waiting: Waiting, error: Option<Error>) -> Error {
-        let server = waiting.server();
+    /// Makes a guard of a grant, or an error of a refusal. Ready at once, but for a refusal, and for a
+    /// grant that took long to come.
+    ///
+    /// The deadline counts from when the request was sent. A grant that took long to come has little
+    /// or nothing of that left, and its connection went unproven for as long; one renewal makes both
+    /// count from now.
+    fn settle(
+        &self,
+        berth: Berth,
+        answer: Answer,
+        sent: Instant,
+    ) -> Either<Ready<Result<LeaseGuard>>, BoxFuture<'_, Result<LeaseGuard>>> {
+        let Some(grant) = answer.grant() else {
+            return Either::Right(Box::pin(self.refused(berth, answer)));
+        };
+        let now = Instant::now();
+        let is_stale = now - sent > (grant.lease / 10).min(self.pool.options.keepalive_interval);
+        Either::Left(ready(match self.engine(berth, &grant) {
+            Err(error) => Err(error),
+            Ok(engine) if is_stale => {
+                return Either::Right(Box::pin(self.hold_renewed(engine, answer, grant)));
+            }
+            Ok(engine) => self.hold(engine, answer, grant, sent, now),
+        }))
+    }
+
+    async fn refused(&self, berth: Berth, answer: Answer) -> Result<LeaseGuard> {
+        let server = berth.session().server().clone();
+        let error = outcome::grant(answer.claim()).err();
         let mut error =
             error.unwrap_or_else(|| Error::new(ErrorKind::Protocol, "a reply to another request"));
         // A sound request gets a bare `error` from a server that had read nothing for too long, and
         // closes: the request was lost, or crossed that.
-        if error.raw() == Some("error") && waiting.ends_within(LAST_WORDS).await {
+        if error.raw() == Some("error") && berth.ends_within(LAST_WORDS).await {
             let detail = "the server had read nothing from it for too long";
             error = Error::new(ErrorKind::ConnectionClosed, detail);
         }
         match error.kind() {
             // The server closes a connection to which it says this.
-            ErrorKind::Auth | ErrorKind::Draining => waiting.discard(),
-            _ => drop(waiting),
+            ErrorKind::Auth | ErrorKind::Draining => berth.retire(),
+            _ => drop(berth),
         }
-        server.map_or(error.clone(), |server| error.on_server(&server))
+        Err(error.on_server(&server))
     }
 
-    /// Makes a guard of a grant. Until the guard stands, dropping `answer` releases the grant.
-    ///
-    /// The deadline counts from when the request was sent. A grant that took long to come has
-    /// little or nothing of that left, and its connection went unproven for as long; one renewal
-    /// makes both count from now.
-    async fn hold(
-        &self,
-        waiting: Waiting,
-        answer: Answer,
-        grant: Grant,
-        mut sent: Instant,
-    ) -> Result<LeaseGuard> {
-        let Some(berth) = waiting.carry() else {
-            return Err(Error::new(ErrorKind::ConnectionClosed, "the wait was over already"));
-        };
-        let server = berth.session().server().clone();
-        self.pool.fences.granted(&self.key, grant.token.fence(), &server);
-        let number = self.pool.leases.number();
-        let lease = ServerLease {
+    fn engine(&self, berth: Berth, grant: &Grant) -> Result<ServerLease> {
+        let ttl = Seconds::ceil("lease", grant.lease)?;
+        self.pool.fences.granted(&self.key, grant.token.fence(), berth.session().server());
+        Ok(ServerLease {
+            number: self.pool.leases.number(),
+            shard: berth.shard(),
             pool: self.pool.clone(),
-            number,
-            server,
             berth: Mutex::new(Some(berth)),
             key: self.key.clone(),
             token: grant.token.clone(),
             family: Family::of(self.limit),
-            ttl: Seconds::ceil("lease", grant.lease)?,
+            ttl,
             on_disconnect: self.lease.on_disconnect,
+        })
+    }
+
+    async fn hold_renewed(&self, engine: ServerLease, answer: Answer, grant: Grant) -> Result<LeaseGuard> {
+        let sent = Instant::now();
+        let lease = match engine.renew().await {
+            Err(error) if error.kind() == ErrorKind::NotHeld => {
+                return Err(Error::new(ErrorKind::LeaseExpired, "").caused_by(error));
+            }
+            renewed => renewed?,
         };
-        let mut proven = grant.lease;
-        if sent.elapsed() > (grant.lease / 10).min(self.pool.options.keepalive_interval) {
-            sent = Instant::now();
-            proven = match lease.renew().await {
-                Err(error) if error.kind() == ErrorKind::NotHeld => {
-                    return Err(Error::new(ErrorKind::LeaseExpired, "").caused_by(error));
-                }
-                renewed => renewed?,
-            };
-        }
-        let guard =
-            LeaseGuard::new(Box::new(lease), self.key.clone(), grant.token, &self.lease.terms, sent, proven);
+        self.hold(engine, answer, Grant { lease, ..grant }, sent, Instant::now())
+    }
+
+    /// Until the guard stands, dropping `answer` releases the grant.
+    fn hold(
+        &self,
+        engine: ServerLease,
+        answer: Answer,
+        grant: Grant,
+        sent: Instant,
+        now: Instant,
+    ) -> Result<LeaseGuard> {
+        let (number, key, terms) = (engine.number, self.key.clone(), &self.lease.terms);
+        let guard = LeaseGuard::new(engine, key, grant.token, terms, (sent, now), grant.lease);
         answer.claim();
         // Dropped, the guard lets go.
-        if let Some(reason) = guard.state().lost() {
+        if let Some(reason) = guard.state_at(now).lost() {
             let ran_out = reason == LostReason::DeadlinePassed;
             let kind = if ran_out { ErrorKind::LeaseExpired } else { ErrorKind::ConnectionClosed };
             return Err(Error::new(kind, format!("lost as it came: {reason}")));
@@ -289,7 +344,7 @@ pub struct Ticket(Option<Place>);
 
 struct Place {
     resource: Resource,
-    waiting: Waiting,
+    berth: Berth,
 }
 
 impl Ticket {
@@ -332,22 +387,23 @@ impl Ticket {
     /// ```
     pub async fn wait(mut self, timeout: Duration) -> Result<LeaseGuard> {
         let timeout = Seconds::ceil("timeout", timeout)?;
-        let Place { resource, waiting } = self.0.take().expect("a ticket has its place until it is consumed");
+        let Place { resource, berth } = self.0.take().expect("a ticket has its place until it is consumed");
         let (key, family) = (resource.key.clone(), Family::of(resource.limit));
         let request = Request::Wait { key, timeout, family };
         let pool = &resource.pool;
-        let outcome = pool.unless_closed(resource.wait_for_grant(waiting, request, timeout, None)).await;
+        let granted = resource.wait_for_grant(berth, request, timeout, None);
+        let outcome = pool.unless_closed(granted).await;
         outcome.map_err(|error| error.during("wait").for_key(&resource.key))
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if let Some(Place { resource, waiting }) = self.0.take() {
+        if let Some(Place { resource, berth }) = self.0.take() {
             // A wait of no time ends the registration: it answers `timeout`, or a grant that came
             // meanwhile, which is then released as one that nobody took.
             let family = Family::of(resource.limit);
-            waiting.end_with(Request::Wait { key: resource.key, timeout: Seconds::ZERO, family });
+            berth.session().call_soon(Request::Wait { key: resource.key, timeout: Seconds::ZERO, family });
         }
     }
 }

@@ -6,15 +6,19 @@ mod driver;
 mod outbox;
 mod proof;
 
+use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
+use futures::FutureExt;
 use futures::task::AtomicWaker;
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, Sleep, sleep};
 
 use crate::client::metrics::Meter;
+use crate::client::outcome::Grant;
 use crate::error::{Error, ErrorKind};
 use crate::lease::{Done, LostReason};
 use crate::net::BoxStream;
@@ -61,8 +65,32 @@ pub(crate) struct Home {
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) error: Error,
-    /// Nothing of the request was sent: it may be made again elsewhere.
-    pub(crate) unsent: bool,
+    /// The request, where nothing of it was sent: it may be made again elsewhere.
+    pub(crate) unsent: Option<Box<Request>>,
+}
+
+/// The reply to one request, which is not a part of this: it is moved about, and should be small.
+pub(crate) struct Awaited {
+    reply: oneshot::Receiver<Result<Answer, Failure>>,
+    limit: Duration,
+    alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl Future for Awaited {
+    type Output = Result<Answer, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let error = match self.reply.poll_unpin(cx) {
+            Poll::Ready(Ok(outcome)) => return Poll::Ready(outcome),
+            Poll::Ready(Err(_)) => shut_down(),
+            Poll::Pending => {
+                let Some(alarm) = &mut self.alarm else { return Poll::Pending };
+                std::task::ready!(alarm.as_mut().poll(cx));
+                Error::new(ErrorKind::Timeout, format!("no reply within {:?}", self.limit))
+            }
+        };
+        Poll::Ready(Err(Failure { error, unsent: None }))
+    }
 }
 
 /// A reply on its way to its caller. Dropped with a grant inside, it releases the grant.
@@ -73,6 +101,16 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
+    /// The grant in it, which stays the answer's to release.
+    pub(crate) fn grant(&self) -> Option<Grant> {
+        match self.reply() {
+            Reply::Granted { token, lease } | Reply::Acquired { token, lease } => {
+                Some(Grant { token: token.clone(), lease: lease.duration() })
+            }
+            _ => None,
+        }
+    }
+
     /// The reply; a grant in it is now the caller's to release.
     pub(crate) fn claim(mut self) -> Reply {
         self.orphan = None;
@@ -90,7 +128,7 @@ impl Drop for Answer {
             && !is_broken(Rule::OrphanRelease)
         {
             tracing::debug!(key = %orphan.key, fence = ?orphan.token.fence(), "a grant that nobody took is released");
-            session.release(orphan, None);
+            session.release(orphan, Instant::now(), None);
         }
     }
 }
@@ -178,29 +216,15 @@ impl Session {
         &self.shared().home.server
     }
 
-    /// Sends a request and waits up to `limit` for its reply. Sent at the first poll, and not before
-    /// `now`.
+    /// Sends a request, at `now`, and waits up to `limit` for its reply.
     ///
     /// A reply that comes after the limit, or after the future was dropped, is read all the same.
-    pub(crate) async fn call(
-        &self,
-        request: &Request,
-        now: Instant,
-        limit: Duration,
-    ) -> Result<Answer, Failure> {
+    pub(crate) fn call(&self, request: Request, now: Instant, limit: Duration) -> Awaited {
         let (answer, reply) = oneshot::channel();
         // A server that owes an answer is given up after two intervals: no need for another clock.
-        let bounded = !request.may_wait() && limit >= 2 * self.shared().home.keepalive;
-        self.shared().send(Call { request: request.clone(), caller: Caller::Waits(answer), sent: now });
-        let reply = if bounded { Ok(reply.await) } else { timeout(limit, reply).await };
-        match reply {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => Err(Failure { error: self.shared().end(), unsent: false }),
-            Err(_) => {
-                let error = Error::new(ErrorKind::Timeout, format!("no reply within {limit:?}"));
-                Err(Failure { error, unsent: false })
-            }
-        }
+        let is_bounded = !request.may_wait() && limit >= 2 * self.shared().home.keepalive;
+        self.shared().send(Call { request, caller: Caller::Waits(answer), sent: now });
+        Awaited { reply, limit, alarm: (!is_bounded).then(|| Box::pin(sleep(limit))) }
     }
 
     /// Sends a request whose reply nobody waits for; a grant in it is released.
@@ -209,9 +233,10 @@ impl Session {
     }
 
     /// Releases a grant without waiting, by another session where this one cannot any more.
-    pub(crate) fn release(&self, orphan: Orphan, done: Option<Done>) {
+    /// A caller who waits for the answer is sent away when his time is up.
+    pub(crate) fn release(&self, orphan: Orphan, now: Instant, done: Option<Done>) {
         let caller = Caller::Releases { done, rescued: orphan.rescued };
-        self.shared().send(Call { request: orphan.release(), caller, sent: Instant::now() });
+        self.shared().send(Call { request: orphan.release(), caller, sent: now });
     }
 
     /// Gives up a wait that is under way: the server is told by a half-close, which takes the
@@ -368,14 +393,17 @@ impl Shared {
     fn fail(&self, call: Call, error: &Error, unsent: bool) {
         match (call.caller, call.request) {
             // The caller may be gone; then nobody needs to know.
-            (Caller::Waits(caller), _) => drop(caller.send(Err(Failure { error: error.clone(), unsent }))),
+            (Caller::Waits(caller), request) => {
+                let unsent = unsent.then(|| Box::new(request));
+                drop(caller.send(Err(Failure { error: error.clone(), unsent })));
+            }
             (Caller::Releases { done, rescued: false }, Request::Release { key, token, family })
                 if unsent =>
             {
                 (self.home.rescue)(Orphan { key, token, family, rescued: true }, done);
             }
             (Caller::Releases { done: Some(done), .. }, request) => {
-                done(Err(named(error.clone(), &request).on_server(&self.home.server)));
+                done.tell(Err(named(error.clone(), &request).on_server(&self.home.server)));
             }
             (Caller::Releases { done: None, .. }, Request::Release { key, token, .. }) => {
                 let fence = token.fence();

@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
 
 use futures::future::BoxFuture;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 use crate::error::{ErrorKind, Result};
 use crate::file::contender::Contender;
@@ -89,7 +89,11 @@ impl Engine for FileLease {
         Box::pin(async { self.renew_once().await.map_err(|error| error.during("renew")) })
     }
 
-    fn release(&self, done: Done) {
+    fn minds_the_time(&self) -> bool {
+        false
+    }
+
+    fn release(&self, _: Instant, done: Done) {
         let (slot, settings, lifetime) = (self.slot.clone(), self.settings.clone(), self.lifetime);
         soon(move || {
             let outcome = with(&slot, |held| held.release(lifetime));
@@ -97,22 +101,20 @@ impl Engine for FileLease {
                 let gone = || settings.error(ErrorKind::NotHeld, "somebody broke or removed it");
                 was_held.then_some(()).ok_or_else(gone)
             });
-            done(outcome.map_err(|error| error.during("release")));
+            done.tell(outcome.map_err(|error| error.during("release")));
         });
     }
 
-    fn lost(&self) -> Option<LostReason> {
+    fn lost(&self, _: Instant) -> Option<LostReason> {
         self.lost.get().copied()
     }
 
-    fn incident(&self) -> BoxFuture<'_, Incident> {
-        Box::pin(async {
-            loop {
-                sleep(LOOK.min(self.lifetime / 4)).await;
-                if let Some(reason) = self.look().await {
-                    return Incident::Lost(reason);
-                }
+    async fn incident(&self) -> Incident {
+        loop {
+            sleep(LOOK.min(self.lifetime / 4)).await;
+            if let Some(reason) = self.look().await {
+                return Incident::Lost(reason);
             }
-        })
+        }
     }
 }

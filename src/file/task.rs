@@ -107,9 +107,9 @@ impl FileLock {
         let since = began.elapsed();
         let ttl = since + held.left(self.settings.now());
         let token = Token::of_file(&held.text());
-        let engine = Box::new(FileLease::new(held, lifetime));
+        let engine = FileLease::new(held, lifetime);
         let (key, terms) = (self.settings.key.clone(), &self.settings.terms);
-        Ok(Some(LeaseGuard::new(engine, key, token, terms, began, ttl)))
+        Ok(Some(LeaseGuard::new(engine, key, token, terms, (began, tokio::time::Instant::now()), ttl)))
     }
 
     /// As [`lock`](Self::lock), off the reactor.

@@ -4,12 +4,58 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use crate::error::Result;
 use crate::lease::LostReason;
+use crate::lease::event::Teller;
 
 /// Hears how a release went.
-pub(crate) type Done = Box<dyn FnOnce(Result<()>) + Send>;
+pub(crate) struct Done {
+    teller: Option<Arc<Teller>>,
+    caller: Option<Releaser>,
+}
+
+/// Whoever waits for the answer to a release, and until when.
+pub(crate) struct Releaser {
+    pub(crate) tell: oneshot::Sender<Result<()>>,
+    pub(crate) until: Instant,
+}
+
+impl Done {
+    /// Nobody wants to know.
+    pub(super) fn unheard() -> Self {
+        Self { teller: None, caller: None }
+    }
+
+    /// Whoever counts hears of it, and a caller who waits, if any does.
+    pub(super) fn heard(teller: Arc<Teller>, caller: Option<Releaser>) -> Self {
+        Self { teller: Some(teller), caller }
+    }
+
+    pub(crate) fn tell(self, outcome: Result<()>) {
+        if let Some(teller) = self.teller {
+            teller.released(&outcome);
+        }
+        if let Some(caller) = self.caller {
+            // The caller may have stopped waiting.
+            let _ = caller.tell.send(outcome);
+        }
+    }
+
+    /// Until when a caller waits, if one does.
+    #[cfg_attr(not(feature = "client"), allow(dead_code))]
+    pub(crate) fn until(&self) -> Option<Instant> {
+        self.caller.as_ref().map(|caller| caller.until)
+    }
+
+    /// Sends a caller who waits away: there is no answer in time. Whoever counts still hears of it.
+    #[cfg_attr(not(feature = "client"), allow(dead_code))]
+    pub(crate) fn give_up(&mut self) {
+        self.caller = None;
+    }
+}
 
 /// What happened to that which keeps a lease.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,12 +77,18 @@ pub(crate) trait Engine: Send + Sync + 'static {
     fn renew(&self) -> BoxFuture<'_, Result<Duration>>;
 
     /// Lets go, without waiting and without needing a runtime; tells `done` how it went.
-    fn release(&self, done: Done);
+    fn release(&self, now: Instant, done: Done);
+
+    /// Whether a caller who waits for a release is told in time that there is no answer. Else he must
+    /// look at the clock himself.
+    fn minds_the_time(&self) -> bool;
 
     /// Why nothing can be held by this engine any more, if so.
-    fn lost(&self) -> Option<LostReason>;
+    fn lost(&self, now: Instant) -> Option<LostReason>;
 
     /// Resolves when something happens to what keeps the lease. After [`Incident::Doubt`] it is
     /// asked again once a renewal has succeeded.
-    fn incident(&self) -> BoxFuture<'_, Incident>;
+    fn incident(&self) -> impl Future<Output = Incident> + Send
+    where
+        Self: Sized;
 }

@@ -11,6 +11,7 @@ use tracing::Span;
 use crate::error::{Error, Result};
 use crate::lease::LostReason;
 use crate::lease::guard::Terms;
+use crate::lease::standing::Standing;
 use crate::types::{Fence, Key};
 
 /// Something that happened to a lease; see [`Builder::on_event`](crate::Builder::on_event).
@@ -100,14 +101,15 @@ impl Tally {
     }
 }
 
-/// Tells the log and the listener what happens to one lease.
-pub(super) struct Teller {
+/// Tells the log, the listener and those who wait what happens to one lease.
+pub(crate) struct Teller {
     pub(super) key: Key,
     pub(super) fence: Option<Fence>,
     pub(super) grantor: Arc<str>,
     listener: Listener,
     tally: Arc<Tally>,
     pub(super) span: Span,
+    pub(super) standing: Standing,
 }
 
 impl Teller {
@@ -115,9 +117,11 @@ impl Teller {
         // A lease outlives whoever acquired it, so its span is nobody's child.
         let number = fence.map(Fence::get);
         let span = tracing::info_span!(parent: None, "lease", %key, server = %grantor, fence = number);
-        span.follows_from(Span::current());
+        if !span.is_disabled() {
+            span.follows_from(Span::current());
+        }
         let (listener, tally) = (terms.listener.clone(), terms.tally.clone());
-        Self { key, fence, grantor, listener, tally, span }
+        Self { key, fence, grantor, listener, tally, span, standing: Standing::new() }
     }
 
     pub(super) fn granted(&self, ttl: Duration) {

@@ -35,14 +35,13 @@ pub struct LeaseGuard(Option<Lease>);
 impl LeaseGuard {
     /// Takes charge of a grant made by a request sent at `sent`: spawns the renewal task.
     pub(crate) fn new(
-        engine: Box<dyn Engine>,
+        engine: impl Engine,
         key: Key,
         token: Token,
         terms: &Terms,
-        sent: Instant,
+        (sent, now): (Instant, Instant),
         ttl: Duration,
     ) -> Self {
-        let now = Instant::now();
         let renewal = Renewal::new(terms.pace, sent.into_std(), ttl, now.into_std(), fastrand::f64());
         let teller = Teller::new(key, token.fence(), engine.grantor(), terms);
         let span = teller.span.clone();
@@ -129,12 +128,16 @@ impl Deref for LeaseGuard {
 impl Drop for LeaseGuard {
     fn drop(&mut self) {
         let Some(lease) = self.0.take() else { return };
-        let lost = lease.0.state().lost().is_some();
+        if !lease.0.wants_renewal() {
+            return;
+        }
+        let now = Instant::now();
+        let lost = lease.0.state_at(now).lost().is_some();
         if lease.0.claim_release() {
             if lost {
-                lease.0.release_lost();
+                lease.0.release_lost(now);
             } else {
-                lease.0.release(Box::new(|_| {}));
+                lease.0.release(now, None);
             }
         }
     }

@@ -9,10 +9,10 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
 use crate::error::{ErrorKind, Result};
-use crate::lease::engine::Done;
+use crate::lease::engine::Releaser;
 use crate::lease::signal::LostSignal;
 use crate::lease::state::Shared;
 use crate::lease::{LeaseState, LostReason};
@@ -141,7 +141,7 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn lost(&self) -> LostSignal {
-        LostSignal::new(self.0.standing())
+        LostSignal::new(self.0.teller.clone())
     }
 
     /// Resolves when little time is left because renewals are late (a quarter of the ttl, see
@@ -153,14 +153,14 @@ impl Lease {
     /// # Cancel safety
     /// Dropping it loses nothing.
     pub fn at_risk(&self) -> impl Future<Output = ()> + Send + 'static {
-        let standing = self.0.standing();
-        async move { standing.wait_for(|state| (state != LeaseState::Healthy).then_some(())).await }
+        let teller = self.0.teller.clone();
+        async move { teller.standing.wait_for(|state| (state != LeaseState::Healthy).then_some(())).await }
     }
 
     /// Waits until the lease is in such a state, or until it is let go and states no longer change.
     #[cfg(feature = "blocking")]
     pub(crate) async fn reached(self, is_such: fn(LeaseState) -> bool) {
-        let standing = self.0.standing();
+        let standing = &self.0.teller.standing;
         standing.wait_for(|state| (is_such(state) || !self.0.wants_renewal()).then_some(())).await;
     }
 
@@ -259,28 +259,31 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub async fn release(&self) -> Result<()> {
-        let lost = self.state().lost();
+        let now = Instant::now();
+        let lost = self.0.state_at(now).lost();
         if !self.0.claim_release() {
             let again = "it was released or forgotten before";
             return Err(self.0.error("release", ErrorKind::NotHeld, again));
         }
         if let Some(reason) = lost {
-            self.0.release_lost();
+            self.0.release_lost(now);
             return Err(self.0.lost_error("release", reason));
         }
         let (tell, told) = oneshot::channel();
-        // Nobody listens any more if this future is dropped.
-        self.0.release(Box::new(move |outcome| drop(tell.send(outcome))));
-        match timeout(RELEASE_LIMIT, told).await {
-            Ok(Ok(outcome)) => outcome,
-            Ok(Err(_)) => {
-                Err(self.0.error("release", ErrorKind::ConnectionClosed, "the runtime is shut down"))
+        let until = now + RELEASE_LIMIT;
+        self.0.release(now, Some(Releaser { tell, until }));
+        let outcome = if self.0.engine.minds_the_time() {
+            told.await.ok()
+        } else {
+            Box::pin(timeout_at(until, told)).await.ok().and_then(std::result::Result::ok)
+        };
+        outcome.unwrap_or_else(|| {
+            if Instant::now() < until {
+                return Err(self.0.error("release", ErrorKind::ConnectionClosed, "the runtime is shut down"));
             }
-            Err(_) => {
-                let detail = format!("no answer within {} s", RELEASE_LIMIT.as_secs());
-                Err(self.0.error("release", ErrorKind::Timeout, detail))
-            }
-        }
+            let detail = format!("no answer within {} s", RELEASE_LIMIT.as_secs());
+            Err(self.0.error("release", ErrorKind::Timeout, detail))
+        })
     }
 }
 
@@ -297,16 +300,21 @@ impl WeakLease {
 
 #[cfg_attr(not(feature = "client"), allow(dead_code))]
 impl Lease {
+    /// How the lease, which is new, stands at a `now` that was looked at a moment ago.
+    pub(crate) fn state_at(&self, now: Instant) -> LeaseState {
+        self.0.state_at(now)
+    }
+
     pub(crate) fn downgrade(&self) -> WeakLease {
         WeakLease(Arc::downgrade(&self.0))
     }
 
-    /// Ends the lease from this side: it is lost for this reason, and let go. `done` is dropped
+    /// Ends the lease from this side: it is lost for this reason, and let go. `caller` is dropped
     /// where it was let go or forgotten before.
-    pub(crate) fn end(&self, reason: LostReason, done: Done) {
+    pub(crate) fn end(&self, reason: LostReason, now: Instant, caller: Releaser) {
         self.0.lose(reason);
         if self.0.claim_release() {
-            self.0.release(done);
+            self.0.release(now, Some(caller));
         }
     }
 }

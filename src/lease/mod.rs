@@ -25,7 +25,7 @@ pub use renewal::{LeaseState, LostReason};
 
 #[cfg(any(feature = "client", feature = "file"))]
 pub(crate) use {
-    engine::{Done, Engine, Incident},
+    engine::{Done, Engine, Incident, Releaser},
     event::Listener,
     guard::Terms,
 };

@@ -9,22 +9,20 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::engine::{Done, Engine};
+use crate::lease::engine::{Done, Engine, Releaser};
 use crate::lease::event::Teller;
 use crate::lease::renewal::{LeaseState, LostReason, Renewal, Step};
-use crate::lease::standing::Standing;
 use crate::types::Token;
 
-pub(super) struct Shared {
-    pub(super) engine: Box<dyn Engine>,
+pub(super) struct Shared<E: Engine + ?Sized = dyn Engine> {
     pub(super) token: Token,
     pub(super) teller: Arc<Teller>,
     renewal: Mutex<Renewal>,
-    standing: Arc<Standing>,
     phase: AtomicU8,
     /// Wakes the renewal task when others than itself have changed the schedule.
     pub(super) changed: Notify,
     task: Mutex<Option<JoinHandle<()>>>,
+    pub(super) engine: E,
 }
 
 /// The lease is renewed and will be released.
@@ -34,25 +32,22 @@ const FORGOTTEN: u8 = 1;
 /// The one release was attempted.
 const RELEASED: u8 = 2;
 
-impl Shared {
-    pub(super) fn new(engine: Box<dyn Engine>, token: Token, teller: Teller, renewal: Renewal) -> Self {
+impl<E: Engine> Shared<E> {
+    pub(super) fn new(engine: E, token: Token, teller: Teller, renewal: Renewal) -> Self {
         teller.granted(renewal.ttl());
         Self {
-            engine,
             token,
             teller: Arc::new(teller),
             renewal: Mutex::new(renewal),
-            standing: Arc::new(Standing::new()),
             phase: AtomicU8::new(KEPT),
             changed: Notify::new(),
             task: Mutex::new(None),
+            engine,
         }
     }
+}
 
-    pub(super) fn standing(&self) -> Arc<Standing> {
-        self.standing.clone()
-    }
-
+impl<E: Engine + ?Sized> Shared<E> {
     pub(super) fn set_task(&self, task: JoinHandle<()>) {
         *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
@@ -93,7 +88,7 @@ impl Shared {
                 self.publish();
             }
             Err(error) if error.kind() == ErrorKind::NotHeld => {
-                self.lose(self.engine.lost().unwrap_or(LostReason::RenewalRejected));
+                self.lose(self.engine.lost(now).unwrap_or(LostReason::RenewalRejected));
             }
             Err(error) => {
                 self.teller.renew_failed(error);
@@ -120,7 +115,7 @@ impl Shared {
         if self.phase() == RELEASED {
             return;
         }
-        let news = self.standing.update(|current| {
+        let news = self.teller.standing.update(|current| {
             // Looked up in here, so that of two who publish at a time the later look wins.
             let state = self.renewal().state(Instant::now().into_std());
             (current != state && current.lost().is_none()).then_some(state)
@@ -146,14 +141,18 @@ impl Shared {
     /// How the lease stands now, or stood when it was released. Once seen as lost it stays lost.
     pub(super) fn state(&self) -> LeaseState {
         if self.phase() == RELEASED {
-            return self.standing.get();
+            return self.teller.standing.get();
         }
-        let now = Instant::now().into_std();
-        let state = self.renewal().state(now);
-        let found = state.lost().is_none().then(|| self.engine.lost()).flatten();
+        self.state_at(Instant::now())
+    }
+
+    /// How a lease stands that was not released.
+    pub(super) fn state_at(&self, now: Instant) -> LeaseState {
+        let state = self.renewal().state(now.into_std());
+        let found = state.lost().is_none().then(|| self.engine.lost(now)).flatten();
         if let Some(reason) = state.lost().or(found) {
             self.lose(reason);
-            return self.renewal().state(now);
+            return self.renewal().state(now.into_std());
         }
         state
     }
@@ -185,21 +184,17 @@ impl Shared {
 
     /// Lets those look again who wait for the lease to be let go.
     fn wake_watchers(&self) {
-        self.standing.look_again();
+        self.teller.standing.look_again();
     }
 
-    /// Lets go, and tells `then` how it went.
-    pub(super) fn release(&self, then: Done) {
-        let teller = self.teller.clone();
-        self.engine.release(Box::new(move |outcome| {
-            teller.released(&outcome);
-            then(outcome);
-        }));
+    /// Lets go, and tells `caller` how it went.
+    pub(super) fn release(&self, now: Instant, caller: Option<Releaser>) {
+        self.engine.release(now, Done::heard(self.teller.clone(), caller));
     }
 
     /// Lets go of what is lost: the server is told in case it is not.
-    pub(super) fn release_lost(&self) {
-        self.engine.release(Box::new(|_| {}));
+    pub(super) fn release_lost(&self, now: Instant) {
+        self.engine.release(now, Done::unheard());
     }
 
     pub(super) fn lost_error(&self, operation: &'static str, reason: LostReason) -> Error {

@@ -1,6 +1,7 @@
 //! The renewal task: asks the schedule what to do, does it, and tells the lease. Ends when the
 //! lease is lost; aborted when it is released.
 
+use std::pin::pin;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,7 +10,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::LostReason;
-use crate::lease::engine::Incident;
+use crate::lease::engine::{Engine, Incident};
 use crate::lease::renewal::Step;
 use crate::lease::state::Shared;
 
@@ -17,36 +18,40 @@ use crate::lease::state::Shared;
 const RENEW_LIMIT: Duration = Duration::from_secs(5);
 
 /// Marks the lease lost if the task is dropped with the runtime, not by a release.
-struct Dropped(Arc<Shared>);
+struct Dropped<E: Engine>(Arc<Shared<E>>);
 
-impl Drop for Dropped {
+impl<E: Engine> Drop for Dropped<E> {
     fn drop(&mut self) {
         self.0.lose(LostReason::RuntimeShutdown);
     }
 }
 
 /// Keeps the lease until it is lost.
-pub(super) fn keep(shared: Arc<Shared>) -> impl Future<Output = ()> + Send {
+pub(super) fn keep<E: Engine>(shared: Arc<Shared<E>>) -> impl Future<Output = ()> + Send {
     // Made here, since a task may be dropped before it is ever polled.
     let dropped = Dropped(shared);
-    async move {
-        let shared = &dropped.0;
-        keep_on(shared).await;
-        if !shared.wants_renewal() {
-            // What is forgotten stays taken to its very end: its connection must not close before.
-            let end = shared.renewal().deadline();
-            sleep_until(end.into()).await;
-        }
+    // Boxed, so that the task is small where its lease is let go before it has run.
+    async move { Box::pin(keep_to_its_end(&dropped.0)).await }
+}
+
+async fn keep_to_its_end<E: Engine>(shared: &Shared<E>) {
+    keep_on(shared).await;
+    if !shared.wants_renewal() {
+        // What is forgotten stays taken to its very end: its connection must not close before.
+        let end = shared.renewal().deadline();
+        sleep_until(end.into()).await;
     }
 }
 
-async fn keep_on(shared: &Shared) {
+async fn keep_on<E: Engine>(shared: &Shared<E>) {
     // None while a doubt is not cleared up.
-    let mut incident = Some(shared.engine.incident());
+    let mut incident = pin!(OptionFuture::from(Some(shared.engine.incident())));
+    let mut in_doubt = false;
     let mut renewing: Option<BoxFuture<'_, (Instant, Result<Duration>)>> = None;
     loop {
-        if incident.is_none() && !shared.is_in_doubt() {
-            incident = Some(shared.engine.incident());
+        if in_doubt && !shared.is_in_doubt() {
+            in_doubt = false;
+            incident.set(Some(shared.engine.incident()).into());
         }
         let now = Instant::now();
         let no_renewal = renewing.is_some() || !shared.wants_renewal();
@@ -60,10 +65,11 @@ async fn keep_on(shared: &Shared) {
         };
         tokio::select! {
             biased;
-            Some(what) = OptionFuture::from(incident.as_mut()) => match what {
+            Some(what) = incident.as_mut() => match what {
                 Incident::Lost(reason) => return shared.lose(reason),
                 Incident::Doubt => {
-                    incident = None;
+                    in_doubt = true;
+                    incident.set(None.into());
                     // A renewal that is under way goes by what is in doubt.
                     renewing = None;
                     shared.doubt();
@@ -79,7 +85,7 @@ async fn keep_on(shared: &Shared) {
     }
 }
 
-async fn renew_once(shared: &Shared, sent: Instant) -> (Instant, Result<Duration>) {
+async fn renew_once<E: Engine>(shared: &Shared<E>, sent: Instant) -> (Instant, Result<Duration>) {
     let outcome = timeout(RENEW_LIMIT, shared.engine.renew()).await;
     let silent = || Error::new(ErrorKind::Timeout, format!("no answer within {} s", RENEW_LIMIT.as_secs()));
     (sent, outcome.unwrap_or_else(|_| Err(silent().during("renew").for_key(&shared.teller.key))))

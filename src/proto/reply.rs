@@ -159,27 +159,37 @@ impl Reply {
 
     /// Appends the reply's line.
     pub fn encode(&self, out: &mut Vec<u8>) {
-        use std::io::Write;
-        // Writing to a `Vec` cannot fail.
-        let _ = match self {
-            Self::Done => out.write_all(b"ok\n"),
+        let mut put = |word: &str| out.extend_from_slice(word.as_bytes());
+        match self {
+            Self::Done => put("ok"),
             Self::Granted { token, lease } => {
-                out.extend_from_slice(b"ok ");
-                token.encode(out);
-                writeln!(out, " {lease}")
+                put("ok ");
+                encode_grant(token, *lease, out);
             }
             Self::Acquired { token, lease } => {
-                out.extend_from_slice(b"acquired ");
-                token.encode(out);
-                writeln!(out, " {lease}")
+                put("acquired ");
+                encode_grant(token, *lease, out);
             }
-            Self::Queued => out.write_all(b"queued\n"),
-            Self::Timeout => out.write_all(b"timeout\n"),
-            Self::Renewed(lease) => writeln!(out, "ok {lease}"),
-            Self::Stats(json) => writeln!(out, "ok {json}"),
-            Self::Refused(status) => writeln!(out, "{status}"),
-        };
+            Self::Queued => put("queued"),
+            Self::Timeout => put("timeout"),
+            Self::Renewed(lease) => {
+                put("ok ");
+                put(itoa::Buffer::new().format(lease.get()));
+            }
+            Self::Stats(json) => {
+                put("ok ");
+                put(json);
+            }
+            Self::Refused(status) => put(&status.to_string()),
+        }
+        out.push(b'\n');
     }
+}
+
+fn encode_grant(token: &Token, lease: Seconds, out: &mut Vec<u8>) {
+    token.encode(out);
+    out.push(b' ');
+    out.extend_from_slice(itoa::Buffer::new().format(lease.get()).as_bytes());
 }
 
 fn grant(rest: &str) -> Result<(Token, Seconds), &'static str> {

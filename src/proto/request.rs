@@ -238,10 +238,11 @@ impl Request {
 
 /// Appends those that there are, with a space between.
 fn fields(out: &mut Vec<u8>, parts: [Option<u64>; 3]) {
-    use std::io::Write;
     for (at, part) in parts.into_iter().flatten().enumerate() {
-        // Writing to a `Vec` cannot fail.
-        let _ = write!(out, "{}{part}", if at == 0 { "" } else { " " });
+        if at > 0 {
+            out.push(b' ');
+        }
+        out.extend_from_slice(itoa::Buffer::new().format(part).as_bytes());
     }
 }
 

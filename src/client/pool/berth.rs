@@ -4,11 +4,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use crate::client::pool::Pool;
-use crate::client::session::{Answer, Failure, Session};
-use crate::error::{Error, ErrorKind, Result};
+use crate::client::session::{Answer, Awaited, Failure, Session};
+use crate::error::Result;
 use crate::proto::Request;
 
 /// How often a request that was not sent is made again on another connection.
@@ -32,9 +32,64 @@ impl Berth {
         &self.session
     }
 
+    pub(crate) fn shard(&self) -> usize {
+        self.shard
+    }
+
+    /// Sends a request, at `now`, and waits for its answer. One that could not be sent may go by
+    /// another connection.
+    ///
+    /// Dropped, or without an answer, it gives up a connection of its own, and with it the place in a
+    /// queue. On a shared one the request is answered all the same, and a grant in it given back.
+    pub(crate) fn call(
+        &mut self,
+        request: Request,
+        now: Instant,
+        limit: Duration,
+    ) -> impl Future<Output = Result<Answer>> + Send {
+        let mut reply = self.session.call(request, now, limit);
+        async move {
+            match self.wait(&mut reply).await {
+                Ok(answer) => Ok(answer),
+                Err(failure) => Box::pin(self.call_again(failure, limit)).await,
+            }
+        }
+    }
+
+    async fn wait(&self, reply: &mut Awaited) -> Result<Answer, Failure> {
+        let mut wait = Wait((!self.shared).then_some(&self.session));
+        let answer = reply.await?;
+        wait.0 = None;
+        Ok(answer)
+    }
+
+    /// A `wait` is bound to the connection that queued, any other request that was not sent is made
+    /// again elsewhere.
+    async fn call_again(&mut self, mut failure: Failure, limit: Duration) -> Result<Answer> {
+        for _ in 0..RESENDS {
+            let may_go = |request: &mut Box<Request>| !matches!(**request, Request::Wait { .. });
+            let Some(request) = failure.unsent.take_if(may_go).filter(|_| self.session.is_closed()) else {
+                break;
+            };
+            tracing::debug!(server = %self.session.server(), error = %failure.error, "a dead connection is replaced");
+            *self = self.another().await?;
+            let mut reply = self.session.call(*request, Instant::now(), limit);
+            match self.wait(&mut reply).await {
+                Ok(answer) => return Ok(answer),
+                Err(again) => failure = again,
+            }
+        }
+        Err(failure.error.on_server(self.session.server()))
+    }
+
     /// A place of the same kind on another connection.
-    pub(crate) async fn another(&self) -> Result<Self> {
+    async fn another(&self) -> Result<Self> {
         if self.shared { self.pool.board(self.shard).await } else { self.pool.board_alone(self.shard).await }
+    }
+
+    /// Whether the connection ends, at once or soon.
+    pub(crate) async fn ends_within(&self, limit: Duration) -> bool {
+        timeout(limit, self.session.closed()).await.is_ok()
     }
 
     /// The server may yet hold something by this connection that nobody will release. Where others
@@ -63,80 +118,14 @@ impl Drop for Berth {
     }
 }
 
-/// A place on which a request is made. Dropped while one that may wait is under way, the connection
-/// is abandoned, and with it the place in the queue.
-pub(crate) struct Waiting {
-    /// Taken when it is passed on.
-    berth: Option<Berth>,
-    under_way: bool,
-}
+/// A request that is under way on a connection of its own. Dropped before it is answered, the
+/// connection is abandoned.
+struct Wait<'a>(Option<&'a Session>);
 
-impl Waiting {
-    pub(super) fn new(berth: Berth) -> Self {
-        Self { berth: Some(berth), under_way: false }
-    }
-
-    /// Sends a request and waits for its answer. A `wait` is bound to the connection that queued,
-    /// any other request that was not sent may go by another.
-    pub(crate) async fn call(&mut self, request: &Request, limit: Duration) -> Result<Answer> {
-        let bound = matches!(request, Request::Wait { .. });
-        for attempt in 0.. {
-            let Some(berth) = &self.berth else { break };
-            self.under_way = true;
-            let session = &berth.session;
-            match session.call(request, Instant::now(), limit).await {
-                Ok(answer) => {
-                    self.under_way = false;
-                    return Ok(answer);
-                }
-                Err(Failure { error, unsent: true })
-                    if !bound && attempt < RESENDS && session.is_closed() =>
-                {
-                    tracing::debug!(server = %session.server(), %error, "a dead connection is replaced");
-                    self.under_way = false;
-                    self.berth = Some(Box::pin(berth.another()).await?);
-                }
-                Err(Failure { error, .. }) => return Err(error.on_server(session.server())),
-            }
-        }
-        Err(Error::new(ErrorKind::ConnectionClosed, "the wait was over already"))
-    }
-
-    pub(crate) fn server(&self) -> Option<Arc<str>> {
-        self.berth.as_ref().map(|berth| berth.session.server().clone())
-    }
-
-    /// Whether the connection ends, at once or soon.
-    pub(crate) async fn ends_within(&self, limit: Duration) -> bool {
-        let Some(berth) = &self.berth else { return true };
-        tokio::time::timeout(limit, berth.session.closed()).await.is_ok()
-    }
-
-    /// Sends a request whose reply nobody waits for, and gives the place back.
-    pub(crate) fn end_with(mut self, request: Request) {
-        if let Some(berth) = self.berth.take() {
-            berth.session.call_soon(request);
-        }
-    }
-
-    /// The server is about to close the connection: it serves nobody any more.
-    pub(crate) fn discard(mut self) {
-        if let Some(berth) = self.berth.take() {
-            berth.retire();
-        }
-    }
-
-    /// A lease has the place now.
-    pub(crate) fn carry(mut self) -> Option<Berth> {
-        self.berth.take()
-    }
-}
-
-impl Drop for Waiting {
+impl Drop for Wait<'_> {
     fn drop(&mut self) {
-        // A request on a shared connection is answered all the same, and a grant in it given back.
-        if let Some(berth) = self.berth.take_if(|berth| self.under_way && !berth.shared) {
-            berth.session.abandon();
+        if let Some(session) = self.0 {
+            session.abandon();
         }
     }
 }

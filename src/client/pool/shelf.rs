@@ -50,14 +50,15 @@ impl Shelf {
 
     /// A place on the shared connection with the fewest users; `None` where another connection is
     /// to be dialled first.
-    pub(super) fn pick(&mut self) -> Option<Session> {
-        self.shared.retain(is_fit);
+    pub(super) fn pick(&mut self, now: Instant) -> Option<Session> {
+        self.shared.retain(|session| is_fit(session, now));
         if self.shared.len() < self.options.shared_connections { None } else { self.least_used() }
     }
 
     /// A place on whichever shared connection there is, if none can be dialled.
     pub(super) fn pick_any(&mut self) -> Option<Session> {
-        self.shared.retain(is_fit);
+        let now = Instant::now();
+        self.shared.retain(|session| is_fit(session, now));
         self.least_used()
     }
 
@@ -112,15 +113,17 @@ impl Shelf {
 
     /// The idle connection that was used last. One that is owed a reply may be gone.
     pub(super) fn pop_idle(&mut self) -> Option<Session> {
-        self.idle.retain(is_fit);
+        let now = Instant::now();
+        self.idle.retain(|session| is_fit(session, now));
         let free = self.idle.iter().rposition(|session| session.under_way() == 0);
         free.map(|at| self.idle.remove(at))
     }
 
     /// Nobody has this connection any more.
     pub(super) fn put_idle(&mut self, session: Session) {
-        if is_fit(&session) {
-            session.rest(Instant::now() + self.options.idle_timeout);
+        let now = Instant::now();
+        if is_fit(&session, now) {
+            session.rest(now + self.options.idle_timeout);
             self.idle.push(session);
         }
     }
@@ -149,6 +152,6 @@ impl Shelf {
     }
 }
 
-fn is_fit(session: &Session) -> bool {
-    !session.is_closed() && !session.is_shaky(Instant::now())
+fn is_fit(session: &Session, now: Instant) -> bool {
+    !session.is_closed() && !session.is_shaky(now)
 }

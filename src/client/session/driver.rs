@@ -122,7 +122,8 @@ impl Driver {
             }
             _ => {}
         }
-        if self.shared.usage_changed.swap(false, Ordering::Relaxed) {
+        let is_late = self.shared.outbox().late_at().is_some_and(|late_at| late_at < alarm.deadline());
+        if is_late || self.shared.usage_changed.swap(false, Ordering::Relaxed) {
             alarm.as_mut().reset(self.next_check());
         }
         if alarm.as_mut().poll(cx).is_ready() {
@@ -275,9 +276,12 @@ impl Driver {
     /// When to look whether the connection is quiet, or the server is. Not later than the next ping
     /// is due, whatever is under way now: its answer does not set this anew.
     fn next_check(&self) -> Instant {
-        if let Some(finish_by) = self.finish_by {
-            return finish_by;
-        }
+        let late_at = self.shared.outbox().late_at();
+        let next = self.finish_by.unwrap_or_else(|| self.next_look());
+        late_at.map_or(next, |late_at| late_at.min(next))
+    }
+
+    fn next_look(&self) -> Instant {
         let (now, keepalive) = (Instant::now(), self.shared.home.keepalive);
         let outbox = self.shared.outbox();
         // Behind a request that waits in a queue the server answers nothing, and drops nothing.
@@ -294,12 +298,13 @@ impl Driver {
     /// Pings over a connection that was quiet for a while, so that the server does not drop it, and
     /// gives up one over which no answer comes.
     fn check(&mut self) -> Result<()> {
-        if self.finish_by.is_some() {
+        let (now, keepalive) = (Instant::now(), self.shared.home.keepalive);
+        if self.finish_by.is_some_and(|finish_by| now >= finish_by) {
             let late = "the server did not answer before it was closed";
             return Err(Error::new(ErrorKind::Timeout, late));
         }
-        let (now, keepalive) = (Instant::now(), self.shared.home.keepalive);
-        let outbox = self.shared.outbox();
+        let mut outbox = self.shared.outbox();
+        outbox.give_up_late(now);
         let (is_idle, last_call) = (outbox.len() == 0, outbox.last_call());
         let waits = outbox.front().is_some_and(Request::may_wait);
         drop(outbox);
@@ -414,7 +419,7 @@ fn answer(call: Call, reply: Reply, handle: &Weak<Handle>, shared: &Arc<Shared>)
         (Caller::Waits(caller), _) => drop(caller.send(Ok(Answer { reply: Some(reply), orphan }))),
         (Caller::Releases { done: Some(done), .. }, request) => {
             let outcome = outcome::released(reply);
-            done(outcome.map_err(|error| named(error.on_server(&shared.home.server), &request)));
+            done.tell(outcome.map_err(|error| named(error.on_server(&shared.home.server), &request)));
         }
         (Caller::Releases { done: None, .. }, request) => {
             if let (Request::Release { key, token, .. }, Reply::Refused(status)) = (request, reply) {

@@ -19,6 +19,12 @@ pub(super) struct Call {
 }
 
 impl Call {
+    /// The release that somebody waits for, and until when.
+    fn awaited(&mut self) -> Option<(&mut Done, Instant)> {
+        let Caller::Releases { done: Some(done), .. } = &mut self.caller else { return None };
+        done.until().map(|until| (done, until))
+    }
+
     /// Whether whoever asked is gone.
     pub(super) fn is_deserted(&self) -> bool {
         matches!(&self.caller, Caller::Waits(caller) if caller.is_closed())
@@ -44,16 +50,28 @@ pub(super) struct Outbox {
     /// The position at which `bytes` ends.
     end: u64,
     last_call: Instant,
+    /// When somebody who waits for a release may have to be sent away: not later than this.
+    late_at: Option<Instant>,
     is_open: bool,
 }
 
 impl Outbox {
     pub(super) fn new(now: Instant) -> Self {
-        Self { calls: VecDeque::new(), bytes: Vec::new(), end: 0, last_call: now, is_open: true }
+        Self {
+            calls: VecDeque::new(),
+            bytes: Vec::new(),
+            end: 0,
+            last_call: now,
+            late_at: None,
+            is_open: true,
+        }
     }
 
     /// Takes a request. Answers whether its bytes are the first that wait to be sent.
-    pub(super) fn push(&mut self, call: Call) -> bool {
+    pub(super) fn push(&mut self, mut call: Call) -> bool {
+        if let Some((_, until)) = call.awaited() {
+            self.late_at = Some(self.late_at.map_or(until, |late_at| late_at.min(until)));
+        }
         let (begin, is_first) = (self.bytes.len(), self.bytes.is_empty());
         call.request.encode(&mut self.bytes);
         self.last_call = call.sent;
@@ -75,6 +93,22 @@ impl Outbox {
         } else {
             sending.append(&mut self.bytes);
         }
+    }
+
+    /// Sends those away who wait for a release and whose time is up.
+    pub(super) fn give_up_late(&mut self, now: Instant) {
+        self.late_at = None;
+        for (done, until) in self.calls.iter_mut().filter_map(|(call, _)| call.awaited()) {
+            if until <= now {
+                done.give_up();
+            } else {
+                self.late_at = Some(self.late_at.map_or(until, |late_at| late_at.min(until)));
+            }
+        }
+    }
+
+    pub(super) fn late_at(&self) -> Option<Instant> {
+        self.late_at
     }
 
     /// Forgets requests whose callers are gone, and with that which reply is whose.
