@@ -198,7 +198,8 @@ impl Pool {
     /// Asks one server something that holds nothing.
     pub(crate) async fn ask(self: &Arc<Self>, shard: usize, request: Request) -> Result<Reply> {
         let mut berth = self.board(shard).await?;
-        let reply = berth.call(request, Instant::now(), command::IO_SLACK).await?.claim();
+        let reply = berth.ask(request, Instant::now(), command::IO_SLACK);
+        let reply = berth.answer(reply).await?.claim();
         if reply == Reply::Refused(Status::Auth) {
             berth.retire();
         }

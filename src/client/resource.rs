@@ -4,6 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use futures::TryFutureExt;
 use futures::future::{BoxFuture, Either, Ready, ready};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::Instrument;
@@ -63,12 +64,13 @@ impl Resource {
         let shard = self.pool.options.shard(&self.key).map_err(named)?;
         let server = &self.pool.options.servers[shard].name;
         let span = tracing::info_span!("acquire", key = %self.key, %server);
-        let outcome = acquire(shard).instrument(span.clone()).await.map_err(named);
-        if let Err(error) = &outcome {
+        let acquire = acquire(shard).map_err(|error| {
+            let error = named(error);
             self.pool.meter.failed();
-            tracing::debug!(parent: &span, %error, "not acquired");
-        }
-        outcome
+            tracing::debug!(%error, "not acquired");
+            error
+        });
+        acquire.instrument(span).await
     }
 
     /// A key that is free is taken over a shared connection. All that comes after that is boxed, here
@@ -77,10 +79,11 @@ impl Resource {
         if self.isolated && timeout != Seconds::ZERO {
             return Box::pin(self.acquire_again(shard, timeout, began, None)).await;
         }
-        match self.try_now(shard, began).await {
-            Ok(Try::Held(guard)) => Ok(guard),
-            outcome => Box::pin(self.acquire_again(shard, timeout, began, Some(outcome))).await,
-        }
+        let tried = match self.try_now(shard, began).await {
+            Ok(Try::Held(guard)) => return Ok(guard),
+            tried => tried,
+        };
+        Box::pin(self.acquire_again(shard, timeout, began, Some(tried))).await
     }
 
     /// Waits for a key that was found busy, and tries again, where that was asked for, until the time
@@ -149,7 +152,8 @@ impl Resource {
         } else {
             (Box::pin(self.pool.board(shard)).await?, Instant::now())
         };
-        let answer = berth.call(self.asks(Seconds::ZERO), now, IO_SLACK).await?;
+        let reply = berth.ask(self.asks(Seconds::ZERO), now, IO_SLACK);
+        let answer = berth.answer(reply).await?;
         match self.settle(berth, answer, now).await {
             Ok(guard) => Ok(Try::Held(guard)),
             Err(error) if error.is_busy() => Ok(Try::Busy(error)),
@@ -200,7 +204,8 @@ impl Resource {
         let request = Request::Enqueue { key: self.key.clone(), limit: self.limit, lease: self.lease.ttl };
         let mut berth = self.pool.board_alone(self.pool.options.shard(&self.key)?).await?;
         let sent = Instant::now();
-        let answer = berth.call(request, sent, IO_SLACK).await?;
+        let reply = berth.ask(request, sent, IO_SLACK);
+        let answer = berth.answer(reply).await?;
         if *answer.reply() == Reply::Queued {
             tracing::debug!(key = %self.key, "queued");
             return Ok(Enqueued::Queued(Ticket(Some(Place { resource: self.clone(), berth }))));
@@ -218,7 +223,8 @@ impl Resource {
         line: Option<InLine>,
     ) -> Result<LeaseGuard> {
         let sent = Instant::now();
-        let answer = berth.call(request, sent, timeout.duration() + IO_SLACK).await?;
+        let reply = berth.ask(request, sent, timeout.duration() + IO_SLACK);
+        let answer = berth.answer(reply).await?;
         drop(line);
         self.settle(berth, answer, sent).await
     }

@@ -76,6 +76,13 @@ pub(crate) struct Awaited {
     alarm: Option<Pin<Box<Sleep>>>,
 }
 
+impl Awaited {
+    /// How long it is waited for.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+}
+
 impl Future for Awaited {
     type Output = Result<Answer, Failure>;
 

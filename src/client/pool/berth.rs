@@ -36,24 +36,22 @@ impl Berth {
         self.shard
     }
 
-    /// Sends a request, at `now`, and waits for its answer. One that could not be sent may go by
-    /// another connection.
+    /// Sends a request, at `now`.
+    pub(crate) fn ask(&self, request: Request, now: Instant, limit: Duration) -> Awaited {
+        self.session.call(request, now, limit)
+    }
+
+    /// Waits for the answer to what was asked here. A request that could not be sent may go by another
+    /// connection.
     ///
     /// Dropped, or without an answer, it gives up a connection of its own, and with it the place in a
     /// queue. On a shared one the request is answered all the same, and a grant in it given back.
-    pub(crate) fn call(
-        &mut self,
-        request: Request,
-        now: Instant,
-        limit: Duration,
-    ) -> impl Future<Output = Result<Answer>> + Send {
-        let mut reply = self.session.call(request, now, limit);
-        async move {
-            match self.wait(&mut reply).await {
-                Ok(answer) => Ok(answer),
-                Err(failure) => Box::pin(self.call_again(failure, limit)).await,
-            }
-        }
+    pub(crate) async fn answer(&mut self, mut reply: Awaited) -> Result<Answer> {
+        let failure = match self.wait(&mut reply).await {
+            Ok(answer) => return Ok(answer),
+            Err(failure) => failure,
+        };
+        Box::pin(self.ask_again(failure, reply.limit())).await
     }
 
     async fn wait(&self, reply: &mut Awaited) -> Result<Answer, Failure> {
@@ -65,7 +63,7 @@ impl Berth {
 
     /// A `wait` is bound to the connection that queued, any other request that was not sent is made
     /// again elsewhere.
-    async fn call_again(&mut self, mut failure: Failure, limit: Duration) -> Result<Answer> {
+    async fn ask_again(&mut self, mut failure: Failure, limit: Duration) -> Result<Answer> {
         for _ in 0..RESENDS {
             let may_go = |request: &mut Box<Request>| !matches!(**request, Request::Wait { .. });
             let Some(request) = failure.unsent.take_if(may_go).filter(|_| self.session.is_closed()) else {
@@ -73,7 +71,7 @@ impl Berth {
             };
             tracing::debug!(server = %self.session.server(), error = %failure.error, "a dead connection is replaced");
             *self = self.another().await?;
-            let mut reply = self.session.call(*request, Instant::now(), limit);
+            let mut reply = self.ask(*request, Instant::now(), limit);
             match self.wait(&mut reply).await {
                 Ok(answer) => return Ok(answer),
                 Err(again) => failure = again,
