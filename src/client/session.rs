@@ -167,8 +167,8 @@ struct Shared {
     /// Leases and requests that have a place on it, where places are shared.
     users: AtomicUsize,
     usage: Mutex<Usage>,
-    /// The driver has not seen yet that nobody has it any more.
-    usage_changed: AtomicBool,
+    /// Whether the driver has to set its alarm anew.
+    set_alarm: AtomicBool,
 }
 
 /// It takes requests.
@@ -208,7 +208,7 @@ impl Session {
             ended: Notify::new(),
             users: AtomicUsize::new(0),
             usage: Mutex::new(Usage::Taken(None)),
-            usage_changed: AtomicBool::new(false),
+            set_alarm: AtomicBool::new(false),
         });
         let handle = Arc::new(Handle(shared.clone()));
         tokio::spawn(Driver::new(stream, Arc::downgrade(&handle), shared).run());
@@ -266,7 +266,7 @@ impl Session {
     /// Nobody has it any more: it ends by itself at this time, unless it is taken before.
     pub(crate) fn rest(&self, until: Instant) {
         *self.shared().usage() = Usage::Idle(until);
-        self.shared().usage_changed.store(true, Ordering::Relaxed);
+        self.shared().set_alarm.store(true, Ordering::Release);
         self.shared().waker.wake();
     }
 
@@ -389,7 +389,11 @@ impl Shared {
         if outbox.len() == 0 {
             self.proof.owes(Some(call.sent));
         }
+        let late_at = outbox.late_at();
         let is_first = outbox.push(call);
+        if outbox.late_at() != late_at {
+            self.set_alarm.store(true, Ordering::Release);
+        }
         drop(outbox);
         if is_first {
             self.waker.wake();

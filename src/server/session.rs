@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadHalf, WriteHalf};
+use futures::FutureExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::consume_budget;
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
@@ -40,10 +41,8 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: impl Stream) {
 }
 
 pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, stream: impl Stream) {
-    let (reader, writer) = tokio::io::split(stream);
     let mut session = Session {
-        reader,
-        writer,
+        stream,
         inbox: BytesMut::new(),
         chunk: READ_CHUNK,
         out: Vec::new(),
@@ -63,12 +62,11 @@ pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, s
         () = shared.life.reaches(Phase::Stopped) => {}
     }
     // The peer may be gone already.
-    let _ = timeout(AUTH_PAUSE, session.writer.shutdown()).await;
+    let _ = timeout(AUTH_PAUSE, session.stream.shutdown()).await;
 }
 
 struct Session<S> {
-    reader: ReadHalf<S>,
-    writer: WriteHalf<S>,
+    stream: S,
     inbox: BytesMut,
     /// How much the next read asks for.
     chunk: usize,
@@ -163,7 +161,7 @@ impl<S: Stream> Session<S> {
             tokio::select! {
                 biased;
                 // First of all: what has come already is answered, also by a server that stops.
-                read = self.reader.read_buf(&mut self.inbox) => {
+                read = self.stream.read_buf(&mut self.inbox) => {
                     let n = read.ok().filter(|n| *n > 0).ok_or(Closed)?;
                     if self.inbox.len() == self.inbox.capacity() {
                         self.chunk = READ_CHUNK_BUSY;
@@ -200,8 +198,12 @@ impl<S: Stream> Session<S> {
         if self.out.is_empty() {
             return Ok(());
         }
-        let limit = self.shared.config.write_limit();
-        match timeout(limit, self.write()).await {
+        // Most peers take it at once: no need for a timer.
+        let written = match self.write().now_or_never() {
+            Some(written) => Ok(written),
+            None => timeout(self.shared.config.write_limit(), self.write()).await,
+        };
+        match written {
             Ok(Ok(())) => {
                 self.out.clear();
                 self.unsent.clear();
@@ -219,12 +221,12 @@ impl<S: Stream> Session<S> {
     /// Writes `out`, and keeps count, lest it matters where it broke off.
     async fn write(&mut self) -> io::Result<()> {
         while self.written < self.out.len() {
-            match self.writer.write(&self.out[self.written..]).await? {
+            match self.stream.write(&self.out[self.written..]).await? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
                 n => self.written += n,
             }
         }
-        self.writer.flush().await
+        self.stream.flush().await
     }
 
     fn reply(&mut self, reply: &Reply) {
@@ -367,7 +369,7 @@ impl<S: Stream> Session<S> {
             tokio::select! {
                 biased;
                 // First of all: a grant that comes together with the end of its peer goes on.
-                read = self.reader.read_buf(&mut self.inbox), if room => {
+                read = self.stream.read_buf(&mut self.inbox), if room => {
                     read.ok().filter(|n| *n > 0).ok_or(Closed)?;
                 }
                 outcome = wait.outcome() => break Some(outcome),

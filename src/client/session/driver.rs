@@ -105,7 +105,7 @@ impl Driver {
             }
             // What the server has said was read before: a line that came unasked must not pass for
             // the reply to the next request.
-            self.poll_send(cx)?;
+            let _ = self.poll_send(cx)?;
             if !self.unread.is_empty() {
                 cx.waker().wake_by_ref();
                 break;
@@ -122,8 +122,8 @@ impl Driver {
             }
             _ => {}
         }
-        let is_late = self.shared.outbox().late_at().is_some_and(|late_at| late_at < alarm.deadline());
-        if is_late || self.shared.usage_changed.swap(false, Ordering::Relaxed) {
+        if self.shared.set_alarm.load(Ordering::Relaxed) {
+            self.shared.set_alarm.store(false, Ordering::Relaxed);
             alarm.as_mut().reset(self.next_check());
         }
         if alarm.as_mut().poll(cx).is_ready() {
@@ -156,29 +156,21 @@ impl Driver {
         }
     }
 
-    /// Sends what it can of what was asked.
-    fn poll_send(&mut self, cx: &mut Context<'_>) -> Result<()> {
-        loop {
-            if self.sending.is_empty() {
-                self.shared.outbox().take_bytes(&mut self.sending);
-            }
-            if self.sending.is_empty() && !self.unflushed {
-                return Ok(());
-            }
-            match self.poll_write(cx) {
-                // Whoever asked meanwhile woke nobody, since bytes were waiting already.
-                Poll::Ready(Ok(())) => {}
-                Poll::Ready(Err(cause)) => return Err(Error::io("could not send", cause)),
-                Poll::Pending => return Ok(()),
-            }
-        }
+    /// Sends what was asked. Ready once all of it is on its way.
+    fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        // What an earlier time has left goes first. Whoever asked after that woke nobody, since bytes
+        // were waiting already.
+        std::task::ready!(self.poll_write(cx))?;
+        self.shared.outbox().take_bytes(&mut self.sending);
+        self.poll_write(cx)
     }
 
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let stream = &mut self.stream;
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let fault = |cause| Error::io("could not send", cause);
         while self.written < self.sending.len() {
-            match std::task::ready!(Pin::new(&mut *stream).poll_write(cx, &self.sending[self.written..]))? {
-                0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+            let rest = &self.sending[self.written..];
+            match std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, rest)).map_err(fault)? {
+                0 => return Poll::Ready(Err(fault(io::ErrorKind::WriteZero.into()))),
                 n => {
                     self.written += n;
                     self.sent += n as u64;
@@ -189,7 +181,7 @@ impl Driver {
         self.sending.clear();
         self.written = 0;
         if self.unflushed {
-            std::task::ready!(Pin::new(stream).poll_flush(cx))?;
+            std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx)).map_err(fault)?;
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))
@@ -201,8 +193,8 @@ impl Driver {
         let now = Instant::now();
         let waited = self.receive_at(now, most);
         self.shared.home.meter.round_trips(self.trips.drain(..));
-        let outbox = self.shared.outbox();
-        self.shared.proof.owes((outbox.len() > 0).then_some(now));
+        let is_owed = self.shared.outbox().len() > 0;
+        self.shared.proof.owes(is_owed.then_some(now));
         waited
     }
 
@@ -350,10 +342,7 @@ impl Driver {
 
     /// Sends what is left, and closes this way of the stream.
     fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.poll_send(cx)?;
-        if !self.sending.is_empty() {
-            return Poll::Pending;
-        }
+        std::task::ready!(self.poll_send(cx))?;
         let left = Pin::new(&mut self.stream).poll_shutdown(cx);
         left.map_err(|cause| Error::io("could not close", cause))
     }
