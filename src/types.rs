@@ -74,7 +74,10 @@ impl Key {
             let fault = format!("is {} bytes long, the limit is {MAX_LINE_BYTES}", key.len());
             return Err(Invalid::new("key", fault));
         }
-        if let Some(at) = key.iter().position(|b| matches!(b, b' ' | b'\t' | b'\r' | b'\n')) {
+        let is_space = |byte: &u8| matches!(byte, b' ' | b'\t' | b'\r' | b'\n');
+        // Looks at all bytes, which goes faster than to stop at the first.
+        if key.iter().fold(false, |found, byte| found | is_space(byte)) {
+            let at = key.iter().position(is_space).unwrap_or_default();
             return Err(Invalid::new("key", format!("has white space at byte {at}")));
         }
         Ok(Self(key.into()))
@@ -180,7 +183,7 @@ impl Token {
     /// When it is empty, longer than 245 bytes (a request line could not hold it beside a lease
     /// time), or holds white space or control characters.
     pub fn parse(token: &str) -> Result<Self, Invalid> {
-        if let Some(minted) = Self::minted(token) {
+        if let Some(minted) = Self::minted(token.as_bytes()) {
             return Ok(minted);
         }
         if token.is_empty() {
@@ -202,8 +205,9 @@ impl Token {
         Self(Repr::Opaque(text.into()))
     }
 
-    fn minted(token: &str) -> Option<Self> {
-        let (fence, salt) = token.as_bytes().split_first_chunk()?;
+    /// A token of 32 lower-case hex digits, as fencing servers hand out, and nothing else.
+    pub(crate) fn minted(token: &[u8]) -> Option<Self> {
+        let (fence, salt) = token.split_first_chunk()?;
         Some(Self(Repr::Minted { fence: number(fence)?, salt: number(salt.try_into().ok()?)? }))
     }
 

@@ -193,6 +193,13 @@ fn encode_grant(token: &Token, lease: Seconds, out: &mut Vec<u8>) {
 }
 
 fn grant(rest: &str) -> Result<(Token, Seconds), &'static str> {
+    // Most tokens are of one kind, and need no search for their end.
+    if let Some((token, seconds)) = rest.split_at_checked(32)
+        && let (Some(token), Some(seconds)) = (Token::minted(token.as_bytes()), seconds.strip_prefix(' '))
+        && let Ok(lease) = lease(seconds)
+    {
+        return Ok((token, lease));
+    }
     let mut fields = rest.split_whitespace();
     let (Some(token), Some(seconds), None) = (fields.next(), fields.next(), fields.next()) else {
         return Err("not a token and a lease");

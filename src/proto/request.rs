@@ -216,6 +216,9 @@ impl Request {
             _ => return Err(Malformed("unknown command")),
         };
         let key = Key::from_wire(key).map_err(|_| Malformed("bad key"))?;
+        if let (b"r" | b"sr", Some(token)) = (command, Token::minted(arg)) {
+            return Ok(Self::Release { token, key, family });
+        }
         // Bytes that are not UTF-8 are no white space and no number, which is all that matters here.
         let arg = String::from_utf8_lossy(arg);
         let mut fields = Fields(arg.split_whitespace());

@@ -158,10 +158,11 @@ impl LockTable {
             return Answer::Refused(Status::Draining);
         }
         let lease = lease.unwrap_or(self.config.default_lease);
-        if let Some(slot) = self.keys.find(key) {
+        let found = self.keys.find(key);
+        if let Some(slot) = found {
             self.refresh(now, slot);
         }
-        match self.fast_path(now, conn, key, limit, lease) {
+        match self.fast_path(now, conn, (key, found), limit, lease) {
             Err(status) => Answer::Refused(status),
             Ok(Fast::Held(_, grant)) => Answer::Granted(grant),
             Ok(Fast::Full(slot)) if may_wait => Answer::Waiting(self.join(conn, slot, lease, true)),
@@ -183,13 +184,14 @@ impl LockTable {
             return Place::Refused(Status::Draining);
         }
         let lease = lease.unwrap_or(self.config.default_lease);
-        if let Some(slot) = self.keys.find(key) {
+        let found = self.keys.find(key);
+        if let Some(slot) = found {
             self.refresh(now, slot);
             if self.registrations.contains_key(&(conn, slot)) {
                 return Place::Refused(Status::AlreadyEnqueued);
             }
         }
-        let (slot, registration, place) = match self.fast_path(now, conn, key, limit, lease) {
+        let (slot, registration, place) = match self.fast_path(now, conn, (key, found), limit, lease) {
             Err(status) => return Place::Refused(status),
             Ok(Fast::Held(holder, grant)) => {
                 let Some(slot) = self.holders.get(holder).map(|holder| holder.key) else {

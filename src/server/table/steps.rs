@@ -20,11 +20,10 @@ impl LockTable {
         &mut self,
         now: Instant,
         conn: ConnId,
-        key: &Key,
+        (key, found): (&Key, Option<KeySlot>),
         limit: Limit,
         lease: Seconds,
     ) -> Result<Fast, Status> {
-        let found = self.keys.find(key);
         match found.and_then(|slot| self.keys.get(slot)) {
             None if self.keys.len() >= self.config.max_locks => return Err(Status::MaxLocks),
             None => {}
