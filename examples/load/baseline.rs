@@ -7,6 +7,7 @@ use dflockd_client::proto::{Family, Reply, Request};
 use dflockd_client::{Fence, Key, Seconds, Token};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::Result;
 use crate::workers::Worker;
@@ -36,19 +37,56 @@ impl Bare {
         release.encode(&mut requests[1]);
         Ok(Self { stream, requests, replies: canned(lease).map(|reply| reply.len()) })
     }
+
+    /// Exchanges the first request, or the second.
+    async fn exchange(&mut self, which: usize) -> Result<()> {
+        let mut buffer = [0; BUFFER];
+        self.stream.write_all(&self.requests[which]).await?;
+        let mut read = 0;
+        while read < self.replies[which] {
+            read += some(self.stream.read(&mut buffer).await?)?;
+        }
+        Ok(())
+    }
 }
 
 impl Worker for Bare {
     async fn round(&mut self) -> Result<()> {
-        let mut buffer = [0; BUFFER];
-        for (request, reply) in self.requests.iter().zip(self.replies) {
-            self.stream.write_all(request).await?;
-            let mut read = 0;
-            while read < reply {
-                read += some(self.stream.read(&mut buffer).await?)?;
+        self.exchange(0).await?;
+        self.exchange(1).await
+    }
+}
+
+/// The same with the tasks that a client has who can be cancelled and keeps leases, and with nothing else: one for each
+/// connection, which is asked by a channel, and one for each lease, which ends with it.
+pub(crate) struct Relayed(mpsc::UnboundedSender<(usize, oneshot::Sender<Result<()>>)>);
+
+impl Relayed {
+    pub(crate) fn new(mut bare: Bare) -> Self {
+        let (calls, mut called) = mpsc::unbounded_channel::<(_, oneshot::Sender<_>)>();
+        tokio::spawn(async move {
+            while let Some((which, done)) = called.recv().await {
+                // Who asked waits for it, or the measurement is over.
+                let _ = done.send(bare.exchange(which).await);
             }
-        }
-        Ok(())
+        });
+        Self(calls)
+    }
+
+    async fn exchange(&self, which: usize) -> Result<()> {
+        let (done, is_done) = oneshot::channel();
+        self.0.send((which, done))?;
+        is_done.await?
+    }
+}
+
+impl Worker for Relayed {
+    async fn round(&mut self) -> Result<()> {
+        self.exchange(0).await?;
+        let lease = tokio::spawn(std::future::pending::<()>());
+        let released = self.exchange(1);
+        lease.abort();
+        released.await
     }
 }
 

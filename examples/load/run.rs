@@ -11,7 +11,7 @@ use dflockd_client::{AsyncDistributedLock, LockClient, Seconds};
 use futures::future::try_join_all;
 use indicatif::{ProgressBar, ProgressStyle};
 
-use crate::baseline::Bare;
+use crate::baseline::{Bare, Relayed};
 use crate::peer::Peer;
 use crate::report::{self, Series};
 use crate::workers::{Measured, Worker};
@@ -72,6 +72,8 @@ enum Mode {
     Shared,
     /// A client for each worker
     PerWorker,
+    /// No client: the baseline's bytes through the tasks that one would have
+    Tasks,
 }
 
 #[derive(Clone, Copy)]
@@ -159,7 +161,8 @@ struct Target {
 impl Target {
     fn start(args: &Args) -> Result<Self> {
         let lease = Seconds::ceil("lease", Duration::from_secs(args.lease))?;
-        let canned = args.baseline.then(|| Peer::canned(args.server_threads, lease)).transpose()?;
+        let canned = args.baseline || args.mode == Mode::Tasks;
+        let canned = canned.then(|| Peer::canned(args.server_threads, lease)).transpose()?;
         let mut target = Self { servers: Vec::new(), tls: None, canned, lease, server: None };
         target.servers = args.servers.iter().map(|Address(host, port)| (host.clone(), *port)).collect();
         if !target.servers.is_empty() {
@@ -211,22 +214,37 @@ impl Target {
         (0..workers).map(holder).collect()
     }
 
-    async fn bare(&self, args: &Args, workers: usize) -> Result<Option<Vec<Bare>>> {
-        let Some(canned) = &self.canned else { return Ok(None) };
+    async fn bare(&self, args: &Args, connections: usize) -> Result<Vec<Bare>> {
+        let port = self.canned.as_ref().ok_or("there is nobody for the baseline to talk to")?.port;
+        let key = args.keys.name(0, 0);
+        try_join_all((0..connections).map(|_| Bare::connect(port, &key, self.lease))).await
+    }
+
+    async fn measure(&self, args: &Args, workers: usize, bar: &ProgressBar) -> Result<Point> {
+        if args.mode == Mode::Tasks {
+            let relayed = self.bare(args, workers).await?.into_iter().map(Relayed::new).collect();
+            return self.compare(Measured::new(relayed, self.canned.as_ref()), args, bar).await;
+        }
+        self.compare(Measured::new(self.holders(args, workers)?, self.server.as_ref()), args, bar).await
+    }
+
+    /// Measures these workers and, where that is asked for, the baseline by turns.
+    async fn compare<W: Worker>(
+        &self,
+        mut holders: Measured<W>,
+        args: &Args,
+        bar: &ProgressBar,
+    ) -> Result<Point> {
+        let (workers, rounds) = (holders.count(), args.rounds.div_ceil(args.slices));
         let connections = match (args.baseline_workers, args.keys) {
             (Some(connections), _) => connections,
             (None, Keys::Some(1)) => 1,
             _ => workers,
         };
-        let key = args.keys.name(0, 0);
-        let all = (0..connections).map(|_| Bare::connect(canned.port, &key, self.lease));
-        try_join_all(all).await.map(Some)
-    }
-
-    async fn measure(&self, args: &Args, workers: usize, bar: &ProgressBar) -> Result<Point> {
-        let rounds = args.rounds.div_ceil(args.slices);
-        let mut holders = Measured::new(self.holders(args, workers)?, self.server.as_ref());
-        let mut bare = self.bare(args, workers).await?.map(|bare| Measured::new(bare, self.canned.as_ref()));
+        let mut bare = None;
+        if args.baseline {
+            bare = Some(Measured::new(self.bare(args, connections).await?, self.canned.as_ref()));
+        }
         // One slice more, the first, to warm up.
         for slice in 0..=args.slices {
             if let Some(bare) = &mut bare {
