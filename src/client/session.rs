@@ -362,13 +362,15 @@ impl Shared {
         self.end.get().cloned().unwrap_or_else(shut_down)
     }
 
-    /// The request that the next reply answers, of those that were sent before this position.
-    fn next_call(&self, asked: u64) -> Option<Call> {
+    /// The request that a reply read at `now` answers, of those that were sent before this position.
+    fn next_call(&self, asked: u64, now: Instant) -> Option<Call> {
         let mut outbox = self.outbox();
         if is_broken(Rule::ReplyOrder) {
             outbox.forget_deserted();
         }
-        outbox.pop(asked)
+        let call = outbox.pop(asked);
+        self.proof.owes((outbox.len() > 0).then_some(now));
+        call
     }
 
     fn send(&self, call: Call) {

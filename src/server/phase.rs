@@ -1,7 +1,9 @@
 //! Where a server stands in its life, and who waits for the next step. Knows of no connection.
 
+use std::future::poll_fn;
 use std::pin::pin;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::Poll;
 
 use tokio::sync::Notify;
 
@@ -30,6 +32,11 @@ impl Life {
     pub(super) fn enter(&self, phase: Phase) {
         self.phase.fetch_max(phase as u8, Ordering::Release);
         self.moved_on.notify_waiters();
+    }
+
+    /// Resolves like [`reaches`](Self::reaches), but only where somebody else has it polled then.
+    pub(super) fn has_reached(&self, phase: Phase) -> impl Future<Output = ()> {
+        poll_fn(move |_| if self.phase() >= phase { Poll::Ready(()) } else { Poll::Pending })
     }
 
     /// Resolves in this phase and in those after it.

@@ -55,11 +55,15 @@ pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, s
         connected,
     };
     let shared = session.shared.clone();
-    let draining = pin!(shared.life.reaches(Phase::Draining));
+    let stopped = async {
+        // Wakes the session as well, which looks at the phase whenever it is polled.
+        shared.life.reaches(Phase::Draining).await;
+        shared.life.reaches(Phase::Stopped).await;
+    };
     tokio::select! {
         biased;
-        Closed = session.run(draining) => {}
-        () = shared.life.reaches(Phase::Stopped) => {}
+        Closed = session.run() => {}
+        () = stopped => {}
     }
     // The peer may be gone already.
     let _ = timeout(AUTH_PAUSE, session.stream.shutdown()).await;
@@ -94,7 +98,7 @@ impl<S> Drop for Session<S> {
 }
 
 impl<S: Stream> Session<S> {
-    async fn run(&mut self, mut draining: Pin<&mut impl Future<Output = ()>>) -> Closed {
+    async fn run(&mut self) -> Closed {
         let mut timer = pin!(sleep_until(self.line_limit()));
         loop {
             if let Err(closed) = self.serve_inbox().await {
@@ -103,7 +107,7 @@ impl<S: Stream> Session<S> {
             if let Err(closed) = self.flush().await {
                 return closed;
             }
-            if let Err(closed) = self.read(timer.as_mut(), draining.as_mut()).await {
+            if let Err(closed) = self.read(timer.as_mut()).await {
                 return closed;
             }
         }
@@ -146,13 +150,9 @@ impl<S: Stream> Session<S> {
 
     /// Reads more, while the line that has begun is within its time and the server goes on.
     ///
-    /// The timer and the wait for the drain are kept from one read to the next. A timer that goes off
-    /// may be an earlier line's: to set it anew with each line would cost more than the line.
-    async fn read(
-        &mut self,
-        mut timer: Pin<&mut Sleep>,
-        mut drain: Pin<&mut impl Future<Output = ()>>,
-    ) -> Result<(), Closed> {
+    /// The timer is kept from one read to the next. One that goes off may be an earlier line's: to set
+    /// it anew with each line would cost more than the line.
+    async fn read(&mut self, mut timer: Pin<&mut Sleep>) -> Result<(), Closed> {
         let limit = self.line_limit();
         loop {
             let draining = self.shared.life.phase() != Phase::Serving;
@@ -182,7 +182,7 @@ impl<S: Stream> Session<S> {
                     }
                     timer.as_mut().reset(limit);
                 }
-                () = &mut drain, if !draining => {}
+                () = self.shared.life.has_reached(Phase::Draining), if !draining => {}
                 () = sleep(DRAIN_LOOK), if draining => {}
             }
         }

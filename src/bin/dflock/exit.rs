@@ -148,5 +148,6 @@ pub(crate) fn printable(text: &str) -> String {
 /// Tells the user something, in one line; a closed stderr is no reason to stop.
 pub(crate) fn say(line: &str) {
     use io::Write as _;
-    let _ = writeln!(io::stderr(), "dflock: {line}");
+    // In one piece: the command may be writing there as well.
+    let _ = io::stderr().write_all(format!("dflock: {line}\n").as_bytes());
 }

@@ -18,6 +18,7 @@ use super::{
 use crate::client::conn::{closed_by_peer, unasked};
 use crate::client::outcome;
 use crate::error::{Error, ErrorKind, Result};
+use crate::lease::Done;
 use crate::net::BoxStream;
 use crate::proto::{Family, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
 use crate::types::Token;
@@ -193,8 +194,6 @@ impl Driver {
         let now = Instant::now();
         let waited = self.receive_at(now, most);
         self.shared.home.meter.round_trips(self.trips.drain(..));
-        let is_owed = self.shared.outbox().len() > 0;
-        self.shared.proof.owes(is_owed.then_some(now));
         waited
     }
 
@@ -204,8 +203,14 @@ impl Driver {
             let mut unread = &self.chunk[self.unread.clone()];
             let line = self.decoder.next(&mut unread, MAX_REPLY_BYTES);
             self.unread.start = self.unread.end - unread.len();
-            let Some(line) = line else { break };
-            let Some(call) = self.shared.next_call(self.asked) else {
+            let Some(line) = line else {
+                if !self.decoder.at_boundary() {
+                    // More of an answer has come: it is on its way.
+                    self.shared.proof.owes(Some(now));
+                }
+                break;
+            };
+            let Some(call) = self.shared.next_call(self.asked, now) else {
                 return Err(line.map_or_else(too_long, unasked));
             };
             let reply = match line {
@@ -391,40 +396,55 @@ fn too_long(fault: LineTooLong) -> Error {
 /// Hands a reply to its caller; a grant travels with the duty to release it, or comes back where
 /// nobody has the session any more.
 #[must_use]
-fn answer(call: Call, reply: Reply, handle: &Weak<Handle>, shared: &Arc<Shared>) -> Option<Orphan> {
+fn answer(call: Call, reply: Reply, handle: &Weak<Handle>, shared: &Shared) -> Option<Orphan> {
     if reply == Reply::Refused(Status::Draining) {
         shared.home.draining.store(true, Ordering::Relaxed);
     }
+    let Call { request, caller, .. } = call;
+    let caller = match caller {
+        Caller::Releases { done, .. } => {
+            released(&request, reply, done, &shared.home.server);
+            return None;
+        }
+        Caller::Waits(caller) => Some(caller),
+        Caller::Nobody => None,
+    };
     let orphan = match &reply {
-        Reply::Granted { token, .. } | Reply::Acquired { token, .. } => orphan(&call.request, token),
+        Reply::Granted { token, .. } | Reply::Acquired { token, .. } => orphan(request, token),
         _ => None,
     };
-    let (orphan, left) = match (orphan, handle.upgrade()) {
-        (Some(orphan), Some(handle)) => (Some((orphan, Session(handle))), None),
-        (orphan, _) => (None, orphan),
+    let (orphan, left) = match orphan.map(|orphan| (orphan, handle.upgrade())) {
+        Some((orphan, Some(handle))) => (Some((orphan, Session(handle))), None),
+        Some((orphan, None)) => (None, Some(orphan)),
+        None => (None, None),
     };
-    match (call.caller, call.request) {
-        // An answer that cannot be delivered comes back and is dropped, which releases its grant.
-        (Caller::Waits(caller), _) => drop(caller.send(Ok(Answer { reply: Some(reply), orphan }))),
-        (Caller::Releases { done: Some(done), .. }, request) => {
-            let outcome = outcome::released(reply);
-            done.tell(outcome.map_err(|error| named(error.on_server(&shared.home.server), &request)));
-        }
-        (Caller::Releases { done: None, .. }, request) => {
-            if let (Request::Release { key, token, .. }, Reply::Refused(status)) = (request, reply) {
-                tracing::debug!(%key, fence = ?token.fence(), %status, "released a lease that was gone already");
-            }
-        }
-        (Caller::Nobody, _) => drop(Answer { reply: Some(reply), orphan }),
+    let answer = Answer { reply: Some(reply), orphan };
+    // One that cannot be delivered comes back and is dropped, which releases its grant.
+    match caller {
+        Some(caller) => drop(caller.send(Ok(answer))),
+        None => drop(answer),
     }
     left
 }
 
-fn orphan(request: &Request, token: &Token) -> Option<Orphan> {
-    let family = match request {
-        Request::Acquire { limit, .. } | Request::Enqueue { limit, .. } => Family::of(*limit),
-        Request::Wait { family, .. } => *family,
+fn released(request: &Request, reply: Reply, done: Option<Done>, server: &Arc<str>) {
+    match (done, request, reply) {
+        (Some(done), request, reply) => {
+            let outcome = outcome::released(reply);
+            done.tell(outcome.map_err(|error| named(error.on_server(server), request)));
+        }
+        (None, Request::Release { key, token, .. }, Reply::Refused(status)) => {
+            tracing::debug!(%key, fence = ?token.fence(), %status, "released a lease that was gone already");
+        }
+        (None, ..) => {}
+    }
+}
+
+fn orphan(request: Request, token: &Token) -> Option<Orphan> {
+    let (key, family) = match request {
+        Request::Acquire { key, limit, .. } | Request::Enqueue { key, limit, .. } => (key, Family::of(limit)),
+        Request::Wait { key, family, .. } => (key, family),
         _ => return None,
     };
-    Some(Orphan { key: request.key()?.clone(), token: token.clone(), family, rescued: false })
+    Some(Orphan { key, token: token.clone(), family, rescued: false })
 }
