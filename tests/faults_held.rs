@@ -5,12 +5,17 @@
 #[path = "support/peers.rs"]
 mod peers;
 
+use std::io;
+use std::pin::Pin;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::{AsyncDistributedLock, ErrorKind, LockClient, LostReason, Settings};
 use futures::FutureExt;
+use futures::future::join_all;
 use peers::{End, Peers, TOKEN, Wire, cut, peer, script, sound};
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, timeout};
 
 const S: Duration = Duration::from_secs(1);
@@ -239,4 +244,69 @@ async fn a_server_that_drains_is_unavailable_to_every_acquire() {
     }
     held.release().await.unwrap();
     stopping.await.unwrap();
+}
+
+/// A connection that answers so many requests at once, and takes nothing after them.
+struct BreaksAfter {
+    requests: usize,
+    lines: usize,
+    answers: Vec<u8>,
+    reader: Option<Waker>,
+}
+
+impl AsyncWrite for BreaksAfter {
+    fn poll_write(mut self: Pin<&mut Self>, _: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        if self.lines == 3 * self.requests {
+            return Poll::Ready(Err(io::ErrorKind::BrokenPipe.into()));
+        }
+        self.lines += bytes.iter().filter(|byte| **byte == b'\n').count();
+        if self.lines == 3 * self.requests {
+            self.answers = format!("ok {TOKEN} 33\n").repeat(self.requests).into();
+            self.reader.take().expect("the client reads all the time").wake();
+        }
+        Poll::Ready(Ok(bytes.len()))
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncRead for BreaksAfter {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        to: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.answers.is_empty() {
+            self.reader = Some(cx.waker().clone());
+            return Poll::Pending;
+        }
+        to.put_slice(&std::mem::take(&mut self.answers));
+        Poll::Ready(Ok(()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn answers_that_came_before_the_way_broke_reach_their_callers() {
+    const MANY: usize = 100;
+    let breaks = || {
+        let stream = BreaksAfter { requests: MANY, lines: 0, answers: Vec::new(), reader: None };
+        End::Open(Box::new(stream))
+    };
+    let (lock, _server) = lock(breaks);
+    let tasks = (0..MANY).map(|_| {
+        let lock = lock.clone();
+        tokio::spawn(async move { lock.try_acquire().await.map(drop) })
+    });
+    let outcomes: Vec<_> = join_all(tasks).await.into_iter().map(Result::unwrap).collect();
+    // The first grants are let go at once, and that fails; the others are lost as they come.
+    assert!(outcomes[0].is_ok(), "{:?}", outcomes[0]);
+    for error in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
+        assert!(error.to_string().ends_with("lost as it came: its connection closed"), "{error}");
+    }
 }

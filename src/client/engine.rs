@@ -90,7 +90,7 @@ impl Engine for ServerLease {
     }
 
     fn minds_the_time(&self) -> bool {
-        true
+        self.session().is_none_or(|session| session.is_driven_here())
     }
 
     fn release(&self, now: Instant, done: Done) {

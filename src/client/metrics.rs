@@ -44,7 +44,7 @@ pub struct Metrics {
     pub release_failures: u64,
     /// From the call of an acquire to its guard, waiting included.
     pub acquire_latency: Latency,
-    /// From sending a request that the server answers at once to its answer.
+    /// From making a request that the server answers at once to its answer.
     pub round_trip_latency: Latency,
 }
 

@@ -116,7 +116,7 @@ impl Resource {
         }
     }
 
-    /// Waits for a key that is busy, over a connection of its own.
+    /// Tries, where that was not done, and waits for a key that is busy, over a connection of its own.
     async fn acquire_once(
         &self,
         shard: usize,

@@ -2,51 +2,35 @@
 //! in order. Callers leave their requests in its outbox, so dropping a caller drops nothing but a
 //! receiver. A grant that nobody reads is released. Knows the wire, but no pool and no lease.
 
+mod answer;
 mod driver;
 mod outbox;
 mod proof;
+mod wire;
 
-use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
-use std::task::{Context, Poll};
 use std::time::Duration;
 
-use futures::FutureExt;
 use futures::task::AtomicWaker;
+use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
-use tokio::time::{Instant, Sleep, sleep};
+use tokio::time::{Instant, sleep};
 
 use crate::client::metrics::Meter;
-use crate::client::outcome::Grant;
 use crate::error::{Error, ErrorKind};
 use crate::lease::{Done, LostReason};
 use crate::net::BoxStream;
-use crate::proto::{Family, Reply, Request};
+use crate::proto::Request;
 use crate::sabotage::{Rule, is_broken};
-use crate::types::{Key, Token};
+pub(crate) use answer::{Answer, Awaited, Failure, Orphan};
 use driver::Driver;
 use outbox::{Call, Caller, Outbox};
 use proof::Proof;
+use wire::Wire;
 
 /// How many requests may be under way on one session before it answers with an error.
 const MAX_UNANSWERED: usize = 1 << 18;
-
-/// A grant that nobody took: whoever gets it releases it.
-#[derive(Clone, Debug)]
-pub(crate) struct Orphan {
-    pub(crate) key: Key,
-    pub(crate) token: Token,
-    pub(crate) family: Family,
-    /// Whether its release was passed on already, from a session that had ended.
-    pub(crate) rescued: bool,
-}
-
-impl Orphan {
-    pub(crate) fn release(self) -> Request {
-        Request::Release { key: self.key, token: self.token, family: self.family }
-    }
-}
 
 /// What a session needs of the pool that it belongs to.
 #[derive(Clone)]
@@ -61,94 +45,15 @@ pub(crate) struct Home {
     pub(crate) rescue: Arc<dyn Fn(Orphan, Option<Done>) + Send + Sync>,
 }
 
-/// Why a call has no reply.
-#[derive(Debug)]
-pub(crate) struct Failure {
-    pub(crate) error: Error,
-    /// The request, where nothing of it was sent: it may be made again elsewhere.
-    pub(crate) unsent: Option<Box<Request>>,
-}
-
-/// The reply to one request, which is not a part of this: it is moved about, and should be small.
-pub(crate) struct Awaited {
-    reply: oneshot::Receiver<Result<Answer, Failure>>,
-    limit: Duration,
-    alarm: Option<Pin<Box<Sleep>>>,
-}
-
-impl Awaited {
-    /// How long it is waited for.
-    pub(crate) fn limit(&self) -> Duration {
-        self.limit
-    }
-}
-
-impl Future for Awaited {
-    type Output = Result<Answer, Failure>;
-
-    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
-        let error = match self.reply.poll_unpin(cx) {
-            Poll::Ready(Ok(outcome)) => return Poll::Ready(outcome),
-            Poll::Ready(Err(_)) => shut_down(),
-            Poll::Pending => {
-                let Some(alarm) = &mut self.alarm else { return Poll::Pending };
-                std::task::ready!(alarm.as_mut().poll(cx));
-                Error::new(ErrorKind::Timeout, format!("no reply within {:?}", self.limit))
-            }
-        };
-        Poll::Ready(Err(Failure { error, unsent: None }))
-    }
-}
-
-/// A reply on its way to its caller. Dropped with a grant inside, it releases the grant.
-#[derive(Debug)]
-pub(crate) struct Answer {
-    reply: Option<Reply>,
-    orphan: Option<(Orphan, Session)>,
-}
-
-impl Answer {
-    /// The grant in it, which stays the answer's to release.
-    pub(crate) fn grant(&self) -> Option<Grant> {
-        match self.reply() {
-            Reply::Granted { token, lease } | Reply::Acquired { token, lease } => {
-                Some(Grant { token: token.clone(), lease: lease.duration() })
-            }
-            _ => None,
-        }
-    }
-
-    /// The reply; a grant in it is now the caller's to release.
-    pub(crate) fn claim(mut self) -> Reply {
-        self.orphan = None;
-        self.reply.take().unwrap_or(Reply::Timeout)
-    }
-
-    pub(crate) fn reply(&self) -> &Reply {
-        self.reply.as_ref().unwrap_or(&Reply::Timeout)
-    }
-}
-
-impl Drop for Answer {
-    fn drop(&mut self) {
-        if let Some((orphan, session)) = self.orphan.take()
-            && !is_broken(Rule::OrphanRelease)
-        {
-            tracing::debug!(key = %orphan.key, fence = ?orphan.token.fence(), "a grant that nobody took is released");
-            session.release(orphan, Instant::now(), None);
-        }
-    }
-}
-
 /// A handle on a driver. Cheap to clone; when the last one drops, the driver finishes what is
 /// under way and closes.
 #[derive(Clone)]
-pub(crate) struct Session(Arc<Handle>);
+pub(crate) struct Session(Arc<Handles>);
 
 /// What all handles on one driver are together.
-struct Handle(Arc<Shared>);
+struct Handles(Arc<Shared>);
 
-impl Drop for Handle {
+impl Drop for Handles {
     fn drop(&mut self) {
         self.0.steer(CLOSING);
     }
@@ -156,6 +61,8 @@ impl Drop for Handle {
 
 struct Shared {
     home: Home,
+    /// Where the driver runs.
+    runtime: runtime::Id,
     outbox: Mutex<Outbox>,
     /// Wakes the driver when there is something to send, or to do.
     waker: AtomicWaker,
@@ -201,6 +108,7 @@ impl Session {
         let shared = Arc::new(Shared {
             proof: Proof::new(home.keepalive, now),
             home,
+            runtime: Handle::current().id(),
             outbox: Mutex::new(Outbox::new(now)),
             waker: AtomicWaker::new(),
             course: AtomicU8::new(OPEN),
@@ -210,7 +118,7 @@ impl Session {
             usage: Mutex::new(Usage::Taken(None)),
             set_alarm: AtomicBool::new(false),
         });
-        let handle = Arc::new(Handle(shared.clone()));
+        let handle = Arc::new(Handles(shared.clone()));
         tokio::spawn(Driver::new(stream, Arc::downgrade(&handle), shared).run());
         Self(handle)
     }
@@ -229,7 +137,8 @@ impl Session {
     pub(crate) fn call(&self, request: Request, now: Instant, limit: Duration) -> Awaited {
         let (answer, reply) = oneshot::channel();
         // A server that owes an answer is given up after two intervals: no need for another clock.
-        let is_bounded = !request.may_wait() && limit >= 2 * self.shared().home.keepalive;
+        let is_bounded =
+            !request.may_wait() && limit >= 2 * self.shared().home.keepalive && self.is_driven_here();
         self.shared().send(Call { request, caller: Caller::Waits(answer), sent: now });
         Awaited { reply, limit, alarm: (!is_bounded).then(|| Box::pin(sleep(limit))) }
     }
@@ -268,6 +177,11 @@ impl Session {
         *self.shared().usage() = Usage::Idle(until);
         self.shared().set_alarm.store(true, Ordering::Release);
         self.shared().waker.wake();
+    }
+
+    /// Whether the driver runs where the caller does: then its clock is as good as one of his own.
+    pub(crate) fn is_driven_here(&self) -> bool {
+        Handle::try_current().is_ok_and(|here| here.id() == self.shared().runtime)
     }
 
     /// How many leases and requests share it.
@@ -324,7 +238,7 @@ impl Session {
 }
 
 /// A session that this does not keep open.
-pub(crate) struct WeakSession(Weak<Handle>);
+pub(crate) struct WeakSession(Weak<Handles>);
 
 impl WeakSession {
     /// The session, unless it is about to end, or has.
@@ -393,11 +307,12 @@ impl Shared {
         }
         let late_at = outbox.late_at();
         let is_first = outbox.push(call);
-        if outbox.late_at() != late_at {
+        let is_sooner = outbox.late_at() != late_at;
+        if is_sooner {
             self.set_alarm.store(true, Ordering::Release);
         }
         drop(outbox);
-        if is_first {
+        if is_first || is_sooner {
             self.waker.wake();
         }
     }

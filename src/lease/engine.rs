@@ -7,9 +7,12 @@ use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::lease::LostReason;
 use crate::lease::event::Teller;
+
+/// How long whoever lets go waits for the answer.
+pub(super) const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Hears how a release went.
 pub(crate) struct Done {
@@ -50,11 +53,21 @@ impl Done {
         self.caller.as_ref().map(|caller| caller.until)
     }
 
-    /// Sends a caller who waits away: there is no answer in time. Whoever counts still hears of it.
+    /// Tells a caller who waits that there is no answer in time. Whoever counts still hears of it.
     #[cfg_attr(not(feature = "client"), allow(dead_code))]
     pub(crate) fn give_up(&mut self) {
-        self.caller = None;
+        if let (Some(caller), Some(teller)) = (self.caller.take(), &self.teller) {
+            // The caller may have stopped waiting.
+            let _ = caller.tell.send(Err(late(teller)));
+        }
     }
+}
+
+/// A release that was not answered in time.
+pub(super) fn late(teller: &Teller) -> Error {
+    let detail = format!("no answer within {} s", RELEASE_LIMIT.as_secs());
+    let error = Error::new(ErrorKind::Timeout, detail).during("release");
+    error.for_key(&teller.key).on_server(&teller.grantor)
 }
 
 /// What happened to that which keeps a lease.

@@ -109,7 +109,7 @@ pub(crate) struct Teller {
     listener: Listener,
     tally: Arc<Tally>,
     pub(super) span: Span,
-    pub(super) standing: Standing,
+    pub(super) standing: Arc<Standing>,
 }
 
 impl Teller {
@@ -121,7 +121,7 @@ impl Teller {
             span.follows_from(Span::current());
         }
         let (listener, tally) = (terms.listener.clone(), terms.tally.clone());
-        Self { key, fence, grantor, listener, tally, span, standing: Standing::new() }
+        Self { key, fence, grantor, listener, tally, span, standing: Arc::new(Standing::new()) }
     }
 
     pub(super) fn granted(&self, ttl: Duration) {

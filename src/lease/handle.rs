@@ -12,14 +12,11 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{ErrorKind, Result};
-use crate::lease::engine::Releaser;
+use crate::lease::engine::{RELEASE_LIMIT, Releaser, late};
 use crate::lease::signal::LostSignal;
 use crate::lease::state::Shared;
 use crate::lease::{LeaseState, LostReason};
 use crate::types::{Fence, Key, Token};
-
-/// How long [`Lease::release`] waits for the answer.
-const RELEASE_LIMIT: Duration = Duration::from_secs(5);
 
 /// How [`Lease::run`] ended.
 #[must_use = "the lease may have been lost before the work was done"]
@@ -141,7 +138,7 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn lost(&self) -> LostSignal {
-        LostSignal::new(self.0.teller.clone())
+        LostSignal::new(self.0.teller.standing.clone())
     }
 
     /// Resolves when little time is left because renewals are late (a quarter of the ttl, see
@@ -153,8 +150,8 @@ impl Lease {
     /// # Cancel safety
     /// Dropping it loses nothing.
     pub fn at_risk(&self) -> impl Future<Output = ()> + Send + 'static {
-        let teller = self.0.teller.clone();
-        async move { teller.standing.wait_for(|state| (state != LeaseState::Healthy).then_some(())).await }
+        let standing = self.0.teller.standing.clone();
+        async move { standing.wait_for(|state| (state != LeaseState::Healthy).then_some(())).await }
     }
 
     /// Waits until the lease is in such a state, or until it is let go and states no longer change.
@@ -271,18 +268,18 @@ impl Lease {
         }
         let (tell, told) = oneshot::channel();
         let until = now + RELEASE_LIMIT;
+        let minds_the_time = self.0.engine.minds_the_time();
         self.0.release(now, Some(Releaser { tell, until }));
-        let outcome = if self.0.engine.minds_the_time() {
+        let outcome = if minds_the_time {
             told.await.ok()
         } else {
             Box::pin(timeout_at(until, told)).await.ok().and_then(std::result::Result::ok)
         };
         outcome.unwrap_or_else(|| {
-            if Instant::now() < until {
-                return Err(self.0.error("release", ErrorKind::ConnectionClosed, "the runtime is shut down"));
+            if Instant::now() >= until {
+                return Err(late(&self.0.teller));
             }
-            let detail = format!("no answer within {} s", RELEASE_LIMIT.as_secs());
-            Err(self.0.error("release", ErrorKind::Timeout, detail))
+            Err(self.0.error("release", ErrorKind::ConnectionClosed, "the runtime is shut down"))
         })
     }
 }

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use futures::future::{BoxFuture, FutureExt};
 
-use crate::lease::event::Teller;
+use crate::lease::standing::Standing;
 use crate::lease::{LeaseState, LostReason};
 
 /// Resolves when a lease is lost, with the reason; never after a release. Made by
@@ -40,19 +40,19 @@ use crate::lease::{LeaseState, LostReason};
 /// ```
 #[must_use = "futures do nothing unless awaited"]
 pub struct LostSignal {
-    teller: Arc<Teller>,
+    standing: Arc<Standing>,
     waiting: Option<BoxFuture<'static, LostReason>>,
 }
 
 impl LostSignal {
-    pub(super) fn new(teller: Arc<Teller>) -> Self {
-        Self { teller, waiting: None }
+    pub(super) fn new(standing: Arc<Standing>) -> Self {
+        Self { standing, waiting: None }
     }
 
     /// The reason, if the lease is known to be lost. Unlike
     /// [`Lease::is_held`](crate::Lease::is_held) it looks at no clock.
     pub fn reason(&self) -> Option<LostReason> {
-        self.teller.standing.get().lost()
+        self.standing.get().lost()
     }
 
     /// Runs `work` until the lease is lost; drops it where it stands then.
@@ -79,15 +79,15 @@ impl Future for LostSignal {
             self.waiting = None;
             return Poll::Ready(reason);
         }
-        let teller = self.teller.clone();
-        let waiting = async move { teller.standing.wait_for(LeaseState::lost).await };
+        let standing = self.standing.clone();
+        let waiting = async move { standing.wait_for(LeaseState::lost).await };
         self.waiting.get_or_insert_with(|| waiting.boxed()).poll_unpin(cx)
     }
 }
 
 impl Clone for LostSignal {
     fn clone(&self) -> Self {
-        Self::new(self.teller.clone())
+        Self::new(self.standing.clone())
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 use bytes::{Buf, BytesMut};
 use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::task::consume_budget;
+use tokio::task::{consume_budget, yield_now};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
 use crate::net::Stream;
@@ -58,6 +58,7 @@ pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, s
     let stopped = async {
         // Wakes the session as well, which looks at the phase whenever it is polled.
         shared.life.reaches(Phase::Draining).await;
+        yield_now().await;
         shared.life.reaches(Phase::Stopped).await;
     };
     tokio::select! {

@@ -1,19 +1,17 @@
 //! The task behind a session: it alone touches the stream.
 
 use std::future::poll_fn;
-use std::io;
 use std::pin::{Pin, pin};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    ABANDONED, Answer, CLOSING, Call, Caller, ENDED, Handle, OPEN, Orphan, Session, Shared, Usage, named,
-    shut_down,
+    ABANDONED, Answer, CLOSING, Call, Caller, ENDED, Handles, OPEN, Orphan, Session, Shared, Usage, Wire,
+    named, shut_down,
 };
 use crate::client::conn::{closed_by_peer, unasked};
 use crate::client::outcome;
@@ -27,8 +25,6 @@ use crate::types::Token;
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
 /// How long an abandoned wait listens for a grant that crossed it.
 const ABANDON_LIMIT: Duration = Duration::from_secs(1);
-/// How much is read at a time.
-const CHUNK: usize = 8 * 1024;
 /// How many replies are handed out before their callers have a turn. What they ask next is then on
 /// its way while the rest is handed out, so that neither side waits for the other.
 const TURN: usize = 32;
@@ -37,22 +33,11 @@ const TURN: usize = 32;
 const MAX_READ_AWAY: usize = 256 * 1024 * 1024;
 
 pub(super) struct Driver {
-    stream: BoxStream,
+    wire: Wire,
     /// To hand out with grants; weak, so that it does not keep the session open.
-    handle: Weak<Handle>,
+    handle: Weak<Handles>,
     shared: Arc<Shared>,
     decoder: LineDecoder,
-    chunk: Box<[u8]>,
-    /// The part of `chunk` that was read and not looked at yet.
-    unread: std::ops::Range<usize>,
-    /// What had been sent, as a position, when `chunk` was read: no reply in it answers more.
-    asked: u64,
-    sending: Vec<u8>,
-    /// How much of `sending` was sent.
-    written: usize,
-    /// How much was ever sent, as a position.
-    sent: u64,
-    unflushed: bool,
     /// How long requests took that are not counted yet.
     trips: Vec<Duration>,
     /// When to give up what is under way, once nothing more is taken.
@@ -60,22 +45,9 @@ pub(super) struct Driver {
 }
 
 impl Driver {
-    pub(super) fn new(stream: BoxStream, handle: Weak<Handle>, shared: Arc<Shared>) -> Self {
-        Self {
-            stream,
-            handle,
-            shared,
-            decoder: LineDecoder::new(),
-            chunk: vec![0; CHUNK].into(),
-            unread: 0..0,
-            asked: 0,
-            sending: Vec::new(),
-            written: 0,
-            sent: 0,
-            unflushed: false,
-            trips: Vec::with_capacity(TURN),
-            finish_by: None,
-        }
+    pub(super) fn new(stream: BoxStream, handle: Weak<Handles>, shared: Arc<Shared>) -> Self {
+        let (wire, decoder, trips) = (Wire::new(stream), LineDecoder::new(), Vec::with_capacity(TURN));
+        Self { wire, handle, shared, decoder, trips, finish_by: None }
     }
 
     pub(super) async fn run(mut self) {
@@ -90,7 +62,7 @@ impl Driver {
             Err(error) => error,
             Ok(()) if self.shared.course() == ABANDONED => self.listen_for_crossing_grant().await,
             Ok(()) => {
-                let _ = timeout(FINISH_LIMIT, self.stream.shutdown()).await;
+                let _ = timeout(FINISH_LIMIT, poll_fn(|cx| self.wire.poll_shutdown(cx))).await;
                 Error::new(ErrorKind::ConnectionClosed, "this client closed it")
             }
         }
@@ -106,8 +78,10 @@ impl Driver {
             }
             // What the server has said was read before: a line that came unasked must not pass for
             // the reply to the next request.
-            let _ = self.poll_send(cx)?;
-            if !self.unread.is_empty() {
+            if let Poll::Ready(Err(error)) = self.poll_send(cx) {
+                return Poll::Ready(Err(self.read_out(cx, error)));
+            }
+            if !self.wire.unread().is_empty() {
                 cx.waker().wake_by_ref();
                 break;
             } else if !has_read {
@@ -119,7 +93,8 @@ impl Driver {
             ABANDONED => return Poll::Ready(Ok(())),
             _ if self.is_done() => return Poll::Ready(Ok(())),
             _ if self.finish_by.is_none() => {
-                alarm.as_mut().reset(*self.finish_by.insert(Instant::now() + FINISH_LIMIT));
+                self.finish_by = Some(Instant::now() + FINISH_LIMIT);
+                alarm.as_mut().reset(self.next_check());
             }
             _ => {}
         }
@@ -137,55 +112,33 @@ impl Driver {
 
     /// Whether everything that was asked is answered.
     fn is_done(&self) -> bool {
-        self.sending.is_empty() && self.shared.outbox().len() == 0
+        self.wire.is_sent() && self.shared.outbox().len() == 0
     }
 
     /// Has bytes to look at, once this is ready.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        if !self.unread.is_empty() {
-            return Poll::Ready(Ok(()));
+        match ready!(self.wire.poll_read(cx))? {
+            0 => Poll::Ready(Err(closed_by_peer(self.place()))),
+            _ => Poll::Ready(Ok(())),
         }
-        let mut buffer = ReadBuf::new(&mut self.chunk);
-        let read = Pin::new(&mut self.stream).poll_read(cx, &mut buffer);
-        self.unread = 0..buffer.filled().len();
-        self.asked = self.sent;
-        match read {
-            Poll::Ready(Ok(())) if self.unread.is_empty() => Poll::Ready(Err(closed_by_peer(self.place()))),
-            Poll::Ready(Err(cause)) => Poll::Ready(Err(Error::io("could not read", cause))),
-            Poll::Ready(Ok(())) => Poll::Ready(Ok(())),
-            Poll::Pending => Poll::Pending,
+    }
+
+    /// Hands out what was answered before the stream failed.
+    fn read_out(&mut self, cx: &mut Context<'_>, error: Error) -> Error {
+        while let Poll::Ready(Ok(())) = self.poll_read(cx) {
+            if self.receive(usize::MAX).is_err() {
+                break;
+            }
         }
+        error
     }
 
     /// Sends what was asked. Ready once all of it is on its way.
+    ///
+    /// What an earlier time has left goes first. Whoever asked after that woke nobody, since bytes were
+    /// waiting already.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        // What an earlier time has left goes first. Whoever asked after that woke nobody, since bytes
-        // were waiting already.
-        std::task::ready!(self.poll_write(cx))?;
-        self.shared.outbox().take_bytes(&mut self.sending);
-        self.poll_write(cx)
-    }
-
-    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let fault = |cause| Error::io("could not send", cause);
-        while self.written < self.sending.len() {
-            let rest = &self.sending[self.written..];
-            match std::task::ready!(Pin::new(&mut self.stream).poll_write(cx, rest)).map_err(fault)? {
-                0 => return Poll::Ready(Err(fault(io::ErrorKind::WriteZero.into()))),
-                n => {
-                    self.written += n;
-                    self.sent += n as u64;
-                    self.unflushed = true;
-                }
-            }
-        }
-        self.sending.clear();
-        self.written = 0;
-        if self.unflushed {
-            std::task::ready!(Pin::new(&mut self.stream).poll_flush(cx)).map_err(fault)?;
-            self.unflushed = false;
-        }
-        Poll::Ready(Ok(()))
+        self.wire.poll_send(cx, |sending| self.shared.outbox().take_bytes(sending))
     }
 
     /// Hands out so many replies, of those that were read. Answers whether a request that may wait
@@ -200,23 +153,25 @@ impl Driver {
     fn receive_at(&mut self, now: Instant, most: usize) -> Result<bool> {
         let mut waited = false;
         for _ in 0..most {
-            let mut unread = &self.chunk[self.unread.clone()];
+            let mut unread = self.wire.unread();
             let line = self.decoder.next(&mut unread, MAX_REPLY_BYTES);
-            self.unread.start = self.unread.end - unread.len();
+            let left = unread.len();
             let Some(line) = line else {
+                self.wire.leave_unread(left);
                 if !self.decoder.at_boundary() {
                     // More of an answer has come: it is on its way.
                     self.shared.proof.owes(Some(now));
                 }
                 break;
             };
-            let Some(call) = self.shared.next_call(self.asked, now) else {
+            let Some(call) = self.shared.next_call(self.wire.asked(), now) else {
                 return Err(line.map_or_else(too_long, unasked));
             };
             let reply = match line {
                 Ok(line) => Reply::parse(line, call.request.expect()).map_err(outcome::bad_reply),
                 Err(fault) => Err(too_long(fault)),
             };
+            self.wire.leave_unread(left);
             match reply {
                 Ok(reply) => waited |= self.answer(call, reply, now),
                 // A table can be larger than what is read of it. Its line is read to its end, and
@@ -327,6 +282,11 @@ impl Driver {
     }
 
     async fn listen_for_crossing_grant(&mut self) -> Error {
+        // What is not on its way yet need not be asked any more.
+        let retracted = self.shared.outbox().retract();
+        for call in retracted {
+            self.shared.fail(call, &shut_down(), true);
+        }
         let mut left = false;
         let listening = poll_fn(|cx| {
             loop {
@@ -347,9 +307,8 @@ impl Driver {
 
     /// Sends what is left, and closes this way of the stream.
     fn poll_leave(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        std::task::ready!(self.poll_send(cx))?;
-        let left = Pin::new(&mut self.stream).poll_shutdown(cx);
-        left.map_err(|cause| Error::io("could not close", cause))
+        ready!(self.poll_send(cx))?;
+        self.wire.poll_shutdown(cx)
     }
 
     /// Tells everyone who still waits, and everyone who asks later.
@@ -361,7 +320,7 @@ impl Driver {
         self.shared.steer(ENDED);
         self.shared.ended.notify_waiters();
         *self.shared.usage() = Usage::Taken(None);
-        let left = self.shared.outbox().end(self.sent);
+        let left = self.shared.outbox().end(self.wire.sent());
         for (call, unsent) in left {
             self.shared.fail(call, &end, unsent);
         }
@@ -396,7 +355,7 @@ fn too_long(fault: LineTooLong) -> Error {
 /// Hands a reply to its caller; a grant travels with the duty to release it, or comes back where
 /// nobody has the session any more.
 #[must_use]
-fn answer(call: Call, reply: Reply, handle: &Weak<Handle>, shared: &Shared) -> Option<Orphan> {
+fn answer(call: Call, reply: Reply, handle: &Weak<Handles>, shared: &Shared) -> Option<Orphan> {
     if reply == Reply::Refused(Status::Draining) {
         shared.home.draining.store(true, Ordering::Relaxed);
     }

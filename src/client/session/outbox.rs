@@ -86,6 +86,14 @@ impl Outbox {
         if was_sent { self.calls.pop_front().map(|(call, _)| call) } else { None }
     }
 
+    /// Takes back the requests that wait to be sent.
+    pub(super) fn retract(&mut self) -> Vec<Call> {
+        self.end -= self.bytes.len() as u64;
+        self.bytes.clear();
+        let sent = self.calls.iter().take_while(|(_, begin)| *begin < self.end).count();
+        self.calls.split_off(sent).into_iter().map(|(call, _)| call).collect()
+    }
+
     /// Moves what waits to be sent to the end of `sending`.
     pub(super) fn take_bytes(&mut self, sending: &mut Vec<u8>) {
         if sending.is_empty() {

@@ -1,0 +1,112 @@
+//! What becomes of a request, from whoever waits for it to a grant that nobody took.
+
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, Sleep};
+
+use super::{Session, shut_down};
+use crate::client::outcome::Grant;
+use crate::error::{Error, ErrorKind};
+use crate::proto::{Family, Reply, Request};
+use crate::sabotage::{Rule, is_broken};
+use crate::types::{Key, Token};
+
+/// Why a call has no reply.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) error: Error,
+    /// The request, where nothing of it was sent: it may be made again elsewhere.
+    pub(crate) unsent: Option<Box<Request>>,
+}
+
+/// The reply to one request, which is not a part of this: it is moved about, and should be small.
+pub(crate) struct Awaited {
+    pub(super) reply: oneshot::Receiver<Result<Answer, Failure>>,
+    pub(super) limit: Duration,
+    /// Where nobody else sees to the limit.
+    pub(super) alarm: Option<Pin<Box<Sleep>>>,
+}
+
+impl Awaited {
+    /// How long it is waited for.
+    pub(crate) fn limit(&self) -> Duration {
+        self.limit
+    }
+}
+
+impl Future for Awaited {
+    type Output = Result<Answer, Failure>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let error = match self.reply.poll_unpin(cx) {
+            Poll::Ready(Ok(outcome)) => return Poll::Ready(outcome),
+            Poll::Ready(Err(_)) => shut_down(),
+            Poll::Pending => {
+                let Some(alarm) = &mut self.alarm else { return Poll::Pending };
+                ready!(alarm.as_mut().poll(cx));
+                Error::new(ErrorKind::Timeout, format!("no reply within {:?}", self.limit))
+            }
+        };
+        Poll::Ready(Err(Failure { error, unsent: None }))
+    }
+}
+
+/// A reply on its way to its caller. Dropped with a grant inside, it releases the grant.
+#[derive(Debug)]
+pub(crate) struct Answer {
+    pub(super) reply: Option<Reply>,
+    pub(super) orphan: Option<(Orphan, Session)>,
+}
+
+impl Answer {
+    /// The grant in it, which stays the answer's to release.
+    pub(crate) fn grant(&self) -> Option<Grant> {
+        match self.reply() {
+            Reply::Granted { token, lease } | Reply::Acquired { token, lease } => {
+                Some(Grant { token: token.clone(), lease: lease.duration() })
+            }
+            _ => None,
+        }
+    }
+
+    /// The reply; a grant in it is now the caller's to release.
+    pub(crate) fn claim(mut self) -> Reply {
+        self.orphan = None;
+        self.reply.take().unwrap_or(Reply::Timeout)
+    }
+
+    pub(crate) fn reply(&self) -> &Reply {
+        self.reply.as_ref().unwrap_or(&Reply::Timeout)
+    }
+}
+
+impl Drop for Answer {
+    fn drop(&mut self) {
+        if let Some((orphan, session)) = self.orphan.take()
+            && !is_broken(Rule::OrphanRelease)
+        {
+            tracing::debug!(key = %orphan.key, fence = ?orphan.token.fence(), "a grant that nobody took is released");
+            session.release(orphan, Instant::now(), None);
+        }
+    }
+}
+
+/// A grant that nobody took: whoever gets it releases it.
+#[derive(Clone, Debug)]
+pub(crate) struct Orphan {
+    pub(crate) key: Key,
+    pub(crate) token: Token,
+    pub(crate) family: Family,
+    /// Whether its release was passed on already, from a session that had ended.
+    pub(crate) rescued: bool,
+}
+
+impl Orphan {
+    pub(crate) fn release(self) -> Request {
+        Request::Release { key: self.key, token: self.token, family: self.family }
+    }
+}

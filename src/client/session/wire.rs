@@ -1,0 +1,128 @@
+//! The stream, with what was read of it and not looked at yet, and what is still to be sent over it.
+//! Knows of no request and no reply.
+
+use std::io;
+use std::ops::Range;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::error::{Error, Result};
+use crate::net::BoxStream;
+
+/// How much is read at a time.
+const CHUNK: usize = 8 * 1024;
+/// How much room is kept of what a burst of requests took.
+const KEPT_CAPACITY: usize = 64 * 1024;
+
+/// Positions count the bytes that were ever sent.
+pub(super) struct Wire {
+    stream: BoxStream,
+    chunk: Box<[u8]>,
+    /// The part of `chunk` that was read and not looked at yet.
+    unread: Range<usize>,
+    /// The position up to which everything had been sent when `chunk` was read.
+    asked: u64,
+    sending: Vec<u8>,
+    /// How much of `sending` was sent.
+    written: usize,
+    sent: u64,
+    unflushed: bool,
+}
+
+impl Wire {
+    pub(super) fn new(stream: BoxStream) -> Self {
+        Self {
+            stream,
+            chunk: vec![0; CHUNK].into(),
+            unread: 0..0,
+            asked: 0,
+            sending: Vec::new(),
+            written: 0,
+            sent: 0,
+            unflushed: false,
+        }
+    }
+
+    /// How many bytes there are to look at, once there are some; none once the peer has closed.
+    pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
+        if self.unread.is_empty() {
+            let mut buffer = ReadBuf::new(&mut self.chunk);
+            let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
+            self.unread = 0..buffer.filled().len();
+            self.asked = self.sent;
+            read.map_err(|cause| Error::io("could not read", cause))?;
+        }
+        Poll::Ready(Ok(self.unread.len()))
+    }
+
+    /// What was read and not looked at yet.
+    pub(super) fn unread(&self) -> &[u8] {
+        &self.chunk[self.unread.clone()]
+    }
+
+    /// All but this much of it was looked at.
+    pub(super) fn leave_unread(&mut self, left: usize) {
+        self.unread.start = self.unread.end - left;
+    }
+
+    /// Up to where requests had been sent when that was read: nothing in it answers a later one.
+    pub(super) fn asked(&self) -> u64 {
+        self.asked
+    }
+
+    /// Up to where requests were sent, as far as that is known, and not less.
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
+    }
+
+    /// Whether nothing is left to be sent.
+    pub(super) fn is_sent(&self) -> bool {
+        self.sending.is_empty()
+    }
+
+    /// Sends what is left of before, and then what `more` adds. Ready once all of it is on its way.
+    pub(super) fn poll_send(
+        &mut self,
+        cx: &mut Context<'_>,
+        more: impl FnOnce(&mut Vec<u8>),
+    ) -> Poll<Result<()>> {
+        ready!(self.poll_write(cx))?;
+        more(&mut self.sending);
+        self.poll_write(cx)
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        let fault = |cause| Error::io("could not send", cause);
+        while self.written < self.sending.len() {
+            let rest = &self.sending[self.written..];
+            match ready!(Pin::new(&mut self.stream).poll_write(cx, rest)) {
+                Ok(n) if n > 0 => {
+                    self.written += n;
+                    self.sent += n as u64;
+                    self.unflushed = true;
+                }
+                outcome => {
+                    // How much of it was sent before it failed is not known.
+                    self.sent += rest.len() as u64;
+                    let cause = outcome.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into());
+                    return Poll::Ready(Err(fault(cause)));
+                }
+            }
+        }
+        self.sending.clear();
+        self.sending.shrink_to(KEPT_CAPACITY);
+        self.written = 0;
+        if self.unflushed {
+            ready!(Pin::new(&mut self.stream).poll_flush(cx)).map_err(fault)?;
+            self.unflushed = false;
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    /// Closes this way of the stream.
+    pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
+        Pin::new(&mut self.stream).poll_shutdown(cx).map_err(|cause| Error::io("could not close", cause))
+    }
+}
