@@ -180,10 +180,13 @@ impl Pool {
         let pool = self.clone();
         runtime.spawn(async move {
             let mut board = pin!(pool.board(shard));
-            let until = done.as_ref().and_then(Done::until).unwrap_or_else(Instant::now);
-            let board = match (timeout_at(until, &mut board).await, &mut done) {
-                (Ok(berth), _) => berth,
-                (Err(_), done) => {
+            let in_time = match done.as_ref().and_then(Done::until) {
+                Some(until) => timeout_at(until, &mut board).await.ok(),
+                None => None,
+            };
+            let board = match in_time {
+                Some(board) => board,
+                None => {
                     done.iter_mut().for_each(Done::give_up);
                     board.await
                 }

@@ -101,7 +101,7 @@ impl Tally {
     }
 }
 
-/// Tells the log, the listener and those who wait what happens to one lease.
+/// Tells the log and the listener what happens to one lease, and has where those look who wait for it.
 pub(crate) struct Teller {
     pub(super) key: Key,
     pub(super) fence: Option<Fence>,

@@ -94,13 +94,9 @@ impl Outbox {
         self.calls.split_off(sent).into_iter().map(|(call, _)| call).collect()
     }
 
-    /// Moves what waits to be sent to the end of `sending`.
+    /// Moves what waits to be sent to `sending`, which is empty.
     pub(super) fn take_bytes(&mut self, sending: &mut Vec<u8>) {
-        if sending.is_empty() {
-            std::mem::swap(&mut self.bytes, sending);
-        } else {
-            sending.append(&mut self.bytes);
-        }
+        std::mem::swap(&mut self.bytes, sending);
     }
 
     /// Sends those away who wait for a release and whose time is up.

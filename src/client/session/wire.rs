@@ -82,7 +82,8 @@ impl Wire {
         self.sending.is_empty()
     }
 
-    /// Sends what is left of before, and then what `more` adds. Ready once all of it is on its way.
+    /// Sends what is left of before, and then what `more` puts into an empty buffer. Ready once all of it
+    /// is on its way.
     pub(super) fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
