@@ -23,14 +23,14 @@ mod task;
 
 pub use renewal::{LeaseState, LostReason};
 
+#[cfg(feature = "client")]
+pub(crate) use {engine::Releaser, event::Tally, handle::WeakLease};
 #[cfg(any(feature = "client", feature = "file"))]
 pub(crate) use {
-    engine::{Done, Engine, Incident, Releaser},
+    engine::{Done, Engine, Incident},
     event::Listener,
     guard::Terms,
 };
-#[cfg(feature = "client")]
-pub(crate) use {event::Tally, handle::WeakLease};
 #[cfg(any(feature = "client", feature = "file"))]
 pub use {
     event::{LeaseChange, LeaseEvent},
