@@ -13,6 +13,7 @@ use crate::Result;
 use crate::workers::Worker;
 
 const TOKEN: Token = Token::mint(Fence::new(1 << 60), 1 << 60);
+const TOKEN_BYTES: usize = 32;
 /// Each read asks for more than comes, so that tokio knows by its shortness that nothing is left: one system call.
 const BUFFER: usize = 1024;
 
@@ -38,15 +39,23 @@ impl Bare {
         Ok(Self { stream, requests, replies: canned(lease).map(|reply| reply.len()) })
     }
 
-    /// Exchanges the first request, or the second.
+    /// Exchanges the first request, or the second, which gives the token back that the first has brought.
     async fn exchange(&mut self, which: usize) -> Result<()> {
         let mut buffer = [0; BUFFER];
         self.stream.write_all(&self.requests[which]).await?;
         let mut read = 0;
         while read < self.replies[which] {
-            read += some(self.stream.read(&mut buffer).await?)?;
+            read += some(self.stream.read(&mut buffer[read..]).await?)?;
         }
-        Ok(())
+        match (which, buffer.strip_prefix(b"ok ")) {
+            (0, Some(grant)) => {
+                let end = self.requests[1].len() - 1;
+                self.requests[1][end - TOKEN_BYTES..end].copy_from_slice(&grant[..TOKEN_BYTES]);
+                Ok(())
+            }
+            _ if buffer.starts_with(b"ok") => Ok(()),
+            _ => Err("the peer refused".into()),
+        }
     }
 }
 

@@ -74,6 +74,8 @@ enum Mode {
     PerWorker,
     /// No client: the baseline's bytes through the tasks that one would have
     Tasks,
+    /// No client: the baseline's connections to the server
+    Bare,
 }
 
 #[derive(Clone, Copy)]
@@ -214,18 +216,28 @@ impl Target {
         (0..workers).map(holder).collect()
     }
 
-    async fn bare(&self, args: &Args, connections: usize) -> Result<Vec<Bare>> {
-        let port = self.canned.as_ref().ok_or("there is nobody for the baseline to talk to")?.port;
-        let key = args.keys.name(0, 0);
-        try_join_all((0..connections).map(|_| Bare::connect(port, &key, self.lease))).await
+    /// Connections of the baseline's kind to this peer.
+    async fn bare(&self, args: &Args, peer: Option<&Peer>, connections: usize) -> Result<Vec<Bare>> {
+        let port = peer.ok_or("it talks to an embedded server or responder alone")?.port;
+        let keys: Vec<_> = (0..connections).map(|worker| args.keys.name(worker, 0)).collect();
+        try_join_all(keys.iter().map(|key| Bare::connect(port, key, self.lease))).await
     }
 
     async fn measure(&self, args: &Args, workers: usize, bar: &ProgressBar) -> Result<Point> {
-        if args.mode == Mode::Tasks {
-            let relayed = self.bare(args, workers).await?.into_iter().map(Relayed::new).collect();
-            return self.compare(Measured::new(relayed, self.canned.as_ref()), args, bar).await;
+        let (server, canned) = (self.server.as_ref(), self.canned.as_ref());
+        match args.mode {
+            Mode::Shared | Mode::PerWorker => {
+                self.compare(Measured::new(self.holders(args, workers)?, server), args, bar).await
+            }
+            Mode::Tasks => {
+                let relayed = self.bare(args, canned, workers).await?.into_iter().map(Relayed::new);
+                self.compare(Measured::new(relayed.collect(), canned), args, bar).await
+            }
+            Mode::Bare => {
+                let bare = self.bare(args, server, workers).await?;
+                self.compare(Measured::new(bare, server), args, bar).await
+            }
         }
-        self.compare(Measured::new(self.holders(args, workers)?, self.server.as_ref()), args, bar).await
     }
 
     /// Measures these workers and, where that is asked for, the baseline by turns.
@@ -243,7 +255,8 @@ impl Target {
         };
         let mut bare = None;
         if args.baseline {
-            bare = Some(Measured::new(self.bare(args, connections).await?, self.canned.as_ref()));
+            let canned = self.canned.as_ref();
+            bare = Some(Measured::new(self.bare(args, canned, connections).await?, canned));
         }
         // One slice more, the first, to warm up.
         for slice in 0..=args.slices {
