@@ -90,7 +90,7 @@ impl Engine for ServerLease {
     }
 
     fn minds_the_time(&self) -> bool {
-        self.session().is_none_or(|session| session.is_driven_here())
+        self.berth().as_ref().is_none_or(|berth| berth.session().is_driven_here())
     }
 
     fn release(&self, now: Instant, done: Done) {

@@ -76,7 +76,7 @@ impl Resource {
     /// A key that is free is taken over a shared connection. All that comes after that is boxed, here
     /// and elsewhere, since it is rare: an acquire is moved when it is made, and should be small.
     async fn acquire_patiently(&self, shard: usize, timeout: Seconds, began: Instant) -> Result<LeaseGuard> {
-        if self.isolated && timeout != Seconds::ZERO {
+        if self.waits_alone(timeout) {
             return Box::pin(self.acquire_again(shard, timeout, began, None)).await;
         }
         let tried = match self.try_now(shard, began).await {
@@ -84,6 +84,11 @@ impl Resource {
             tried => tried,
         };
         Box::pin(self.acquire_again(shard, timeout, began, Some(tried))).await
+    }
+
+    /// Whether it need not be tried first: it waits on a connection of its own in any case.
+    fn waits_alone(&self, timeout: Seconds) -> bool {
+        self.isolated && timeout != Seconds::ZERO
     }
 
     /// Waits for a key that was found busy, and tries again, where that was asked for, until the time
@@ -124,7 +129,7 @@ impl Resource {
         now: Instant,
         tried: Option<Result<Try>>,
     ) -> Result<LeaseGuard> {
-        if self.isolated && timeout != Seconds::ZERO {
+        if self.waits_alone(timeout) {
             return Box::pin(self.pool.unless_closed(self.acquire_alone(shard, timeout))).await;
         }
         let tried = match tried {

@@ -258,7 +258,6 @@ impl Shared {
 
     fn steer(&self, course: u8) {
         self.course.fetch_max(course, Ordering::AcqRel);
-        self.outbox().close();
         self.waker.wake();
     }
 
@@ -289,7 +288,8 @@ impl Shared {
 
     fn send(&self, call: Call) {
         let outbox = self.outbox();
-        if !outbox.is_open() {
+        // Looked at behind the lock: what comes in before an end is found in there by it.
+        if self.course() != OPEN {
             drop(outbox);
             return self.fail(call, &self.end(), true);
         }

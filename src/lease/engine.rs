@@ -66,8 +66,7 @@ impl Done {
 /// A release that was not answered in time.
 pub(super) fn late(teller: &Teller) -> Error {
     let detail = format!("no answer within {} s", RELEASE_LIMIT.as_secs());
-    let error = Error::new(ErrorKind::Timeout, detail).during("release");
-    error.for_key(&teller.key).on_server(&teller.grantor)
+    teller.error("release", ErrorKind::Timeout, detail)
 }
 
 /// What happened to that which keeps a lease.

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use tracing::Span;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::lease::LostReason;
 use crate::lease::guard::Terms;
 use crate::lease::standing::Standing;
@@ -165,6 +165,11 @@ impl Teller {
     pub(super) fn forgotten(&self) {
         tracing::debug!(parent: &self.span, "lease forgotten");
         self.tell(LeaseChange::Forgotten);
+    }
+
+    /// An error that names the operation, the key and who granted it.
+    pub(super) fn error(&self, operation: &'static str, kind: ErrorKind, detail: impl Into<String>) -> Error {
+        Error::new(kind, detail).during(operation).for_key(&self.key).on_server(&self.grantor)
     }
 
     /// What the listener does wrong does the lease no harm.

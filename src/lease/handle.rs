@@ -260,7 +260,7 @@ impl Lease {
         let lost = self.0.state_at(now).lost();
         if !self.0.claim_release() {
             let again = "it was released or forgotten before";
-            return Err(self.0.error("release", ErrorKind::NotHeld, again));
+            return Err(self.0.teller.error("release", ErrorKind::NotHeld, again));
         }
         if let Some(reason) = lost {
             self.0.release_lost(now);
@@ -279,7 +279,7 @@ impl Lease {
             if Instant::now() >= until {
                 return Err(late(&self.0.teller));
             }
-            Err(self.0.error("release", ErrorKind::ConnectionClosed, "the runtime is shut down"))
+            Err(self.0.teller.error("release", ErrorKind::ConnectionClosed, "the runtime is shut down"))
         })
     }
 }

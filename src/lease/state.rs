@@ -198,12 +198,6 @@ impl<E: Engine + ?Sized> Shared<E> {
     }
 
     pub(super) fn lost_error(&self, operation: &'static str, reason: LostReason) -> Error {
-        self.error(operation, ErrorKind::LeaseLost, reason.to_string())
-    }
-
-    /// An error that names the operation, the key and who granted it.
-    pub(super) fn error(&self, operation: &'static str, kind: ErrorKind, detail: impl Into<String>) -> Error {
-        let error = Error::new(kind, detail).during(operation);
-        error.for_key(&self.teller.key).on_server(&self.teller.grantor)
+        self.teller.error(operation, ErrorKind::LeaseLost, reason.to_string())
     }
 }

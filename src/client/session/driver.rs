@@ -71,11 +71,10 @@ impl Driver {
     /// Reads, writes and looks at the clock, until there is no more to do on this connection.
     fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> Poll<Result<()>> {
         self.shared.waker.register(cx.waker());
+        let mut set_alarm = false;
         loop {
             let has_read = self.poll_read(cx)?.is_ready();
-            if has_read && self.receive(TURN)? {
-                alarm.as_mut().reset(self.next_check());
-            }
+            set_alarm |= has_read && self.receive(TURN)?;
             // What the server has said was read before: a line that came unasked must not pass for
             // the reply to the next request.
             if let Poll::Ready(Err(error)) = self.poll_send(cx) {
@@ -94,12 +93,11 @@ impl Driver {
             _ if self.is_done() => return Poll::Ready(Ok(())),
             _ if self.finish_by.is_none() => {
                 self.finish_by = Some(Instant::now() + FINISH_LIMIT);
-                alarm.as_mut().reset(self.next_check());
+                set_alarm = true;
             }
             _ => {}
         }
-        if self.shared.set_alarm.load(Ordering::Relaxed) {
-            self.shared.set_alarm.store(false, Ordering::Relaxed);
+        if set_alarm | self.shared.set_alarm.swap(false, Ordering::Relaxed) {
             alarm.as_mut().reset(self.next_check());
         }
         if alarm.as_mut().poll(cx).is_ready() {

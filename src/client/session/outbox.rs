@@ -52,26 +52,17 @@ pub(super) struct Outbox {
     last_call: Instant,
     /// When somebody who waits for a release may have to be sent away: not later than this.
     late_at: Option<Instant>,
-    is_open: bool,
 }
 
 impl Outbox {
     pub(super) fn new(now: Instant) -> Self {
-        Self {
-            calls: VecDeque::new(),
-            bytes: Vec::new(),
-            end: 0,
-            last_call: now,
-            late_at: None,
-            is_open: true,
-        }
+        Self { calls: VecDeque::new(), bytes: Vec::new(), end: 0, last_call: now, late_at: None }
     }
 
     /// Takes a request. Answers whether its bytes are the first that wait to be sent.
     pub(super) fn push(&mut self, mut call: Call) -> bool {
-        if let Some((_, until)) = call.awaited() {
-            self.late_at = Some(self.late_at.map_or(until, |late_at| late_at.min(until)));
-        }
+        let until = call.awaited().map(|(_, until)| until);
+        self.late_at = self.late_at.into_iter().chain(until).min();
         let (begin, is_first) = (self.bytes.len(), self.bytes.is_empty());
         call.request.encode(&mut self.bytes);
         self.last_call = call.sent;
@@ -101,14 +92,15 @@ impl Outbox {
 
     /// Sends those away who wait for a release and whose time is up.
     pub(super) fn give_up_late(&mut self, now: Instant) {
-        self.late_at = None;
-        for (done, until) in self.calls.iter_mut().filter_map(|(call, _)| call.awaited()) {
+        let still_waits = |(call, _): &mut (Call, u64)| {
+            let (done, until) = call.awaited()?;
             if until <= now {
                 done.give_up();
-            } else {
-                self.late_at = Some(self.late_at.map_or(until, |late_at| late_at.min(until)));
+                return None;
             }
-        }
+            Some(until)
+        };
+        self.late_at = self.calls.iter_mut().filter_map(still_waits).min();
     }
 
     pub(super) fn late_at(&self) -> Option<Instant> {
@@ -120,20 +112,10 @@ impl Outbox {
         self.calls.retain(|(call, _)| !call.is_deserted());
     }
 
-    /// Takes nothing more, and hands over what has no reply, each with whether nothing of it was
-    /// sent up to the position `sent`.
+    /// Hands over what has no reply, each with whether nothing of it was sent up to the position
+    /// `sent`.
     pub(super) fn end(&mut self, sent: u64) -> impl Iterator<Item = (Call, bool)> + use<> {
-        self.is_open = false;
         std::mem::take(&mut self.calls).into_iter().map(move |(call, begin)| (call, begin >= sent))
-    }
-
-    pub(super) fn close(&mut self) {
-        self.is_open = false;
-    }
-
-    /// Whether it takes requests.
-    pub(super) fn is_open(&self) -> bool {
-        self.is_open
     }
 
     /// How many requests have no reply.
