@@ -223,30 +223,30 @@ impl Driver {
         }
     }
 
-    /// When to look whether the connection is quiet, or the server is. Not later than the next ping
-    /// is due, whatever is under way now: its answer does not set this anew.
+    /// When to look at the connection again, or at those who wait for a release.
     fn next_check(&self) -> Instant {
         let late_at = self.shared.outbox().late_at();
         let next = self.finish_by.unwrap_or_else(|| self.next_look());
         late_at.map_or(next, |late_at| late_at.min(next))
     }
 
+    /// When to look whether the connection is quiet, or the server is. Not later than the next ping
+    /// is due, whatever is under way now: its answer does not set this anew.
     fn next_look(&self) -> Instant {
-        let (now, keepalive) = (Instant::now(), self.shared.home.keepalive);
+        let keepalive = self.shared.home.keepalive;
         let outbox = self.shared.outbox();
         // Behind a request that waits in a queue the server answers nothing, and drops nothing.
         if outbox.front().is_some_and(Request::may_wait) {
-            return now + keepalive;
+            return Instant::now() + keepalive;
         }
-        let (quiet, silent) = (outbox.last_call() + keepalive, self.shared.proof.ends());
-        let is_idle = outbox.len() == 0;
-        let ping = if is_idle || quiet > now { quiet } else { silent };
-        let idle = self.idle_until().filter(|_| is_idle);
-        idle.map_or(ping, |idle| idle.min(ping)).min(silent)
+        let next = (outbox.last_call() + keepalive).min(self.shared.proof.ends());
+        let idle = self.idle_until().filter(|_| outbox.len() == 0);
+        idle.map_or(next, |idle| idle.min(next))
     }
 
     /// Pings over a connection that was quiet for a while, so that the server does not drop it, and
-    /// gives up one over which no answer comes.
+    /// gives up one over which no answer comes. A ping goes out while answers are owed as well: it may
+    /// be what proves, once a stall is over, that the server has listened since.
     fn check(&mut self) -> Result<()> {
         let (now, keepalive) = (Instant::now(), self.shared.home.keepalive);
         if self.finish_by.is_some_and(|finish_by| now >= finish_by) {
@@ -265,7 +265,7 @@ impl Driver {
         if is_idle && self.idle_until().is_some_and(|until| now >= until) {
             tracing::debug!(server = %self.shared.home.server, "a connection that nobody needs is closed");
             self.shared.steer(CLOSING);
-        } else if is_idle && now >= last_call + keepalive {
+        } else if !waits && now >= last_call + keepalive {
             self.admit(Request::Ping);
         }
         Ok(())
