@@ -11,6 +11,9 @@ pub enum Rule {
     OrphanRelease,
     /// A reply belongs to the oldest request, even if nobody waits for that any more.
     ReplyOrder,
+    /// What a connection held that the server gave up, as by its write timeout, is freed no earlier
+    /// than the read timeout would have freed it.
+    GivenUp,
 }
 
 #[cfg(feature = "_sabotage")]
@@ -33,7 +36,7 @@ mod switch {
 
 #[cfg(feature = "_sabotage")]
 pub use switch::break_only;
-#[cfg(all(feature = "_sabotage", feature = "client"))]
+#[cfg(all(feature = "_sabotage", any(feature = "client", feature = "server")))]
 pub(crate) use switch::is_broken;
 
 #[cfg(not(feature = "_sabotage"))]

@@ -200,7 +200,9 @@ impl TestServer {
         assert!(holders > 0, "nobody holds {key:?}");
     }
 
-    /// Closes every connection that is open now, at the server's end. New ones work.
+    /// Breaks every connection that is open now, as a proxy between both sides does that restarts.
+    /// The server sees each closed by its peer, and frees at once what it held; clients see theirs
+    /// closed, unless nothing gets through to them. New ones work.
     pub fn cut(&self) {
         self.network.cut();
     }

@@ -243,8 +243,12 @@ fn settings_that_cannot_work_are_refused_by_name() {
         ("read_timeout is 9223372037 s", |config| config.read_timeout = MOST + 1),
         ("write_timeout is 9223372037 s", |config| config.write_timeout = MOST + 1),
         ("shutdown_timeout is 9223372037 s", |config| config.shutdown_timeout = MOST + 1),
-        ("tls_cert and tls_key", |config| config.tls_cert = Some("c".into())),
-        ("tls_cert and tls_key", |config| config.tls_key = Some("k".into())),
+        ("tls_cert is set alone: both --tls-cert and --tls-key must be provided", |config| {
+            config.tls_cert = Some("c".into());
+        }),
+        ("tls_key is set alone: both --tls-cert and --tls-key must be provided", |config| {
+            config.tls_key = Some("k".into());
+        }),
         ("auth_token is empty", |config| config.auth_token = Some(String::new())),
         ("auth_token has a line break inside", |config| config.auth_token = Some("hunter\n2".into())),
         ("auth_token is 65537 bytes long", |config| {

@@ -193,7 +193,8 @@ impl ServerConfig {
             }
         }
         if self.tls_cert.is_some() != self.tls_key.is_some() {
-            return Err(Error::invalid("tls_cert", "and tls_key need each other: only one is set"));
+            let set = if self.tls_cert.is_some() { "tls_cert" } else { "tls_key" };
+            return Err(Error::invalid(set, "is set alone: both --tls-cert and --tls-key must be provided"));
         }
         if self.auth_token.as_deref() == Some("") {
             // Not the same as none: a variable that a script forgot to fill must not open the door.

@@ -97,11 +97,14 @@ async fn secure(shared: &Shared, stream: BoxStream, peer: IpAddr) -> Option<BoxS
 /// Lets holders let go, up to the shutdown timeout, then ends every connection.
 pub(super) async fn stop(shared: &Arc<Shared>) {
     tracing::info!("draining");
-    shared.drain();
     let mut connections = shared.connections.subscribe();
-    let all_gone = connections.wait_for(|count| *count == 0);
+    let all_gone = async {
+        shared.drain().await;
+        let _ = connections.wait_for(|count| *count == 0).await;
+        shared.given_back().await;
+    };
     match shared.config.shutdown_timeout {
-        0 => drop(all_gone.await),
+        0 => all_gone.await,
         seconds => {
             if timeout(Duration::from_secs(seconds), all_gone).await.is_err() {
                 tracing::warn!("shutdown timeout: closing the connections that still hold locks");

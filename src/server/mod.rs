@@ -101,7 +101,7 @@ impl Server {
     /// Begins the graceful stop that [`serve`](Self::serve) ends with.
     #[cfg(feature = "test-util")]
     pub(crate) fn drain(&self) {
-        self.shared.drain();
+        self.shared.begin_drain();
         let shared = self.shared.clone();
         tokio::spawn(async move { listener::stop(&shared).await });
     }

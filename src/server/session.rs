@@ -1,5 +1,8 @@
-//! One connection: frames in, replies out, strictly in order. Replies are gathered and written
-//! once per batch; while a command waits, the peer is watched.
+//! One connection: frames in, replies out, strictly in order; and who ended it, on which depends when
+//! what it held is freed. While a command waits, the peer is watched.
+
+mod commands;
+mod outgoing;
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -7,33 +10,48 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::{Buf, BytesMut};
-use futures::FutureExt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{consume_budget, yield_now};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
+use self::outgoing::Outgoing;
 use crate::net::Stream;
-use crate::proto::{Frame, FrameDecoder, Reply, Request, Status};
+use crate::proto::{Frame, FrameDecoder, Status};
 use crate::server::phase::Phase;
-use crate::server::shared::{Connected, Shared, Wait};
-use crate::server::table::{Answer, Grant, Place, WaiterId};
-use crate::types::{Key, Limit, Seconds, Token};
+use crate::server::shared::{Connected, DRAIN_LOOK, Shared};
 
 /// How much is read at once from a peer that sends little: most do, and there may be many.
 const READ_CHUNK: usize = 4 * 1024;
 /// How much from one that sent more than fitted: the larger the batch, the fewer the system calls.
 const READ_CHUNK_BUSY: usize = 32 * 1024;
-/// How much may be read ahead of a command that waits.
-const READ_AHEAD: usize = 64 * 1024;
-/// How many bytes of replies are gathered before they are written.
-const WRITE_BATCH: usize = 32 * 1024;
 /// How long a connection that failed to authenticate stays open.
 const AUTH_PAUSE: Duration = Duration::from_millis(100);
-/// How often a draining server looks whether a holder's lease has run out.
-const DRAIN_LOOK: Duration = Duration::from_millis(200);
 
-/// Why a connection ends; nobody asks further.
-struct Closed;
+/// Who ended a connection.
+enum Ended {
+    /// The peer closed it, half of it included, or broke the protocol: it knows.
+    ByPeer,
+    /// The server did by itself. Its peer may not see that until it has been silent for too long.
+    ByServer,
+}
+
+impl Ended {
+    /// The peer's own end of a stream comes as one of few errors. All others, such as a timeout of
+    /// the system's or a broken TLS record, say nothing of what the peer knows.
+    fn by(error: &io::Error) -> Self {
+        use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
+        let by_peer = matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof);
+        if by_peer { Self::ByPeer } else { Self::ByServer }
+    }
+
+    fn unless_read(read: io::Result<usize>) -> Result<usize, Self> {
+        match read {
+            Ok(0) => Err(Self::ByPeer),
+            Ok(n) => Ok(n),
+            Err(error) => Err(Self::by(&error)),
+        }
+    }
+}
 
 pub(super) async fn serve(shared: Arc<Shared>, stream: impl Stream) {
     let connected = shared.connect();
@@ -45,12 +63,11 @@ pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, s
         stream,
         inbox: BytesMut::new(),
         chunk: READ_CHUNK,
-        out: Vec::new(),
-        written: 0,
-        unsent: Vec::new(),
+        out: Outgoing::default(),
         decoder: FrameDecoder::new(),
         authenticated: shared.auth_token.is_none(),
         line_started: Instant::now(),
+        ended: Ended::ByServer,
         shared,
         connected,
     };
@@ -61,11 +78,12 @@ pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, s
         yield_now().await;
         shared.life.reaches(Phase::Stopped).await;
     };
-    tokio::select! {
+    let ended = tokio::select! {
         biased;
-        Closed = session.run() => {}
-        () = stopped => {}
-    }
+        ended = session.run() => ended,
+        () = stopped => Ended::ByServer,
+    };
+    session.ended = ended;
     // The peer may be gone already.
     let _ = timeout(AUTH_PAUSE, session.stream.shutdown()).await;
 }
@@ -75,47 +93,55 @@ struct Session<S> {
     inbox: BytesMut,
     /// How much the next read asks for.
     chunk: usize,
-    out: Vec<u8>,
-    /// How much of `out` is written.
-    written: usize,
-    /// The grants in `out`, by where their replies end: undone if it is not written so far.
-    unsent: Vec<(usize, Key, Token)>,
+    out: Outgoing,
     decoder: FrameDecoder,
     authenticated: bool,
+    /// When the last line ended, or the last command that waited.
     line_started: Instant,
+    /// Until it has ended: who will have ended it if its task panics or is dropped.
+    ended: Ended,
     shared: Arc<Shared>,
     connected: Connected,
 }
 
-/// A grant whose reply was not written whole reached nobody. One whose reply was may be known to
-/// the peer, whatever became of the replies behind it.
+impl<S> Session<S> {
+    /// When the line that has begun must have ended.
+    fn line_limit(&self) -> Instant {
+        self.line_started + self.shared.config.read_limit()
+    }
+}
+
 impl<S> Drop for Session<S> {
     fn drop(&mut self) {
-        let written = self.written;
-        for (_, key, token) in self.unsent.drain(..).filter(|(end, ..)| *end > written) {
+        for (key, token) in self.out.undelivered() {
             self.shared.with(|table, now| table.release(now, &key, &token));
+        }
+        if let Ended::ByServer = self.ended {
+            // The last request that was answered had come whole by `line_started`. Its sender counts
+            // on the read timeout from there, and on nothing less.
+            self.connected.keep_until(self.line_limit());
         }
     }
 }
 
 impl<S: Stream> Session<S> {
-    async fn run(&mut self) -> Closed {
+    async fn run(&mut self) -> Ended {
         let mut timer = pin!(sleep_until(self.line_limit()));
         loop {
-            if let Err(closed) = self.serve_inbox().await {
-                return closed;
+            if let Err(ended) = self.serve_inbox().await {
+                return ended;
             }
-            if let Err(closed) = self.flush().await {
-                return closed;
+            if let Err(ended) = self.flush().await {
+                return ended;
             }
-            if let Err(closed) = self.read(timer.as_mut()).await {
-                return closed;
+            if let Err(ended) = self.read(timer.as_mut()).await {
+                return ended;
             }
         }
     }
 
     /// Serves every whole frame that has been read.
-    async fn serve_inbox(&mut self) -> Result<(), Closed> {
+    async fn serve_inbox(&mut self) -> Result<(), Ended> {
         loop {
             let mut rest = &self.inbox[..];
             let frame = self.decoder.next(&mut rest);
@@ -132,28 +158,25 @@ impl<S: Stream> Session<S> {
                 Some(Frame::TooLong(fault)) => {
                     tracing::debug!(%fault, "closing a connection");
                     self.refuse(Status::Error);
-                    self.flush().await?;
-                    return Err(Closed);
+                    // As the original server does. A client that keeps to the protocol never sends
+                    // such a line, so no lease of one ends by this.
+                    let _ = self.flush().await;
+                    return Err(Ended::ByPeer);
                 }
             }
-            if self.out.len() >= WRITE_BATCH {
+            if self.out.is_full() {
                 self.flush().await?;
             }
-            // One read brings hundreds of frames: whoever sends them fast must not keep others waiting.
+            // One read brings hundreds of frames: a peer that sends them fast must not keep others waiting.
             consume_budget().await;
         }
-    }
-
-    /// When the line that has begun must have ended.
-    fn line_limit(&self) -> Instant {
-        self.line_started + self.shared.config.read_limit()
     }
 
     /// Reads more, while the line that has begun is within its time and the server goes on.
     ///
     /// The timer is kept from one read to the next. One that goes off may be an earlier line's: to set
     /// it anew with each line would cost more than the line.
-    async fn read(&mut self, mut timer: Pin<&mut Sleep>) -> Result<(), Closed> {
+    async fn read(&mut self, mut timer: Pin<&mut Sleep>) -> Result<(), Ended> {
         let limit = self.line_limit();
         loop {
             let draining = self.shared.life.phase() != Phase::Serving;
@@ -163,7 +186,7 @@ impl<S: Stream> Session<S> {
                 biased;
                 // First of all: what has come already is answered, also by a server that stops.
                 read = self.stream.read_buf(&mut self.inbox) => {
-                    let n = read.ok().filter(|n| *n > 0).ok_or(Closed)?;
+                    let n = Ended::unless_read(read)?;
                     if self.inbox.len() == self.inbox.capacity() {
                         self.chunk = READ_CHUNK_BUSY;
                     }
@@ -176,7 +199,7 @@ impl<S: Stream> Session<S> {
                     }
                     return Ok(());
                 }
-                () = std::future::ready(()), if may_go => return Err(Closed),
+                () = std::future::ready(()), if may_go => return Err(Ended::ByServer),
                 () = &mut timer => {
                     if Instant::now() >= limit {
                         return Err(self.time_out().await);
@@ -189,211 +212,17 @@ impl<S: Stream> Session<S> {
         }
     }
 
-    async fn time_out(&mut self) -> Closed {
+    async fn time_out(&mut self) -> Ended {
         tracing::debug!("read timeout: closing a connection");
         self.refuse(Status::Error);
-        self.flush().await.err().unwrap_or(Closed)
+        self.flush().await.err().unwrap_or(Ended::ByServer)
     }
 
-    async fn flush(&mut self) -> Result<(), Closed> {
-        if self.out.is_empty() {
-            return Ok(());
-        }
-        // Most peers take it at once: no need for a timer.
-        let written = match self.write().now_or_never() {
-            Some(written) => Ok(written),
-            None => timeout(self.shared.config.write_limit(), self.write()).await,
-        };
-        match written {
-            Ok(Ok(())) => {
-                self.out.clear();
-                self.unsent.clear();
-                self.written = 0;
-                Ok(())
-            }
-            Ok(Err(_)) => Err(Closed),
-            Err(_) => {
-                tracing::debug!("write timeout: closing a connection");
-                Err(Closed)
-            }
-        }
-    }
-
-    /// Writes `out`, and keeps count, lest it matters where it broke off.
-    async fn write(&mut self) -> io::Result<()> {
-        while self.written < self.out.len() {
-            match self.stream.write(&self.out[self.written..]).await? {
-                0 => return Err(io::ErrorKind::WriteZero.into()),
-                n => self.written += n,
-            }
-        }
-        self.stream.flush().await
-    }
-
-    fn reply(&mut self, reply: &Reply) {
-        reply.encode(&mut self.out);
-    }
-
-    fn refuse(&mut self, status: Status) {
-        self.reply(&Reply::Refused(status));
+    async fn flush(&mut self) -> Result<(), Ended> {
+        self.out.flush(&mut self.stream, self.shared.config.write_limit()).await
     }
 
     fn holds(&self) -> bool {
         self.shared.with(|table, _| table.holds(self.connected.id))
     }
-
-    async fn check_auth(&mut self) -> Result<(), Closed> {
-        if self.authenticated { Ok(()) } else { self.deny().await }
-    }
-
-    async fn deny(&mut self) -> Result<(), Closed> {
-        tracing::warn!("authentication failed");
-        self.refuse(Status::Auth);
-        self.flush().await?;
-        sleep(AUTH_PAUSE).await;
-        Err(Closed)
-    }
-
-    async fn serve(&mut self, request: Request) -> Result<(), Closed> {
-        if let Request::Auth { token } = &request {
-            return self.authenticate(token.expose()).await;
-        }
-        self.check_auth().await?;
-        match request {
-            Request::Auth { .. } => {}
-            Request::Ping => self.reply(&Reply::Done),
-            Request::Stats => {
-                let stats = self.shared.stats_json().await;
-                self.reply(&Reply::Stats(stats));
-            }
-            Request::Acquire { key, timeout, limit, lease } => {
-                let limit = limit.unwrap_or(Limit::ONE);
-                return self.acquire(key, timeout, limit, lease).await;
-            }
-            Request::Wait { key, timeout, .. } => return self.wait(key, timeout).await,
-            Request::Enqueue { key, limit, lease } => {
-                let (conn, limit) = (self.connected.id, limit.unwrap_or(Limit::ONE));
-                let place = self.shared.with(|table, now| table.enqueue(now, conn, &key, limit, lease));
-                match place {
-                    Place::Acquired(Grant { token, lease }) => {
-                        self.reply(&Reply::Acquired { token: token.clone(), lease });
-                        self.unsent.push((self.out.len(), key, token));
-                    }
-                    Place::Queued => self.reply(&Reply::Queued),
-                    Place::Refused(status) => self.refuse(status),
-                }
-            }
-            Request::Release { key, token, .. } => {
-                let released = self.shared.with(|table, now| table.release(now, &key, &token));
-                self.reply(&if released { Reply::Done } else { Reply::Refused(Status::Error) });
-            }
-            Request::Renew { key, token, lease, .. } => {
-                let renewed = self.shared.with(|table, now| table.renew(now, &key, &token, lease));
-                self.reply(&renewed.map_or(Reply::Refused(Status::Error), Reply::Renewed));
-            }
-        }
-        Ok(())
-    }
-
-    async fn authenticate(&mut self, token: &[u8]) -> Result<(), Closed> {
-        let right = self.shared.auth_token.as_ref().map(|right| same(right.as_bytes(), token));
-        match right {
-            None => self.refuse(Status::Error),
-            Some(true) => {
-                self.authenticated = true;
-                self.reply(&Reply::Done);
-            }
-            Some(false) => return self.deny().await,
-        }
-        Ok(())
-    }
-
-    async fn acquire(
-        &mut self,
-        key: Key,
-        patience: Seconds,
-        limit: Limit,
-        lease: Option<Seconds>,
-    ) -> Result<(), Closed> {
-        let (conn, may_wait) = (self.connected.id, patience > Seconds::ZERO);
-        let (answer, wait) = self
-            .shared
-            .with_wait(&key, |table, now| pending(table.acquire(now, conn, &key, limit, lease, may_wait)));
-        self.answer(key, answer, wait, patience).await
-    }
-
-    async fn wait(&mut self, key: Key, patience: Seconds) -> Result<(), Closed> {
-        let (conn, may_wait) = (self.connected.id, patience > Seconds::ZERO);
-        let (answer, wait) =
-            self.shared.with_wait(&key, |table, now| pending(table.wait(now, conn, &key, may_wait)));
-        self.answer(key, answer, wait, patience).await
-    }
-
-    /// Answers a command that may wait; meanwhile everything before it is written, and a peer that
-    /// goes away is noticed.
-    async fn answer(
-        &mut self,
-        key: Key,
-        answer: Answer,
-        wait: Option<Wait>,
-        patience: Seconds,
-    ) -> Result<(), Closed> {
-        let outcome = match (answer, wait) {
-            (Answer::Granted(grant), _) => Some(Ok(grant)),
-            (Answer::Refused(status), _) => Some(Err(status)),
-            (Answer::Busy, _) | (Answer::Waiting(_), None) => None,
-            (Answer::Waiting(_), Some(wait)) => self.watch(wait, patience).await?,
-        };
-        match outcome {
-            Some(Ok(Grant { token, lease })) => {
-                self.reply(&Reply::Granted { token: token.clone(), lease });
-                self.unsent.push((self.out.len(), key, token));
-            }
-            Some(Err(status)) => self.refuse(status),
-            None => self.reply(&Reply::Timeout),
-        }
-        Ok(())
-    }
-
-    async fn watch(
-        &mut self,
-        mut wait: Wait,
-        patience: Seconds,
-    ) -> Result<Option<Result<Grant, Status>>, Closed> {
-        let limit = Instant::now() + patience.duration();
-        self.flush().await?;
-        let outcome = loop {
-            let room = self.inbox.len() < READ_AHEAD;
-            if room {
-                self.inbox.reserve(READ_CHUNK);
-            }
-            tokio::select! {
-                biased;
-                // First of all: a grant that comes together with the end of its peer goes on.
-                read = self.stream.read_buf(&mut self.inbox), if room => {
-                    read.ok().filter(|n| *n > 0).ok_or(Closed)?;
-                }
-                outcome = wait.outcome() => break Some(outcome),
-                () = sleep_until(limit) => break wait.give_up(),
-            }
-        };
-        // The time limit of lines does not run while a command waits.
-        self.line_started = Instant::now();
-        Ok(outcome)
-    }
-}
-
-/// An answer, and the wait that it begins.
-fn pending(answer: Answer) -> (Answer, Option<WaiterId>) {
-    let waiter = if let Answer::Waiting(waiter) = &answer { Some(*waiter) } else { None };
-    (answer, waiter)
-}
-
-/// Compares in a time that does not depend on where the two differ.
-fn same(right: &[u8], given: &[u8]) -> bool {
-    let mut differ = right.len() ^ given.len();
-    for (index, byte) in given.iter().enumerate() {
-        differ |= usize::from(byte ^ right.get(index).copied().unwrap_or(0));
-    }
-    differ == 0
 }

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{oneshot, watch};
+use tokio::sync::{Notify, oneshot, watch};
 use tokio::task::yield_now;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::proto::{StatsResult, Status};
+use crate::sabotage::{Rule, is_broken};
 use crate::server::config::ServerConfig;
 use crate::server::fence::{FenceCounter, token_mint};
 use crate::server::phase::{Life, Phase};
@@ -21,6 +22,9 @@ use crate::types::{Key, Seconds};
 
 /// How many keys or leases are gone through before others have their turn: well under a millisecond's worth.
 const PART: usize = 512;
+
+/// How often a draining server looks whether a holder's lease has run out.
+pub(super) const DRAIN_LOOK: Duration = Duration::from_millis(200);
 
 pub(super) struct Shared {
     pub(super) config: ServerConfig,
@@ -32,6 +36,8 @@ pub(super) struct Shared {
     pub(super) connections: watch::Sender<u64>,
     pub(super) life: Life,
     upkeep: AtomicBool,
+    /// Told when a connection has left more behind than goes in one part.
+    leaving: Arc<Notify>,
 }
 
 type Outcome = Result<Grant, Status>;
@@ -86,6 +92,7 @@ impl Shared {
             connections: watch::Sender::new(0),
             life: Life::default(),
             upkeep: AtomicBool::new(false),
+            leaving: Arc::default(),
         }))
     }
 
@@ -140,40 +147,62 @@ impl Shared {
         }
     }
 
-    /// Refuses new grants and tells everyone.
-    pub(super) fn drain(&self) {
-        self.with(|table, _| table.drain());
+    /// Refuses new grants, and all that wait. A large table takes its time: the rest goes in parts.
+    pub(super) async fn drain(&self) {
+        while self.begin_drain() {
+            yield_now().await;
+        }
+    }
+
+    /// The first part of [`drain`](Self::drain). Returns whether there is more.
+    pub(super) fn begin_drain(&self) -> bool {
+        let more = self.with(|table, now| table.drain_part(now, PART));
         self.life.enter(Phase::Draining);
+        more
+    }
+
+    /// Resolves once nothing is held any more for connections that the server gave up.
+    pub(super) async fn given_back(&self) {
+        while self.with(|table, now| table.keeps(now)) {
+            sleep(DRAIN_LOOK).await;
+        }
     }
 
     /// A new connection's number; counts until the guard drops.
     pub(super) fn connect(self: &Arc<Self>) -> Connected {
         self.start_upkeep();
         self.connections.send_modify(|count| *count += 1);
-        Connected { shared: self.clone(), id: ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed)) }
+        let id = ConnId(self.next_conn.fetch_add(1, Ordering::Relaxed));
+        Connected { shared: self.clone(), id, kept_until: None }
     }
 
-    /// Sweeps and collects in the background, from the first connection on, while the server lives.
+    /// Sweeps and collects in the background, and lets go what many-keyed connections left, from the
+    /// first connection on, while the server lives.
     fn start_upkeep(self: &Arc<Self>) {
         if self.upkeep.swap(true, Ordering::Relaxed) {
             return;
         }
-        let shared = Arc::downgrade(self);
+        let (shared, leaving) = (Arc::downgrade(self), self.leaving.clone());
         let mut sweep = tokio::time::interval(Duration::from_secs(self.config.lease_sweep_interval));
         let mut collect = tokio::time::interval(Duration::from_secs(self.config.gc_interval));
+        let parts: [fn(&mut LockTable, std::time::Instant) -> bool; 3] = [
+            |table, now| table.sweep_part(now, PART),
+            |table, now| table.collect_part(now, PART),
+            |table, now| table.leave_part(now, PART),
+        ];
         tokio::spawn(async move {
+            let mut due = [false; 3];
             loop {
-                let sweeps = tokio::select! {
+                tokio::select! {
                     biased;
-                    _ = sweep.tick() => true,
-                    _ = collect.tick() => false,
-                };
+                    _ = sweep.tick() => due[0] = true,
+                    _ = collect.tick() => due[1] = true,
+                    () = leaving.notified() => due[2] = true,
+                    () = yield_now(), if due != [false; 3] => {}
+                }
                 let Some(shared) = shared.upgrade() else { return };
-                let part = |table: &mut LockTable, now| {
-                    if sweeps { table.sweep_part(now, PART) } else { table.collect_part(now, PART) }
-                };
-                while shared.with(part) {
-                    yield_now().await;
+                for (due, part) in due.iter_mut().zip(parts).filter(|(due, _)| **due) {
+                    *due = shared.with(part);
                 }
             }
         });
@@ -191,15 +220,26 @@ impl State {
     }
 }
 
-/// An open connection: everything it has goes when this drops.
+/// An open connection: everything it has goes when this drops, at once or when it was told.
 pub(super) struct Connected {
     shared: Arc<Shared>,
     pub(super) id: ConnId,
+    kept_until: Option<std::time::Instant>,
+}
+
+impl Connected {
+    /// What the connection holds is kept until then: the server gave it up, its peer did not.
+    pub(super) fn keep_until(&mut self, until: Instant) {
+        self.kept_until = (!is_broken(Rule::GivenUp)).then(|| until.into_std());
+    }
 }
 
 impl Drop for Connected {
     fn drop(&mut self) {
-        self.shared.with(|table, now| table.disconnect(now, self.id));
+        let more = self.shared.with(|table, now| table.leave(now, self.id, self.kept_until, PART));
+        if more {
+            self.shared.leaving.notify_one();
+        }
         self.shared.connections.send_modify(|count| *count -= 1);
     }
 }

@@ -3,6 +3,7 @@
 
 mod holders;
 mod keys;
+mod leaving;
 mod slab;
 mod stats;
 mod steps;
@@ -11,11 +12,12 @@ mod waiters;
 #[cfg(test)]
 mod tests;
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use self::holders::{HolderSlot, Holders};
 use self::keys::{KeySlot, Keys};
+use self::leaving::Leaving;
 use self::waiters::Waiters;
 use crate::proto::Status;
 use crate::types::{Key, Limit, Seconds, Token};
@@ -113,17 +115,21 @@ pub struct LockTable {
     config: TableConfig,
     mint: Box<dyn FnMut() -> Option<Token> + Send>,
     draining: bool,
-    /// The last `now` seen, for [`drain`](Self::drain), which is told none.
-    latest: Option<Instant>,
     keys: Keys,
     holders: Holders,
     waiters: Waiters,
     /// Each of them has a holder or a waiter, so its key cannot be collected under it.
     registrations: BTreeMap<(ConnId, KeySlot), Registration>,
     /// Registrations whose lease ran out: a wait must say so, even after the key is collected.
-    lost: BTreeMap<ConnId, HashSet<Key>>,
+    lost: BTreeMap<ConnId, BTreeSet<Key>>,
     /// Keys with room and waiters for which no token could be minted.
     stalled: BTreeSet<KeySlot>,
+    /// Connections that are gone, as long as something of theirs is here. They are granted nothing.
+    leaving: BTreeMap<ConnId, Leaving>,
+    /// Whose turn it is among them.
+    turn: ConnId,
+    /// When the last holder that is kept for a connection given up will have gone.
+    kept_until: Option<Instant>,
 }
 
 impl LockTable {
@@ -133,13 +139,15 @@ impl LockTable {
             config,
             mint,
             draining: false,
-            latest: None,
             keys: Keys::new(),
             holders: Holders::new(),
             waiters: Waiters::default(),
             registrations: BTreeMap::new(),
             lost: BTreeMap::new(),
             stalled: BTreeSet::new(),
+            leaving: BTreeMap::new(),
+            turn: ConnId(0),
+            kept_until: None,
         }
     }
 
@@ -153,7 +161,6 @@ impl LockTable {
         lease: Option<Seconds>,
         may_wait: bool,
     ) -> Answer {
-        self.latest = Some(now);
         if self.draining {
             return Answer::Refused(Status::Draining);
         }
@@ -179,7 +186,6 @@ impl LockTable {
         limit: Limit,
         lease: Option<Seconds>,
     ) -> Place {
-        self.latest = Some(now);
         if self.draining {
             return Place::Refused(Status::Draining);
         }
@@ -210,7 +216,6 @@ impl LockTable {
 
     /// `w`, `sw`: collects the connection's registration for the key; clears it in every case.
     pub fn wait(&mut self, now: Instant, conn: ConnId, key: &Key, may_wait: bool) -> Answer {
-        self.latest = Some(now);
         let slot = self.keys.find(key);
         if let Some(slot) = slot {
             self.refresh(now, slot);
@@ -234,7 +239,7 @@ impl LockTable {
                 Answer::Waiting(waiter)
             }
             Some((slot, Registration::Queued(waiter))) => {
-                self.leave(waiter);
+                self.leave_queue(waiter);
                 self.hand_on(now, slot);
                 Answer::Busy
             }
@@ -244,12 +249,11 @@ impl LockTable {
     /// The wait timed out: leaves the queue. `Some` where the outcome had come first and was not
     /// polled yet (it is then not delivered any more).
     pub fn cancel_wait(&mut self, now: Instant, waiter: WaiterId) -> Option<Result<Grant, Status>> {
-        self.latest = Some(now);
         if let Some((_, outcome)) = self.waiters.take_ready(waiter) {
             return Some(outcome);
         }
         if self.waiters.get(waiter).is_some_and(|waiter| waiter.attended)
-            && let Some(waiter) = self.leave(waiter)
+            && let Some(waiter) = self.leave_queue(waiter)
         {
             self.hand_on(now, waiter.key);
         }
@@ -258,7 +262,6 @@ impl LockTable {
 
     /// `r`, `sr`: whether there was such a holder (an expired one counts until it is evicted).
     pub fn release(&mut self, now: Instant, key: &Key, token: &Token) -> bool {
-        self.latest = Some(now);
         let Some((slot, holder)) = self.find(key, token) else { return false };
         self.remove_holder(slot, holder);
         self.hand_on(now, slot);
@@ -273,46 +276,11 @@ impl LockTable {
         token: &Token,
         lease: Option<Seconds>,
     ) -> Option<Seconds> {
-        self.latest = Some(now);
         let slot = self.keys.find(key)?;
         self.refresh(now, slot);
         let (_, holder) = self.find(key, token)?;
         let lease = lease.unwrap_or(self.config.default_lease);
         self.extend(now, slot, holder, lease).map(|_| lease)
-    }
-
-    /// The connection is gone: its waiters and registrations leave, with grants that it was never
-    /// told of; its other holders too where `auto_release` is set.
-    pub fn disconnect(&mut self, now: Instant, conn: ConnId) {
-        self.latest = Some(now);
-        // All its places go before any hand-off, lest it is granted something once more.
-        let mut touched = Vec::new();
-        for id in self.waiters.of_conn(conn) {
-            if let Some((waiter, outcome)) = self.waiters.take_ready(id) {
-                self.take_back(&waiter, &outcome);
-                touched.push(waiter.key);
-            } else if let Some(waiter) = self.leave(id) {
-                touched.push(waiter.key);
-            }
-        }
-        for (slot, registration) in self.registrations_of(conn) {
-            self.registrations.remove(&(conn, slot));
-            if let Registration::Holding { holder, told: false, .. } = registration {
-                self.remove_holder(slot, holder);
-                touched.push(slot);
-            }
-        }
-        self.lost.remove(&conn);
-        if self.config.auto_release {
-            let held: Vec<_> = self.holders.of_conn(conn).collect();
-            for holder in held {
-                if let Some(slot) = self.holders.get(holder).map(|holder| holder.key) {
-                    self.remove_holder(slot, holder);
-                    touched.push(slot);
-                }
-            }
-        }
-        self.hand_on_all(now, touched);
     }
 
     /// Evicts every expired lease; costs what expires.
@@ -322,7 +290,6 @@ impl LockTable {
 
     /// [`sweep`](Self::sweep), at most so many leases of it; whether there may be more.
     pub fn sweep_part(&mut self, now: Instant, most: usize) -> bool {
-        self.latest = Some(now);
         let mut touched = Vec::new();
         while touched.len() < most
             && let Some((holder, slot)) = self.holders.expired(now)
@@ -349,37 +316,12 @@ impl LockTable {
 
     /// [`collect`](Self::collect), at most so many keys of it; whether there may be more.
     pub fn collect_part(&mut self, now: Instant, most: usize) -> bool {
-        self.latest = Some(now);
         self.keys.collect(now, self.config.gc_max_idle, most)
-    }
-
-    /// From now on acquire, enqueue and wait are refused with `error_draining`, and so is everyone
-    /// who waits. Grants that nobody was told of are taken back: nobody could release them.
-    pub fn drain(&mut self) {
-        self.draining = true;
-        // Before the first command there is nothing to drain.
-        let Some(now) = self.latest else { return };
-        let mut touched = Vec::new();
-        for id in self.waiters.ids() {
-            let Some(waiter) = self.leave(id) else { continue };
-            touched.push(waiter.key);
-            if waiter.attended {
-                self.waiters.deliver(id, waiter, Err(Status::Draining));
-            }
-        }
-        for ((_, slot), registration) in std::mem::take(&mut self.registrations) {
-            if let Registration::Holding { holder, told: false, .. } = registration {
-                self.remove_holder(slot, holder);
-                touched.push(slot);
-            }
-        }
-        self.lost.clear();
-        self.hand_on_all(now, touched);
     }
 
     /// Whether the connection holds anything.
     pub fn holds(&self, conn: ConnId) -> bool {
-        self.holders.of_conn(conn).next().is_some()
+        self.holders.of_conn(conn, HolderSlot::FIRST).next().is_some()
     }
 
     /// The next outcome for a waiting connection.

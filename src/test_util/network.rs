@@ -29,7 +29,8 @@ pub(super) struct Network {
 struct Open {
     serving: AbortHandle,
     ways: [AbortHandle; 2],
-    fault: Arc<Fault>,
+    /// At the client's end, and at the server's.
+    faults: [Arc<Fault>; 2],
 }
 
 impl Network {
@@ -65,20 +66,22 @@ impl Network {
             tokio::spawn(pass(client_out, server_in, self.requests.subscribe())).abort_handle(),
             tokio::spawn(pass(server_out, client_in, self.replies.subscribe())).abort_handle(),
         ];
+        let [near, far] = [near, far].map(|pipe| End { pipe, fault: Arc::default() });
+        let faults = [near.fault.clone(), far.fault.clone()];
         let server = server.clone();
         let serving = tokio::spawn(async move { server.serve_stream(far).await });
-        let fault = Arc::new(Fault::default());
         let mut open = self.open();
         open.retain(|open| !open.serving.is_finished());
-        open.push(Open { serving: serving.abort_handle(), ways, fault: fault.clone() });
-        End { pipe: near, fault }
+        open.push(Open { serving: serving.abort_handle(), ways, faults });
+        near
     }
 
-    /// The server closes every connection; clients hear of it at once, unless nothing gets through.
+    /// Every connection breaks: the server sees that at once, and so do clients unless nothing gets
+    /// through to them.
     pub(super) fn cut(&self) {
         let heard = *self.replies.borrow();
         for open in self.open().drain(..) {
-            open.serving.abort();
+            open.faults[1].strike();
             if heard {
                 open.ways.iter().for_each(AbortHandle::abort);
             }
@@ -87,7 +90,7 @@ impl Network {
 
     /// Every connection fails at its client's end; the server hears of it when the client closes.
     pub(super) fn reset(&self) {
-        self.open().iter().for_each(|open| open.fault.strike());
+        self.open().iter().for_each(|open| open.faults[0].strike());
     }
 
     fn open(&self) -> MutexGuard<'_, Vec<Open>> {
@@ -125,12 +128,14 @@ async fn pass(
 struct Fault {
     struck: AtomicBool,
     reader: AtomicWaker,
+    writer: AtomicWaker,
 }
 
 impl Fault {
     fn strike(&self) {
         self.struck.store(true, Ordering::SeqCst);
         self.reader.wake();
+        self.writer.wake();
     }
 
     fn check(&self) -> io::Result<()> {
@@ -141,7 +146,7 @@ impl Fault {
     }
 }
 
-/// The client's end of a connection.
+/// An end of a connection.
 pub(super) struct End {
     pipe: DuplexStream,
     fault: Arc<Fault>,
@@ -161,6 +166,7 @@ impl AsyncRead for End {
 
 impl AsyncWrite for End {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        self.fault.writer.register(cx.waker());
         self.fault.check()?;
         Pin::new(&mut self.pipe).poll_write(cx, bytes)
     }

@@ -25,7 +25,7 @@ fn a_setting_that_cannot_work_is_named_with_its_limit() {
     let config = ServerConfig { read_timeout: 0, ..Default::default() };
     assert_eq!(fault(config), "invalid input: read_timeout is 0, the least is 1");
     let config = ServerConfig { tls_cert: Some("c".into()), ..Default::default() };
-    assert!(fault(config).contains("tls_key"));
+    assert!(fault(config).contains("both --tls-cert and --tls-key must be provided"));
     let config = ServerConfig { default_lease_ttl: MAX_SECONDS + 1, ..Default::default() };
     assert!(fault(config).contains("the limit is 9223372036 s"));
     assert!(ServerConfig::default().validate().is_ok());

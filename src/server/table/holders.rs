@@ -13,6 +13,14 @@ use crate::types::{Limit, Token};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct HolderSlot(u32);
 
+impl HolderSlot {
+    pub(super) const FIRST: Self = Self(0);
+
+    pub(super) fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+}
+
 /// One grant in force.
 pub(super) struct Holder {
     pub(super) token: Token,
@@ -111,9 +119,13 @@ impl Holders {
         until_now.next_back().filter(|(of, ..)| *of == key).map(|(.., slot)| *slot)
     }
 
-    /// What the connection holds.
-    pub(super) fn of_conn(&self, conn: ConnId) -> impl Iterator<Item = HolderSlot> {
-        let all = (conn, HolderSlot(0))..=(conn, HolderSlot(u32::MAX));
+    /// What the connection holds, from this slot on.
+    pub(super) fn of_conn(&self, conn: ConnId, from: HolderSlot) -> impl Iterator<Item = HolderSlot> {
+        let all = (conn, from)..=(conn, HolderSlot(u32::MAX));
         self.by_conn.range(all).map(|(_, slot)| *slot)
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.slab.len() == 0
     }
 }

@@ -62,7 +62,7 @@ impl LockTable {
         self.waiters.join(Waiter { conn, key, lease, attended })
     }
 
-    pub(super) fn leave(&mut self, id: WaiterId) -> Option<Waiter> {
+    pub(super) fn leave_queue(&mut self, id: WaiterId) -> Option<Waiter> {
         let waiter = self.waiters.leave(id)?;
         if let Some(entry) = self.keys.get_mut(waiter.key) {
             entry.waiters -= 1;
@@ -117,17 +117,22 @@ impl LockTable {
         was
     }
 
+    /// Forgets one lost registration of a connection that leaves.
+    pub(super) fn lose_one(&mut self, conn: ConnId) -> bool {
+        let Some(lost) = self.lost.get_mut(&conn) else { return false };
+        lost.pop_first();
+        if lost.is_empty() {
+            self.lost.remove(&conn);
+        }
+        true
+    }
+
     /// Takes back a grant that was delivered but not polled: nobody knows its token.
     pub(super) fn take_back(&mut self, waiter: &Waiter, outcome: &Result<Grant, Status>) {
         let (Ok(grant), Some(entry)) = (outcome, self.keys.get(waiter.key)) else { return };
         if let Some(holder) = self.holders.find(entry, waiter.key, &grant.token) {
             self.remove_holder(waiter.key, holder);
         }
-    }
-
-    pub(super) fn registrations_of(&self, conn: ConnId) -> Vec<(KeySlot, Registration)> {
-        let all = (conn, KeySlot(0))..=(conn, KeySlot(u32::MAX));
-        self.registrations.range(all).map(|((_, slot), kept)| (*slot, kept.clone())).collect()
     }
 
     /// Evicts what has run out on the key and hands it on.
@@ -162,11 +167,15 @@ impl LockTable {
         while self.keys.get(slot).is_some_and(|entry| entry.has_room())
             && let Some(id) = self.waiters.first(slot)
         {
+            if self.waiters.get(id).is_some_and(|waiter| self.leaving.contains_key(&waiter.conn)) {
+                self.leave_queue(id);
+                continue;
+            }
             let Some(token) = (self.mint)() else {
                 self.stalled.insert(slot);
                 return;
             };
-            let Some(waiter) = self.leave(id) else { return };
+            let Some(waiter) = self.leave_queue(id) else { return };
             let (conn, lease) = (waiter.conn, waiter.lease);
             let Some(holder) = self.hold(now, slot, conn, token.clone(), lease) else { return };
             if waiter.attended {

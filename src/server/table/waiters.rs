@@ -65,15 +65,20 @@ impl Waiters {
         }
     }
 
-    /// Everyone who waits, in order of arrival.
-    pub(super) fn ids(&self) -> Vec<WaiterId> {
-        self.waiting.keys().copied().collect()
+    /// The one that has waited for longest, on any key.
+    pub(super) fn oldest(&self) -> Option<WaiterId> {
+        self.waiting.keys().next().copied()
     }
 
-    /// The connection's places and outcomes.
-    pub(super) fn of_conn(&self, conn: ConnId) -> Vec<WaiterId> {
+    /// The first of the connection's places and outcomes.
+    pub(super) fn first_of_conn(&self, conn: ConnId) -> Option<WaiterId> {
         let all = (conn, WaiterId(0))..=(conn, WaiterId(u64::MAX));
-        self.by_conn.range(all).map(|(_, id)| *id).collect()
+        self.by_conn.range(all).next().map(|(_, id)| *id)
+    }
+
+    #[cfg(test)]
+    pub(super) fn len(&self) -> usize {
+        self.waiting.len()
     }
 
     /// Keeps the outcome for one who has left the queue.

@@ -42,7 +42,7 @@ fn draining_refuses_who_waits_and_who_comes_but_lets_holders_go() {
     let held = granted(t.acquire(A, "k", 50));
     let waiter = waiting(t.acquire(B, "k", 50));
     assert_eq!(t.enqueue(C, "k", 50), Place::Queued);
-    t.table.drain();
+    t.table.drain(t.now);
     let delivery = t.table.poll_delivery().expect("a delivery");
     assert_eq!(delivery, Delivery { conn: B, waiter, outcome: Err(Status::Draining) });
     t.quiet();
@@ -62,7 +62,72 @@ fn draining_takes_back_what_nobody_could_release() {
     assert_eq!(t.enqueue(B, "k", 50), Place::Queued);
     t.release("k", &held);
     assert!(t.table.holds(B));
-    t.table.drain();
+    t.table.drain(t.now);
     assert!(!t.table.holds(B));
-    bench().table.drain();
+}
+
+#[test]
+fn what_a_connection_held_that_was_given_up_is_kept_until_then_and_no_longer() {
+    let mut t = bench();
+    let long = granted(t.acquire(A, "long", 50));
+    granted(t.acquire(A, "short", 5));
+    let renewed = granted(t.acquire(A, "renewed", 50));
+    acquired(t.enqueue(A, "told", 50));
+    let busy = granted(t.acquire(B, "busy", 50));
+    assert_eq!(t.enqueue(A, "busy", 50), Place::Queued);
+    waiting(t.acquire(A, "busy", 50));
+    let until = t.now + Duration::from_secs(20);
+    t.table.give_up(t.now, A, until);
+    assert!(t.release("busy", &busy), "its places are gone:");
+    granted(t.attempt(B, "busy"));
+    t.pass(5);
+    granted(t.attempt(B, "short"));
+    assert_eq!(t.renew("renewed", &renewed, Some(40)), Some(40));
+    t.pass(14);
+    for key in ["long", "told", "renewed"] {
+        assert_eq!(t.attempt(B, key), Answer::Busy, "{key}");
+    }
+    assert!(t.table.keeps(t.now));
+    t.pass(1);
+    assert!(!t.table.keeps(t.now));
+    assert_eq!(t.renew("long", &long, None), None);
+    granted(t.attempt(B, "long"));
+    granted(t.attempt(B, "told"));
+    assert_eq!(t.attempt(B, "renewed"), Answer::Busy, "a renewal counts, and it was answered so");
+    t.pass(25);
+    granted(t.attempt(B, "renewed"));
+}
+
+#[test]
+fn what_was_given_up_too_late_to_be_kept_goes_at_once() {
+    let mut t = bench();
+    granted(t.acquire(A, "k", 50));
+    let waiter = waiting(t.acquire(B, "k", 50));
+    t.table.give_up(t.now, A, t.now);
+    t.delivered(B, waiter);
+    assert!(!t.table.keeps(t.now));
+}
+
+#[test]
+fn a_key_that_is_kept_is_released_by_its_token_and_swept_when_the_time_comes() {
+    let mut t = bench();
+    let first = granted(t.acquire(A, "k", 50));
+    granted(t.acquire(A, "swept", 50));
+    let until = t.now + Duration::from_secs(20);
+    t.table.give_up(t.now, A, until);
+    assert!(t.release("k", &first));
+    granted(t.attempt(B, "k"));
+    t.pass(20);
+    t.table.sweep(t.now);
+    assert!(!t.table.holds(A));
+}
+
+#[test]
+fn without_auto_release_a_connection_that_was_given_up_keeps_its_whole_lease() {
+    let mut t = bench_with(|config| config.auto_release = false);
+    granted(t.acquire(A, "k", 50));
+    t.table.give_up(t.now, A, t.now + Duration::from_secs(20));
+    assert!(!t.table.keeps(t.now), "a stop need not wait for it, as for none that has no connection");
+    t.pass(49);
+    assert_eq!(t.attempt(B, "k"), Answer::Busy);
 }

@@ -84,6 +84,10 @@ fn run(auto_release: bool, ops: Vec<Op>) {
                 real.disconnect(now, ConnId(conn));
                 model.disconnect(conn);
             }
+            Op::GiveUp { conn, seconds } => {
+                real.give_up(now, ConnId(conn), now + Duration::from_secs(seconds));
+                model.give_up(conn, seconds);
+            }
             Op::Sweep => {
                 real.sweep(now);
                 model.evict(None);
@@ -107,11 +111,7 @@ fn run(auto_release: bool, ops: Vec<Op>) {
                 model.broken = on;
             }
             Op::Drain => {
-                // The table knows the time of its last command alone.
-                real.sweep(now);
-                model.evict(None);
-                model.settle(None);
-                real.drain();
+                real.drain(now);
                 model.drain();
             }
         }
@@ -130,8 +130,10 @@ impl LockTable {
     fn check(&self) {
         let held: u64 = self.keys.range(0..usize::MAX).map(|entry| u64::from(entry.holders)).sum();
         let waiting: usize = self.keys.range(0..usize::MAX).map(|entry| entry.waiters as usize).sum();
-        assert_eq!(waiting, self.waiters.ids().len());
-        let by_conn = (0..=3).map(|conn| self.holders.of_conn(ConnId(conn)).count() as u64).sum::<u64>();
+        assert_eq!(waiting, self.waiters.len());
+        let by_conn = (0..=3)
+            .map(|conn| self.holders.of_conn(ConnId(conn), HolderSlot::FIRST).count() as u64)
+            .sum::<u64>();
         assert_eq!(held, by_conn);
         for entry in self.keys.range(0..usize::MAX) {
             let slot = self.keys.find(&entry.key).expect("every key is indexed");

@@ -289,6 +289,14 @@ impl Model {
     }
 
     pub(super) fn disconnect(&mut self, conn: u64) {
+        self.leave(conn, None);
+    }
+
+    pub(super) fn give_up(&mut self, conn: u64, seconds: u64) {
+        self.leave(conn, (seconds > 0).then_some(self.now + seconds));
+    }
+
+    fn leave(&mut self, conn: u64, kept_until: Option<u64>) {
         let mut touched = Vec::new();
         let (gone, ready) =
             std::mem::take(&mut self.ready).into_iter().partition(|(_, delivery)| delivery.conn.0 == conn);
@@ -306,7 +314,14 @@ impl Model {
             let before = (row.queue.len(), row.held.len());
             row.queue.retain(|queued| queued.conn != conn);
             if self.auto_release {
-                row.held.retain(|held| held.conn != conn);
+                match kept_until {
+                    None => row.held.retain(|held| held.conn != conn),
+                    Some(until) => {
+                        for held in row.held.iter_mut().filter(|held| held.conn == conn) {
+                            held.deadline = held.deadline.min(until);
+                        }
+                    }
+                }
             }
             if before != (row.queue.len(), row.held.len()) {
                 touched.push(row.key);

@@ -1,0 +1,88 @@
+//! Replies on their way to the peer: gathered, written once per batch, and counted, since a grant that
+//! did not get out whole must not stand. Does not depend on the table.
+
+use std::io;
+use std::time::Duration;
+
+use futures::FutureExt;
+use tokio::io::AsyncWriteExt;
+use tokio::time::timeout;
+
+use super::Ended;
+use crate::net::Stream;
+use crate::proto::Reply;
+use crate::server::table::Grant;
+use crate::types::{Key, Token};
+
+/// How many bytes of replies are gathered before they are written.
+const BATCH: usize = 32 * 1024;
+
+#[derive(Default)]
+pub(super) struct Outgoing {
+    bytes: Vec<u8>,
+    /// How much of `bytes` is written.
+    written: usize,
+    /// The grants in `bytes`, by where their replies end.
+    grants: Vec<(usize, Key, Token)>,
+}
+
+impl Outgoing {
+    pub(super) fn reply(&mut self, reply: &Reply) {
+        reply.encode(&mut self.bytes);
+    }
+
+    /// Appends a reply that carries this grant.
+    pub(super) fn grant(&mut self, key: Key, grant: Grant, reply: impl FnOnce(Grant) -> Reply) {
+        let token = grant.token.clone();
+        self.reply(&reply(grant));
+        self.grants.push((self.bytes.len(), key, token));
+    }
+
+    /// Whether there is enough for a batch.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes.len() >= BATCH
+    }
+
+    /// Writes everything, unless the peer takes nothing for so long.
+    pub(super) async fn flush(&mut self, stream: &mut impl Stream, limit: Duration) -> Result<(), Ended> {
+        if self.bytes.is_empty() {
+            return Ok(());
+        }
+        // Most peers take it at once: no need for a timer.
+        let written = match self.write(stream).now_or_never() {
+            Some(written) => Ok(written),
+            None => timeout(limit, self.write(stream)).await,
+        };
+        match written {
+            Ok(Ok(())) => {
+                self.bytes.clear();
+                self.grants.clear();
+                self.written = 0;
+                Ok(())
+            }
+            Ok(Err(error)) => Err(Ended::by(&error)),
+            Err(_) => {
+                tracing::debug!("write timeout: closing a connection");
+                Err(Ended::ByServer)
+            }
+        }
+    }
+
+    /// Writes `bytes`, and keeps count of where it broke off.
+    async fn write(&mut self, stream: &mut impl Stream) -> io::Result<()> {
+        while self.written < self.bytes.len() {
+            match stream.write(&self.bytes[self.written..]).await? {
+                0 => return Err(io::ErrorKind::WriteZero.into()),
+                n => self.written += n,
+            }
+        }
+        stream.flush().await
+    }
+
+    /// Takes out the grants whose replies were not written whole: they reached no peer. A grant whose
+    /// reply was may be known to the peer, whatever became of the replies behind it.
+    pub(super) fn undelivered(&mut self) -> impl Iterator<Item = (Key, Token)> {
+        let written = self.written;
+        self.grants.drain(..).filter(move |(end, ..)| *end > written).map(|(_, key, token)| (key, token))
+    }
+}
