@@ -67,6 +67,9 @@
 //! - **At risk** ([`Lease::at_risk`]): held, but no renewal got through and a quarter of the ttl is
 //!   left (see [`Builder::at_risk_ratio`]): wind down, or hope.
 //! - **Lost** ([`Lease::lost`]): not held any more, for good, and the reason says why.
+//! - **Released**: let go while it was held. That is the same for every handle on it, at once: `lost`
+//!   and `at_risk` resolve, and work that [`Lease::run`] keeps under it stops, because from then on the
+//!   next holder may be at work.
 //!
 //! # What a lease promises
 //!

@@ -230,7 +230,7 @@ fn a_lent_runtime_that_is_shut_down_ends_leases_and_calls() {
     soon("the waiter", || server.stats().locks[0].waiters == 1);
     drop(runtime);
     assert_eq!(waiter.join().unwrap(), ErrorKind::ConnectionClosed);
-    assert_eq!(guard.lost(), Some(LostReason::RuntimeShutdown));
+    assert_eq!(guard.lost(), LostReason::RuntimeShutdown);
     assert_eq!(locks.lock("k").unwrap().acquire().unwrap_err().kind(), ErrorKind::ConnectionClosed);
     assert_eq!(guard.run(|_| ()), Outcome::Lost(LostReason::RuntimeShutdown));
     drop(guard);
@@ -245,7 +245,7 @@ fn whoever_waits_for_a_loss_is_told_of_it_or_of_the_release() {
         assert_eq!(lease.lost_timeout(S / 100), None);
         let waiters = [false, true].map(|shaky| {
             let lease = lease.clone();
-            thread::spawn(move || if shaky { lease.at_risk().lost() } else { lease.lost() })
+            thread::spawn(move || if shaky { lease.at_risk().lost() } else { Some(lease.lost()) })
         });
         if cut {
             server.cut();
@@ -253,9 +253,10 @@ fn whoever_waits_for_a_loss_is_told_of_it_or_of_the_release() {
             lease.release().unwrap();
         }
         for waiter in waiters {
-            assert_eq!(waiter.join().unwrap(), cut.then_some(LostReason::ConnectionClosed));
+            let reason = if cut { LostReason::ConnectionClosed } else { LostReason::Released };
+            assert_eq!(waiter.join().unwrap(), Some(reason));
+            assert_eq!(lease.lost_timeout(LONG), Some(reason));
         }
-        assert_eq!(lease.lost_timeout(LONG).is_some(), cut);
     }
 }
 
@@ -328,7 +329,7 @@ fn a_blocked_acquire_ends_when_another_thread_closes_the_client() {
     for waiter in waiters {
         assert_eq!(waiter.join().unwrap(), ErrorKind::ClientClosed);
     }
-    assert_eq!(guard.lost(), Some(LostReason::ClientClosed));
+    assert_eq!(guard.lost(), LostReason::ClientClosed);
     assert_eq!(locks.lock("k").unwrap().acquire().unwrap_err().kind(), ErrorKind::ClientClosed);
     assert_eq!(locks.metrics().leases, 0);
     assert!(is_free(&server));

@@ -200,8 +200,8 @@ impl Lease {
         self.runtime.look(|| self.lease.is_held())
     }
 
-    /// Blocks until the lease is lost, and answers why; `None` once it was released or forgotten, by
-    /// another thread, and can no longer be lost.
+    /// Blocks until the lease is not held any more, and returns why: it is lost, or another thread let
+    /// go of it ([`LostReason::Released`]).
     ///
     /// # Panics
     /// In async code, as the [module](crate::blocking#panics) says.
@@ -218,14 +218,15 @@ impl Lease {
     ///     server.cut();
     ///     watch.join().expect("it does not panic")
     /// });
-    /// assert_eq!(lost, Some(LostReason::ConnectionClosed));
+    /// assert_eq!(lost, LostReason::ConnectionClosed);
     /// # Ok(()) }
     /// ```
-    pub fn lost(&self) -> Option<LostReason> {
-        self.wait(is_lost, None).lost()
+    pub fn lost(&self) -> LostReason {
+        // Nothing but the end of the runtime ends the wait before the lease.
+        self.wait(is_over, None).lost().unwrap_or(LostReason::RuntimeShutdown)
     }
 
-    /// [`lost`](Self::lost), but waits up to `limit`; `None` if the lease is not lost by then.
+    /// [`lost`](Self::lost), but waits up to `limit`; `None` if the lease is still held then.
     ///
     /// # Panics
     /// As [`lost`](Self::lost).
@@ -241,11 +242,12 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn lost_timeout(&self, limit: Duration) -> Option<LostReason> {
-        self.wait(is_lost, Some(limit)).lost()
+        self.wait(is_over, Some(limit)).lost()
     }
 
-    /// Calls `callback` once when the lease is lost, and at once if it is; never after a release. It
-    /// runs on a thread of its own, where it may block.
+    /// Calls `callback` once when the lease is lost, and at once if it is. A lease that is let go cannot
+    /// be lost any more: the callback is dropped then, uncalled. It runs on a thread of its own, where it
+    /// may block.
     ///
     /// # Examples
     /// ```
@@ -263,15 +265,15 @@ impl Lease {
     pub fn on_lost(&self, callback: impl FnOnce(LostReason) + Send + 'static) {
         let lease = self.lease.clone();
         self.runtime.spawn(async move {
-            lease.clone().reached(is_lost).await;
-            if let Some(reason) = lease.state().lost() {
+            lease.clone().reached(is_over).await;
+            if let LeaseState::Lost(reason) = lease.state() {
                 tokio::task::spawn_blocking(move || callback(reason));
             }
         });
     }
 
-    /// Blocks until renewals are late, the lease is in doubt, or it is lost, and answers how it
-    /// stands then; see [`Lease::at_risk`](crate::Lease::at_risk). Healthy once it was let go.
+    /// Blocks until renewals are late, the lease is in doubt, or it is lost or let go, and returns how it
+    /// stands then; see [`Lease::at_risk`](crate::Lease::at_risk).
     ///
     /// # Panics
     /// As [`lost`](Self::lost).
@@ -324,8 +326,9 @@ impl Lease {
     /// Runs `work` on this thread, and tells whether the lease was held to its end. Nothing stops
     /// work on a thread: ask [`is_held`](Self::is_held) between its steps, and leave.
     ///
-    /// Work that ends after the loss counts as lost, whatever it came to; work is not begun on a
-    /// lease that is lost.
+    /// Work that ends after the loss, or after another thread let go of the lease
+    /// ([`LostReason::Released`]), counts as lost, whatever it came to; work is not begun on a lease that
+    /// is over.
     ///
     /// # Examples
     /// ```
@@ -368,7 +371,7 @@ impl Lease {
         self.runtime.run(TWIN, async move { lease.release().await })
     }
 
-    /// Blocks until the lease is in such a state, is let go, or the time is up; answers its state.
+    /// Blocks until the lease is in such a state, or the time is up; returns its state.
     fn wait(&self, is_such: fn(LeaseState) -> bool, limit: Option<Duration>) -> LeaseState {
         let reached = self.lease.clone().reached(is_such);
         // What ends the wait in another way, such as the end of the runtime, shows in the state.
@@ -383,7 +386,7 @@ impl Lease {
     }
 }
 
-fn is_lost(state: LeaseState) -> bool {
+fn is_over(state: LeaseState) -> bool {
     state.lost().is_some()
 }
 

@@ -128,7 +128,7 @@ impl Deref for LeaseGuard {
 impl Drop for LeaseGuard {
     fn drop(&mut self) {
         let Some(lease) = self.0.take() else { return };
-        if !lease.0.wants_renewal() {
+        if !lease.0.is_kept() {
             return;
         }
         let now = Instant::now();

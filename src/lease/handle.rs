@@ -24,12 +24,16 @@ use crate::types::{Fence, Key, Token};
 pub enum Outcome<T> {
     /// The work finished while the lease was held.
     Completed(T),
-    /// The lease was lost first, and the work was dropped where it stood.
+    /// The lease was lost or released first, and the work was dropped where it stood.
     Lost(LostReason),
 }
 
 /// A handle on a lease that is held, renewed in the background. Cloning is cheap; dropping a
 /// handle releases nothing (a [`LeaseGuard`](crate::LeaseGuard) does that).
+///
+/// All handles see the same lease. If one releases it, it is over for each of them, at once: it is
+/// [`Released`](LeaseState::Released), [`lost`](Self::lost) and [`at_risk`](Self::at_risk) resolve, and
+/// work that [runs](Self::run) under it stops.
 #[derive(Clone)]
 pub struct Lease(pub(super) Arc<Shared>);
 
@@ -114,11 +118,12 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn is_held(&self) -> bool {
-        self.0.wants_renewal() && self.state().lost().is_none()
+        self.state().lost().is_none()
     }
 
-    /// Resolves when the lease is lost, with the reason; never after a release. The future borrows
-    /// nothing and can be cloned: hand it to other tasks.
+    /// Resolves when the lease is not held any more, with the reason: it is lost, or it was let go
+    /// ([`LostReason::Released`]). The future borrows nothing and can be cloned: hand it to other
+    /// tasks.
     ///
     /// # Cancel safety
     /// Dropping it loses nothing; a later call resolves at once if the lease is lost by then.
@@ -143,8 +148,8 @@ impl Lease {
 
     /// Resolves when little time is left because renewals are late (a quarter of the ttl, see
     /// [`Builder::at_risk_ratio`](crate::Builder::at_risk_ratio)), when the lease is in doubt (see
-    /// [`Builder::on_disconnect`](crate::Builder::on_disconnect)), or when it is lost: time to wind
-    /// down. A renewal that gets through heals the lease, so [`state`](Self::state) may be healthy
+    /// [`Builder::on_disconnect`](crate::Builder::on_disconnect)), or when it is lost or let go: time to
+    /// wind down. A renewal that gets through heals the lease, so [`state`](Self::state) may be healthy
     /// again afterwards.
     ///
     /// # Cancel safety
@@ -154,19 +159,18 @@ impl Lease {
         async move { standing.wait_for(|state| (state != LeaseState::Healthy).then_some(())).await }
     }
 
-    /// Waits until the lease is in such a state, or until it is let go and states no longer change.
+    /// Waits until the lease is in such a state.
     #[cfg(feature = "blocking")]
     pub(crate) async fn reached(self, is_such: fn(LeaseState) -> bool) {
-        let standing = &self.0.teller.standing;
-        standing.wait_for(|state| (is_such(state) || !self.0.wants_renewal()).then_some(())).await;
+        self.0.teller.standing.wait_for(|state| is_such(state).then_some(())).await;
     }
 
     /// Renews now (`n`, `sn`), whatever the schedule says, and answers the new ttl.
     ///
     /// # Errors
     /// [`ErrorKind::LeaseLost`] when the lease was lost before the answer came;
-    /// [`ErrorKind::NotHeld`] when the server rejects the renewal, which loses the lease; otherwise
-    /// what kept the answer away, which does not.
+    /// [`ErrorKind::NotHeld`] when it was released or forgotten, or when the server rejects the
+    /// renewal, which loses the lease; otherwise what kept the answer away, which does not.
     ///
     /// # Cancel safety
     /// A renewal that was sent may still take effect; the deadline then stays the earlier one.
@@ -185,21 +189,24 @@ impl Lease {
     /// ```
     pub async fn renew(&self) -> Result<Duration> {
         if let Some(reason) = self.state().lost() {
-            return Err(self.0.lost_error("renew", reason));
+            return Err(self.0.over_error("renew", reason));
         }
         let sent = Instant::now();
         let outcome = self.0.engine.renew().await;
         self.0.settle(sent, &outcome);
         match (&outcome, self.state().lost()) {
-            (Ok(_), Some(reason)) => Err(self.0.lost_error("renew", reason)),
+            (Ok(_), Some(reason)) => Err(self.0.over_error("renew", reason)),
             _ => outcome,
         }
     }
 
-    /// Runs `work` while the lease is held; drops it where it stands when the lease is lost.
+    /// Runs `work` while the lease is held; drops it where it stands when the lease is lost, or let go
+    /// through another handle: from then on the next holder may be at work, and nothing protects this
+    /// one.
     ///
-    /// Work that ends after the loss counts as lost, whatever it came to. Work that has started a
-    /// blocking call or spawned a task goes on beyond the drop: the [`fence`](Self::fence) is for
+    /// Work that ends after that counts as lost, whatever it came to; for a release the reason is
+    /// [`LostReason::Released`]. Work that ended before the release is completed. Work that has started
+    /// a blocking call or spawned a task goes on beyond the drop: the [`fence`](Self::fence) is for
     /// those.
     ///
     /// # Cancel safety
@@ -259,12 +266,11 @@ impl Lease {
         let now = Instant::now();
         let lost = self.0.state_at(now).lost();
         if !self.0.claim_release() {
-            let again = "it was released or forgotten before";
-            return Err(self.0.teller.error("release", ErrorKind::NotHeld, again));
+            return Err(self.0.over_error("release", LostReason::Released));
         }
         if let Some(reason) = lost {
             self.0.release_lost(now);
-            return Err(self.0.lost_error("release", reason));
+            return Err(self.0.over_error("release", reason));
         }
         let (tell, told) = oneshot::channel();
         let until = now + RELEASE_LIMIT;

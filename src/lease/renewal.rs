@@ -30,6 +30,9 @@ pub enum LostReason {
     FileReplaced,
     /// The client was closed, which let go of the lease.
     ClientClosed,
+    /// It was let go on this side, through this handle or another: released, dropped with its guard,
+    /// or forgotten. No loss, but no handle holds it any more either.
+    Released,
 }
 
 impl fmt::Display for LostReason {
@@ -44,12 +47,14 @@ impl fmt::Display for LostReason {
             Self::FileRemoved => "its lock file was removed, or has other links than it should",
             Self::FileReplaced => "another's lock file stands in its place",
             Self::ClientClosed => "its client was closed",
+            Self::Released => "it was released or forgotten",
         })
     }
 }
 
-/// How a lease stands.
+/// How a lease stands, the same for every handle on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum LeaseState {
     /// Held, with time to spare.
     Healthy,
@@ -57,13 +62,17 @@ pub enum LeaseState {
     AtRisk,
     /// Not held any more, for good.
     Lost(LostReason),
+    /// Let go before it was lost: released, dropped with its guard, or forgotten. It stays so.
+    Released,
 }
 
 impl LeaseState {
-    /// Whether the lease is lost, and why.
+    /// Returns why the lease is not held any more; `None` while it is held. For
+    /// [`Released`](Self::Released) that is [`LostReason::Released`].
     pub fn lost(self) -> Option<LostReason> {
         match self {
             Self::Lost(reason) => Some(reason),
+            Self::Released => Some(LostReason::Released),
             Self::Healthy | Self::AtRisk => None,
         }
     }

@@ -11,14 +11,14 @@ use futures::future::{BoxFuture, FutureExt};
 use crate::lease::standing::Standing;
 use crate::lease::{LeaseState, LostReason};
 
-/// Resolves when a lease is lost, with the reason; never after a release. Made by
-/// [`Lease::lost`](crate::Lease::lost).
+/// Resolves when a lease is not held any more, with the reason: it was lost, or let go
+/// ([`LostReason::Released`]). Made by [`Lease::lost`](crate::Lease::lost).
 ///
 /// Clone it into child tasks, as one would a cancellation token: each clone resolves by itself, and
 /// can be awaited again after it has resolved. It keeps no lease alive.
 ///
 /// # Cancel safety
-/// Dropping it loses nothing; a later one resolves at once if the lease is lost by then.
+/// Dropping it loses nothing; a later one resolves at once if the lease is over by then.
 ///
 /// # Examples
 /// ```
@@ -49,16 +49,17 @@ impl LostSignal {
         Self { standing, waiting: None }
     }
 
-    /// The reason, if the lease is known to be lost. Unlike
+    /// Returns the reason, if the lease is known to be lost, or was let go. Unlike
     /// [`Lease::is_held`](crate::Lease::is_held) it looks at no clock.
     pub fn reason(&self) -> Option<LostReason> {
         self.standing.get().lost()
     }
 
-    /// Runs `work` until the lease is lost; drops it where it stands then.
+    /// Runs `work` until the lease is lost or let go; drops it where it stands then. Work that is done in
+    /// the same instant as that counts as lost.
     ///
     /// # Errors
-    /// The reason of the loss.
+    /// The reason.
     ///
     /// # Cancel safety
     /// Dropping the future drops `work`.

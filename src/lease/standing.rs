@@ -33,11 +33,6 @@ impl Standing {
         Some(news)
     }
 
-    /// Lets everyone who waits look again: something else has changed that they heed.
-    pub(super) fn look_again(&self) {
-        self.changed.notify_waiters();
-    }
-
     /// Waits for a state that this makes something of.
     pub(super) async fn wait_for<T>(&self, found: impl Fn(LeaseState) -> Option<T>) -> T {
         loop {

@@ -57,22 +57,19 @@ impl<E: Engine + ?Sized> Shared<E> {
         self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(super) fn wants_renewal(&self) -> bool {
-        self.phase() == KEPT
-    }
-
-    fn phase(&self) -> u8 {
-        self.phase.load(Ordering::Acquire)
+    /// Whether it was not let go.
+    pub(super) fn is_kept(&self) -> bool {
+        self.phase.load(Ordering::Acquire) == KEPT
     }
 
     /// Asks the schedule and publishes how the lease stands.
-    pub(super) fn poll(&self, now: Instant, no_renewal: bool) -> Step {
-        let step = self.renewal().poll(now.into_std(), no_renewal);
+    pub(super) fn poll(&self, now: Instant, in_flight: bool) -> Step {
+        let step = self.renewal().poll(now.into_std(), in_flight);
         self.publish();
         step
     }
 
-    /// Books the outcome of a renewal sent at `sent`.
+    /// Books the outcome of a renewal sent at `sent`. One that a release has overtaken is no news.
     pub(super) fn settle(&self, sent: Instant, outcome: &Result<Duration>) {
         let now = Instant::now();
         match outcome {
@@ -82,7 +79,7 @@ impl<E: Engine + ?Sized> Shared<E> {
                     renewal.renewed(sent.into_std(), *ttl, now.into_std(), fastrand::f64());
                     renewal.state(now.into_std()).lost().is_none()
                 };
-                if held {
+                if held && self.is_kept() {
                     self.teller.renewed(*ttl);
                 }
                 self.publish();
@@ -90,10 +87,11 @@ impl<E: Engine + ?Sized> Shared<E> {
             Err(error) if error.kind() == ErrorKind::NotHeld => {
                 self.lose(self.engine.lost(now).unwrap_or(LostReason::RenewalRejected));
             }
-            Err(error) => {
+            Err(error) if self.is_kept() => {
                 self.teller.renew_failed(error);
                 self.renewal().failed(now.into_std(), fastrand::f64());
             }
+            Err(_) => {}
         }
         // The deadline may be an earlier one now.
         self.changed.notify_one();
@@ -112,49 +110,43 @@ impl<E: Engine + ?Sized> Shared<E> {
 
     /// Tells everyone how the lease stands, once per change; never again after a loss or a release.
     fn publish(&self) {
-        if self.phase() == RELEASED {
-            return;
-        }
         let news = self.teller.standing.update(|current| {
+            if current.lost().is_some() {
+                return None;
+            }
             // Looked up in here, so that of two who publish at a time the later look wins.
             let state = self.renewal().state(Instant::now().into_std());
-            (current != state && current.lost().is_none()).then_some(state)
+            (current != state).then_some(state)
         });
-        // A forgotten lease is meant to run out.
-        match news.filter(|_| self.wants_renewal()) {
+        match news {
             Some(LeaseState::AtRisk) => self.teller.at_risk(),
             Some(LeaseState::Lost(reason)) => self.teller.lost(reason),
-            Some(LeaseState::Healthy) | None => {}
+            Some(LeaseState::Healthy | LeaseState::Released) | None => {}
         }
     }
 
     /// The lease is lost, unless it was let go before. The first reason stands.
     pub(super) fn lose(&self, reason: LostReason) {
-        if self.phase() == RELEASED {
-            return;
+        if self.is_kept() {
+            self.renewal().lose(reason);
+            self.publish();
+            self.changed.notify_one();
         }
-        self.renewal().lose(reason);
-        self.publish();
-        self.changed.notify_one();
     }
 
-    /// How the lease stands now, or stood when it was released. Once seen as lost it stays lost.
+    /// How the lease stands now. Once seen as over, it stays that.
     pub(super) fn state(&self) -> LeaseState {
-        if self.phase() == RELEASED {
-            return self.teller.standing.get();
-        }
         self.state_at(Instant::now())
     }
 
-    /// How a lease stands that was not released.
     pub(super) fn state_at(&self, now: Instant) -> LeaseState {
-        let state = self.renewal().state(now.into_std());
-        let found = state.lost().is_none().then(|| self.engine.lost(now)).flatten();
-        if let Some(reason) = state.lost().or(found) {
-            self.lose(reason);
-            return self.renewal().state(now.into_std());
+        if !self.is_kept() {
+            return self.teller.standing.get();
         }
-        state
+        let state = self.renewal().state(now.into_std());
+        let Some(reason) = state.lost().or_else(|| self.engine.lost(now)) else { return state };
+        self.lose(reason);
+        self.teller.standing.get()
     }
 
     fn stop_task(&self) {
@@ -166,25 +158,31 @@ impl<E: Engine + ?Sized> Shared<E> {
 
     /// Claims the one release; `false` where it was claimed before or given up.
     pub(super) fn claim_release(&self) -> bool {
-        let claimed = self.phase.compare_exchange(KEPT, RELEASED, Ordering::AcqRel, Ordering::Acquire);
-        if claimed.is_ok() {
+        let claimed = self.let_go(RELEASED);
+        if claimed {
             self.stop_task();
-            self.wake_watchers();
         }
-        claimed.is_ok()
+        claimed
     }
 
     /// Gives up renewing and releasing.
     pub(super) fn forget(&self) {
-        if self.phase.compare_exchange(KEPT, FORGOTTEN, Ordering::AcqRel, Ordering::Acquire).is_ok() {
+        if self.let_go(FORGOTTEN) {
             self.teller.forgotten();
-            self.wake_watchers();
+            self.changed.notify_one();
         }
     }
 
-    /// Lets those look again who wait for the lease to be let go.
-    fn wake_watchers(&self) {
-        self.teller.standing.look_again();
+    /// Ends the lease for every handle on it, before anything of that is sent: work that ends later
+    /// finds it released, and work that ended before finds it held. A loss before it stands.
+    fn let_go(&self, how: u8) -> bool {
+        let mut is_first = false;
+        self.teller.standing.update(|current| {
+            let claimed = self.phase.compare_exchange(KEPT, how, Ordering::AcqRel, Ordering::Acquire);
+            is_first = claimed.is_ok();
+            (is_first && current.lost().is_none()).then_some(LeaseState::Released)
+        });
+        is_first
     }
 
     /// Lets go, and tells `caller` how it went.
@@ -197,7 +195,10 @@ impl<E: Engine + ?Sized> Shared<E> {
         self.engine.release(now, Done::unheard());
     }
 
-    pub(super) fn lost_error(&self, operation: &'static str, reason: LostReason) -> Error {
-        self.teller.error(operation, ErrorKind::LeaseLost, reason.to_string())
+    /// What an operation on a lease comes to that is not held any more.
+    pub(super) fn over_error(&self, operation: &'static str, reason: LostReason) -> Error {
+        let was_let_go = reason == LostReason::Released;
+        let kind = if was_let_go { ErrorKind::NotHeld } else { ErrorKind::LeaseLost };
+        self.teller.error(operation, kind, reason.to_string())
     }
 }

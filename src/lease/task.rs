@@ -36,13 +36,18 @@ pub(super) fn keep<E: Engine>(shared: Arc<Shared<E>>) -> impl Future<Output = ()
 
 async fn keep_to_its_end<E: Engine>(shared: &Shared<E>) {
     keep_on(shared).await;
-    if !shared.wants_renewal() {
-        // What is forgotten stays taken to its very end: its connection must not close before.
-        let end = shared.renewal().deadline();
-        sleep_until(end.into()).await;
+    // What is forgotten stays taken to its very end: its connection must not close before.
+    while !shared.is_kept() {
+        let end = shared.renewal().deadline().into();
+        if Instant::now() >= end {
+            return;
+        }
+        sleep_until(end).await;
     }
 }
 
+/// Renews until the lease is lost or forgotten. A renewal that is under way then is still heard, since it
+/// tells when the server's lease ends.
 async fn keep_on<E: Engine>(shared: &Shared<E>) {
     // None while a doubt is not cleared up.
     let mut incident = pin!(OptionFuture::from(Some(shared.engine.incident())));
@@ -54,8 +59,10 @@ async fn keep_on<E: Engine>(shared: &Shared<E>) {
             incident.set(Some(shared.engine.incident()).into());
         }
         let now = Instant::now();
-        let no_renewal = renewing.is_some() || !shared.wants_renewal();
-        let until = match shared.poll(now, no_renewal) {
+        if renewing.is_none() && !shared.is_kept() {
+            return;
+        }
+        let until = match shared.poll(now, renewing.is_some()) {
             Step::Lost(reason) => return shared.lose(reason),
             Step::Renew => {
                 renewing = Some(renew_once(shared, now).boxed());

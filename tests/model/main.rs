@@ -108,6 +108,12 @@ fn an_orphan_that_is_not_released_keeps_the_key() {
 }
 
 #[test]
+fn a_handle_that_does_not_know_of_the_release_works_on_beside_the_next_holder() {
+    let broken = broken(Rules { released_for_all: false, ..Rules::ALL });
+    assert!(broken.contains(&"who believes to hold the key has not been passed over"), "{broken:?}");
+}
+
+#[test]
 fn a_cancelled_request_whose_reply_is_not_awaited_shifts_every_later_reply() {
     let broken = broken(Rules { replies_in_order: false, ..Rules::ALL });
     assert!(!broken.is_empty());

@@ -14,7 +14,7 @@ const SILENCE: u8 = 2;
 /// How many requests a client may have under way.
 const PIPELINE: usize = 2;
 
-/// The rules that are obeyed: all but the last by the clients.
+/// The rules that are obeyed: `hands_on` by the server, the others by the clients.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
     pub(crate) deadline_from_sending: bool,
@@ -23,6 +23,7 @@ pub(crate) struct Rules {
     pub(crate) release_orphans: bool,
     pub(crate) replies_in_order: bool,
     pub(crate) hands_on: bool,
+    pub(crate) released_for_all: bool,
 }
 
 impl Rules {
@@ -33,6 +34,7 @@ impl Rules {
         release_orphans: true,
         replies_in_order: true,
         hands_on: true,
+        released_for_all: true,
     };
 }
 
@@ -90,6 +92,9 @@ struct Client {
     tries: u8,
     /// How many renewals it may yet send, besides those that confirm a grant.
     signs: u8,
+    /// How long work may yet go on that knows nothing of the release: that of another task, with a
+    /// handle of its own.
+    unaware: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -165,7 +170,8 @@ impl Action {
 
 impl World {
     pub(crate) fn new() -> Self {
-        let client = Client { aim: Aim::Rest, pending: Vec::new(), unproven: 0, tries: 1, signs: 0 };
+        let client =
+            Client { aim: Aim::Rest, pending: Vec::new(), unproven: 0, tries: 1, signs: 0, unaware: 0 };
         let link = Link {
             up: Vec::new(),
             down: Vec::new(),
@@ -187,6 +193,9 @@ impl World {
 
     /// Whether the client takes the key for its own.
     pub(crate) fn believes(&self, client: usize) -> bool {
+        if self.clients[client].unaware > 0 {
+            return true;
+        }
         let Client { aim: Aim::Holding { left, .. }, unproven, .. } = self.clients[client] else {
             return false;
         };
@@ -282,8 +291,9 @@ impl World {
             Action::Cancel(c) => self.cancel(c, rules),
             Action::Renew(c) => self.renew(c),
             Action::Release(c) => {
-                if let Aim::Holding { fence, .. } = self.clients[c].aim {
+                if let Aim::Holding { fence, left } = self.clients[c].aim {
                     self.clients[c].aim = Aim::Rest;
+                    self.clients[c].unaware = if rules.released_for_all { 0 } else { left };
                     self.send(c, Request::Release(fence));
                 }
             }
@@ -333,6 +343,7 @@ impl World {
             if let Aim::Holding { left, .. } = &mut client.aim {
                 *left = left.saturating_sub(1);
             }
+            client.unaware = client.unaware.saturating_sub(1);
             grow(&mut client.unproven, SILENCE);
             client.pending.iter_mut().for_each(|pending| grow(&mut pending.age, TTL));
         }

@@ -371,7 +371,7 @@ impl Lease {
     pub(crate) async fn lost(self) -> LostReason {
         match self {
             Self::Tasks(lease) => lease.lost().await,
-            Self::Threads(lease) => on_a_thread(move || lease.lost()).await.expect("it is not let go"),
+            Self::Threads(lease) => on_a_thread(move || lease.lost()).await,
         }
     }
 
