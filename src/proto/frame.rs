@@ -90,6 +90,11 @@ impl FrameDecoder {
         self.command_len.is_none() && self.line.at_boundary() && self.too_long.is_none()
     }
 
+    /// Whether a line grew past its cap and its end has not come yet.
+    pub fn in_overlong_line(&self) -> bool {
+        self.too_long.is_some()
+    }
+
     /// The cap of the line that comes next: an auth token may be long.
     fn cap(&self) -> usize {
         match (self.command_len, self.key_len) {

@@ -196,7 +196,7 @@ impl ServerConfig {
             let set = if self.tls_cert.is_some() { "tls_cert" } else { "tls_key" };
             return Err(Error::invalid(set, "is set alone: both --tls-cert and --tls-key must be provided"));
         }
-        if self.auth_token.as_deref() == Some("") {
+        if self.auth_token.as_ref().is_some_and(|token| token.trim().is_empty()) {
             // Not the same as none: a variable that a script forgot to fill must not open the door.
             return Err(Error::invalid("auth_token", "is empty"));
         }

@@ -157,11 +157,8 @@ impl<S: Stream> Session<S> {
                 }
                 Some(Frame::TooLong(fault)) => {
                     tracing::debug!(%fault, "closing a connection");
-                    self.refuse(Status::Error);
-                    // As the original server does. A client that keeps to the protocol never sends
-                    // such a line, so no lease of one ends by this.
-                    let _ = self.flush().await;
-                    return Err(Ended::ByPeer);
+                    self.check_auth().await?;
+                    return Err(self.cut_off().await);
                 }
             }
             if self.out.is_full() {
@@ -180,12 +177,16 @@ impl<S: Stream> Session<S> {
         let limit = self.line_limit();
         loop {
             let draining = self.shared.life.phase() != Phase::Serving;
-            let may_go = draining && self.decoder.at_boundary() && !self.holds();
+            // Half a request asks nothing: it would hold the stop up until the read timeout.
+            let may_go = draining && !self.holds();
             self.inbox.reserve(self.chunk);
             tokio::select! {
                 biased;
                 // First of all: what has come already is answered, also by a server that stops.
                 read = self.stream.read_buf(&mut self.inbox) => {
+                    if let Ok(0) = read {
+                        return Err(self.at_end().await);
+                    }
                     let n = Ended::unless_read(read)?;
                     if self.inbox.len() == self.inbox.capacity() {
                         self.chunk = READ_CHUNK_BUSY;
@@ -199,7 +200,8 @@ impl<S: Stream> Session<S> {
                     }
                     return Ok(());
                 }
-                () = std::future::ready(()), if may_go => return Err(Ended::ByServer),
+                // A turn later, when the read has looked with a fresh budget.
+                () = yield_now(), if may_go => return Err(Ended::ByServer),
                 () = &mut timer => {
                     if Instant::now() >= limit {
                         return Err(self.time_out().await);
@@ -210,6 +212,23 @@ impl<S: Stream> Session<S> {
                 () = sleep(DRAIN_LOOK), if draining => {}
             }
         }
+    }
+
+    /// The peer sends no more. Most parts of a request are dropped without a word.
+    async fn at_end(&mut self) -> Ended {
+        if !self.authenticated {
+            tracing::debug!("closed before it authenticated");
+            return self.refuse_auth().await;
+        }
+        if self.decoder.in_overlong_line() { self.cut_off().await } else { Ended::ByPeer }
+    }
+
+    /// Ends a connection for a line over its cap, as the original server does. A client that keeps to
+    /// the protocol never sends one, so no lease of such a client ends by this.
+    async fn cut_off(&mut self) -> Ended {
+        self.refuse(Status::Error);
+        let _ = self.flush().await;
+        Ended::ByPeer
     }
 
     async fn time_out(&mut self) -> Ended {

@@ -59,27 +59,38 @@ impl<S: Stream> Session<S> {
     }
 
     pub(super) async fn check_auth(&mut self) -> Result<(), Ended> {
-        if self.authenticated { Ok(()) } else { self.deny().await }
+        if self.authenticated { Ok(()) } else { Err(self.deny().await) }
     }
 
-    async fn deny(&mut self) -> Result<(), Ended> {
+    async fn deny(&mut self) -> Ended {
         tracing::warn!("authentication failed");
-        self.refuse(Status::Auth);
-        self.flush().await?;
-        sleep(AUTH_PAUSE).await;
-        Err(Ended::ByPeer)
+        self.refuse_auth().await
     }
 
-    async fn authenticate(&mut self, token: &[u8]) -> Result<(), Ended> {
-        let right = self.shared.auth_token.as_ref().map(|right| same(right.as_bytes(), token));
-        match right {
-            None => self.refuse(Status::Error),
-            Some(true) => {
-                self.authenticated = true;
-                self.out.reply(&Reply::Done);
-            }
-            Some(false) => return self.deny().await,
+    /// Ends a connection that has not authenticated, and so holds nothing.
+    pub(super) async fn refuse_auth(&mut self) -> Ended {
+        self.refuse(Status::Auth);
+        if self.flush().await.is_ok() {
+            sleep(AUTH_PAUSE).await;
         }
+        Ended::ByPeer
+    }
+
+    /// The first `auth` counts. Later ones, and all on a server without a token, are refused and change
+    /// nothing, whatever they carry.
+    async fn authenticate(&mut self, token: &[u8]) -> Result<(), Ended> {
+        if self.authenticated {
+            self.refuse(Status::Error);
+            return Ok(());
+        }
+        // White space round it does not count, as with every argument. The right one is UTF-8.
+        let given = std::str::from_utf8(token).map_or(token, |token| token.trim().as_bytes());
+        let right = self.shared.auth_token.as_ref().map_or("", |right| right.trim());
+        if !same(right.as_bytes(), given) {
+            return Err(self.deny().await);
+        }
+        self.authenticated = true;
+        self.out.reply(&Reply::Done);
         Ok(())
     }
 
