@@ -11,10 +11,14 @@ const TTL: u8 = 4;
 const READ_TIMEOUT: u8 = 3;
 /// How long a server may be silent before a client gives it up: less than the read timeout.
 const SILENCE: u8 = 2;
+/// How long a server tries to send to a client that does not read.
+const WRITE_TIMEOUT: u8 = 1;
 /// How many requests a client may have under way.
 const PIPELINE: usize = 2;
+/// How many small replies fit between a server and a client that does not read.
+const BUFFER: u8 = 2;
 
-/// The rules that are obeyed: `hands_on` by the server, the others by the clients.
+/// The rules that are obeyed: `hands_on` and `frees_late` by the server, the others by the clients.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Rules {
     pub(crate) deadline_from_sending: bool,
@@ -22,8 +26,13 @@ pub(crate) struct Rules {
     pub(crate) confirm_late_grants: bool,
     pub(crate) release_orphans: bool,
     pub(crate) replies_in_order: bool,
+    /// A client asks over one connection only for as much as fits in between, so nothing large.
+    pub(crate) replies_fit: bool,
     pub(crate) hands_on: bool,
     pub(crate) released_for_all: bool,
+    /// What a connection held that the server gave up sending to is freed no earlier than if the
+    /// server had only read nothing from it.
+    pub(crate) frees_late: bool,
 }
 
 impl Rules {
@@ -33,8 +42,10 @@ impl Rules {
         confirm_late_grants: true,
         release_orphans: true,
         replies_in_order: true,
+        replies_fit: true,
         hands_on: true,
         released_for_all: true,
+        frees_late: true,
     };
 }
 
@@ -44,6 +55,7 @@ enum Request {
     Wait,
     Renew(u8),
     Release(u8),
+    Stats,
     /// Half-closes the connection.
     End,
 }
@@ -54,6 +66,21 @@ enum Reply {
     Busy,
     Done,
     Refused,
+    /// The whole table, which is large.
+    Table,
+}
+
+impl Request {
+    /// How much of the buffer its reply takes.
+    fn weight(self) -> u8 {
+        if self == Self::Stats { Reply::Table.weight() } else { 1 }
+    }
+}
+
+impl Reply {
+    fn weight(self) -> u8 {
+        if self == Self::Table { BUFFER + 1 } else { 1 }
+    }
 }
 
 /// A request without a reply yet.
@@ -95,6 +122,8 @@ struct Client {
     /// How long work may yet go on that knows nothing of the release: that of another task, with a
     /// handle of its own.
     unaware: u8,
+    /// How often it may yet ask for the table.
+    looks: u8,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -110,6 +139,12 @@ struct Link {
     /// How long ago the server last read from it.
     quiet: u8,
     dropped: bool,
+    /// What the server sent and nobody will ever read, by its weight.
+    unread: u8,
+    /// How long the server has had more to send than goes in between.
+    stuck: u8,
+    /// The server gave up sending, and has not freed yet what the connection held.
+    given_up: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -141,10 +176,13 @@ pub(crate) enum Action {
     Cancel(usize),
     Renew(usize),
     Release(usize),
+    Look(usize),
     ServerReads(usize),
     ClientReads(usize),
     Cut(usize),
     ServerDropsIdle(usize),
+    ServerGivesUp(usize),
+    ServerFrees(usize),
     ClientSeesEnd(usize),
 }
 
@@ -156,10 +194,13 @@ impl Action {
             Self::Cancel,
             Self::Renew,
             Self::Release,
+            Self::Look,
             Self::ServerReads,
             Self::ClientReads,
             Self::Cut,
             Self::ServerDropsIdle,
+            Self::ServerGivesUp,
+            Self::ServerFrees,
             Self::ClientSeesEnd,
         ];
         let lucky = [Self::Wait, Self::Renew, Self::Release, Self::ServerReads, Self::ClientReads];
@@ -169,9 +210,17 @@ impl Action {
 }
 
 impl World {
-    pub(crate) fn new() -> Self {
-        let client =
-            Client { aim: Aim::Rest, pending: Vec::new(), unproven: 0, tries: 1, signs: 0, unaware: 0 };
+    /// With a client that asks for the key up to so many times, and renews once less.
+    pub(crate) fn new(tries: u8) -> Self {
+        let client = Client {
+            aim: Aim::Rest,
+            pending: Vec::new(),
+            unproven: 0,
+            tries: 1,
+            signs: 0,
+            looks: 0,
+            unaware: 0,
+        };
         let link = Link {
             up: Vec::new(),
             down: Vec::new(),
@@ -180,12 +229,15 @@ impl World {
             open_at_server: true,
             quiet: 0,
             dropped: false,
+            unread: 0,
+            stuck: 0,
+            given_up: false,
         };
         Self {
             holder: None,
             queue: Vec::new(),
             fence: 0,
-            clients: [Client { tries: 2, signs: 1, ..client.clone() }, client],
+            clients: [Client { tries, signs: tries - 1, looks: 1, ..client.clone() }, client],
             links: std::array::from_fn(|_| link.clone()),
             silence_loses: true,
         }
@@ -239,12 +291,24 @@ impl World {
         self.links[client].dropped
     }
 
-    pub(crate) fn allows(&self, action: Action) -> bool {
+    /// Whether the server has more to send to the client than fits in between.
+    pub(crate) fn is_stuck(&self, client: usize) -> bool {
+        let link = &self.links[client];
+        let sent = link.down.iter().map(|reply| reply.weight()).sum::<u8>();
+        link.open_at_server && link.unread + sent > BUFFER
+    }
+
+    pub(crate) fn was_given_up(&self, client: usize) -> bool {
+        self.links[client].given_up
+    }
+
+    pub(crate) fn allows(&self, action: Action, rules: Rules) -> bool {
         match action {
             Action::Tick => true,
             Action::Sweep => self.holder.is_some_and(|holder| holder.left == 0),
             Action::Try(c) | Action::Wait(c) => {
-                self.clients[c].aim == Aim::Rest && self.clients[c].tries > 0 && self.may_send(c)
+                let may_ask = self.clients[c].aim == Aim::Rest && self.clients[c].tries > 0;
+                may_ask && self.may_send(c, Request::Try, rules)
             }
             Action::Cancel(c) => self.clients[c].aim == Aim::Asking,
             Action::Renew(c) => {
@@ -253,18 +317,26 @@ impl World {
                     Aim::Holding { .. } => self.clients[c].signs > 0 && self.believes(c),
                     _ => false,
                 };
-                due && self.may_send(c)
+                due && self.may_send(c, Request::Renew(0), rules)
             }
-            Action::Release(c) => matches!(self.clients[c].aim, Aim::Holding { .. }) && self.may_send(c),
+            Action::Release(c) => {
+                let holds = matches!(self.clients[c].aim, Aim::Holding { .. });
+                holds && self.may_send(c, Request::Release(0), rules)
+            }
+            Action::Look(c) => self.clients[c].looks > 0 && self.may_send(c, Request::Stats, rules),
             Action::ServerReads(c) => {
-                self.links[c].open_at_server && self.links[c].up.first().is_some_and(|_| !self.waits(c))
+                let is_free = self.links[c].open_at_server && !self.waits(c) && !self.is_stuck(c);
+                is_free && !self.links[c].up.is_empty()
             }
             Action::ClientReads(c) => self.links[c].open_at_client && !self.links[c].down.is_empty(),
             Action::Cut(c) => !self.links[c].cut && self.links[c].open_at_server,
             Action::ServerDropsIdle(c) => {
                 let link = &self.links[c];
-                link.open_at_server && !self.waits(c) && link.quiet >= READ_TIMEOUT
+                let is_free = link.open_at_server && !self.waits(c) && !self.is_stuck(c);
+                is_free && link.quiet >= READ_TIMEOUT
             }
+            Action::ServerGivesUp(c) => self.links[c].stuck >= WRITE_TIMEOUT,
+            Action::ServerFrees(c) => self.links[c].given_up && self.links[c].quiet >= READ_TIMEOUT,
             Action::ClientSeesEnd(c) => {
                 let link = &self.links[c];
                 link.open_at_client && (link.cut || (!link.open_at_server && link.down.is_empty()))
@@ -277,8 +349,11 @@ impl World {
         self.queue.contains(&client)
     }
 
-    fn may_send(&self, client: usize) -> bool {
-        self.links[client].open_at_client && self.clients[client].pending.len() < PIPELINE
+    fn may_send(&self, client: usize, request: Request, rules: Rules) -> bool {
+        let pending = &self.clients[client].pending;
+        let weight = pending.iter().map(|pending| pending.request.weight()).sum::<u8>() + request.weight();
+        let fits = !rules.replies_fit || weight <= BUFFER;
+        self.links[client].open_at_client && pending.len() < PIPELINE && fits
     }
 
     pub(crate) fn apply(&mut self, action: Action, rules: Rules) {
@@ -297,18 +372,24 @@ impl World {
                     self.send(c, Request::Release(fence));
                 }
             }
+            Action::Look(c) => {
+                self.clients[c].looks -= 1;
+                self.send(c, Request::Stats);
+            }
             Action::ServerReads(c) => self.server_reads(c, rules),
             Action::ClientReads(c) => self.client_reads(c, rules),
             Action::Cut(c) => {
                 let link = &mut self.links[c];
                 link.cut = true;
                 link.up.clear();
-                link.down.clear();
+                link.unread += link.down.drain(..).map(Reply::weight).sum::<u8>();
             }
             Action::ServerDropsIdle(c) => {
                 self.links[c].dropped = true;
                 self.disconnect(c, rules);
             }
+            Action::ServerGivesUp(c) => self.give_up(c, rules),
+            Action::ServerFrees(c) => self.disconnect(c, rules),
             Action::ClientSeesEnd(c) => {
                 self.links[c].open_at_client = false;
                 self.clients[c].pending.clear();
@@ -325,11 +406,19 @@ impl World {
                 client.unproven = 0;
             }
             if !link.open_at_client {
-                (client.tries, client.signs) = (0, 0);
+                (client.tries, client.signs, client.looks) = (0, 0, 0);
                 link.down.clear();
             }
+            if !link.open_at_client || !link.open_at_server {
+                link.unread = 0;
+            }
             if !link.open_at_server {
-                link.quiet = 0;
+                link.quiet = if link.given_up { link.quiet } else { 0 };
+            }
+        }
+        for client in 0..CLIENTS {
+            if !self.is_stuck(client) {
+                self.links[client].stuck = 0;
             }
         }
     }
@@ -348,6 +437,9 @@ impl World {
             client.pending.iter_mut().for_each(|pending| grow(&mut pending.age, TTL));
         }
         self.links.iter_mut().for_each(|link| grow(&mut link.quiet, READ_TIMEOUT));
+        for client in (0..CLIENTS).filter(|client| self.is_stuck(*client)).collect::<Vec<_>>() {
+            grow(&mut self.links[client].stuck, WRITE_TIMEOUT);
+        }
     }
 
     // What a client does.
@@ -476,6 +568,7 @@ impl World {
                     self.hand_on();
                 }
             }
+            Request::Stats => self.reply(client, Reply::Table),
             Request::End => self.disconnect(client, rules),
         }
     }
@@ -502,15 +595,30 @@ impl World {
     }
 
     fn reply(&mut self, client: usize, reply: Reply) {
-        if !self.links[client].cut {
-            self.links[client].down.push(reply);
+        let link = &mut self.links[client];
+        if link.cut {
+            link.unread += reply.weight();
+        } else {
+            link.down.push(reply);
         }
+    }
+
+    /// The client does not read what it asked for: no more is sent, and nothing more is read.
+    fn give_up(&mut self, client: usize, rules: Rules) {
+        if !rules.frees_late {
+            return self.disconnect(client, rules);
+        }
+        let link = &mut self.links[client];
+        (link.open_at_server, link.given_up, link.stuck) = (false, true, 0);
+        link.up.clear();
+        self.queue.retain(|waiter| *waiter != client);
     }
 
     /// The connection is gone: its waiter leaves, and what it held is handed on.
     fn disconnect(&mut self, client: usize, rules: Rules) {
-        self.links[client].open_at_server = false;
-        self.links[client].up.clear();
+        let link = &mut self.links[client];
+        (link.open_at_server, link.given_up) = (false, false);
+        link.up.clear();
         self.queue.retain(|waiter| *waiter != client);
         if self.holder.is_some_and(|holder| holder.client == client) {
             self.holder = None;
