@@ -298,26 +298,31 @@ async fn a_reply_that_is_not_text_is_a_protocol_error() {
     }
 }
 
-async fn longest(limit: Option<usize>, len: usize) -> (AsyncConn, Result<String, Error>) {
+async fn longest(cmd: &str, limit: Option<usize>, len: usize) -> (AsyncConn, Result<String, Error>) {
     let mut builder = Builder::new();
-    builder.write(b"stats\n_\n_\n");
+    builder.write(format!("{cmd}\n_\n_\n").as_bytes());
     let line = "x".repeat(len) + "\n";
     for piece in line.as_bytes().chunks(64 * 1024) {
         builder.read(piece);
     }
     let mut conn = AsyncConn::new(builder.build());
     if let Some(limit) = limit {
-        conn = conn.max_reply(limit);
+        conn = if cmd == "stats" { conn.max_stats_bytes(limit) } else { conn.max_reply(limit) };
     }
-    let reply = conn.command("stats", "_", "_", None).await;
+    let reply = conn.command(cmd, "_", "_", None).await;
     (conn, reply)
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_reply_over_its_limit_is_a_protocol_error() {
-    for (set, limit) in [(None, 1024 * 1024), (Some(10), 10), (Some(100_000), 100_000)] {
-        assert_eq!(longest(set, limit).await.1.unwrap().len(), limit);
-        let (conn, reply) = longest(set, limit + 1).await;
+    for (cmd, set, limit) in [
+        ("ping", None, 1024 * 1024),
+        ("ping", Some(10), 10),
+        ("x", Some(100_000), 100_000),
+        ("stats", Some(2_000_000), 2_000_000),
+    ] {
+        assert_eq!(longest(cmd, set, limit).await.1.unwrap().len(), limit);
+        let (conn, reply) = longest(cmd, set, limit + 1).await;
         let error = reply.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Protocol);
         assert!(error.to_string().ends_with(&format!("line longer than {limit} bytes")), "{error}");

@@ -88,7 +88,8 @@ async fn a_flood_in_place_of_a_reply_is_a_protocol_error_and_read_no_further() {
                 })
             };
             let server = Server::new(ServerConfig::default()).unwrap();
-            let client = LockClient::builder().dial(Peers::first(first, &server)).build().unwrap();
+            let builder = LockClient::builder().dial(Peers::first(first, &server)).max_stats_bytes(CAP);
+            let client = builder.build().unwrap();
             let lock = client.lock("k").unwrap();
             let asking = async {
                 match asked {
@@ -251,7 +252,7 @@ async fn stats(reply: String) -> Result<StatsResult, ErrorKind> {
             wire.closed().await;
         })
     });
-    let client = LockClient::builder().dial(dial).build().unwrap();
+    let client = LockClient::builder().dial(dial).max_stats_bytes(CAP).build().unwrap();
     let stats = timeout(S, client.stats()).await.expect("it ends");
     stats.map(|mut stats| stats.remove(0)).map_err(|error| error.kind())
 }

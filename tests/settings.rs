@@ -92,6 +92,9 @@ fn times_that_cannot_be_sent_are_refused() {
     refused(builder().acquire_timeout(past).build(), &too_long("acquire_timeout"));
     refused(builder().connect_timeout(past).build(), &too_long("connect_timeout"));
     refused(builder().keepalive_interval(past).build(), &too_long("keepalive_interval"));
+    refused(builder().request_timeout(past).build(), &too_long("request_timeout"));
+    refused(builder().request_timeout(Duration::ZERO).build(), "request_timeout is 0, it must be longer");
+    refused(builder().max_stats_bytes(0).build(), "max_stats_bytes is 0, the least is 1");
     refused(builder().connect_timeout(Duration::ZERO).build(), "connect_timeout is 0, it must be longer");
     refused(
         builder().keepalive_interval(Duration::ZERO).build(),

@@ -14,7 +14,7 @@ use dflockd_client::test_util::TestServer;
 use dflockd_client::{Enqueued, ErrorKind, LeaseGuard, LockClient, LostReason, Result, Settings};
 use futures::FutureExt;
 use futures::future::{join_all, try_join_all};
-use peers::{End, Peers, Wire, peer, script, sound};
+use peers::{End, Peers, peer, script, sound};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -377,29 +377,17 @@ async fn an_answer_that_is_overdue_sends_new_requests_by_another_connection() {
 
 #[tokio::test(start_paused = true)]
 async fn a_table_too_large_to_read_costs_no_lease() {
-    let large = || {
-        peer(|far| async move {
-            let mut wire = Wire::new(far);
-            while let Some(request) = wire.request().await {
-                match &request[..1] {
-                    "l" => wire.send("ok 000000000000002a00112233445566aa 600\n").await,
-                    "s" => wire.send(format!("ok {{\"locks\":[{}]}}\n", "1,".repeat(2 << 20))).await,
-                    "n" => wire.send("ok 600\n").await,
-                    _ => wire.send("ok\n").await,
-                }
-            }
-        })
-    };
-    let locks = LockClient::builder().dial(Peers::new(move |_, _| large())).build().unwrap();
-    let guard = locks.lock("k").unwrap().acquire().await.unwrap();
-    let (stats, renewed) = tokio::join!(locks.stats(), guard.renew());
-    let error = stats.unwrap_err();
+    let server = TestServer::new();
+    let locks = server.builder().max_stats_bytes(500).build().unwrap();
+    let guards = hold(&locks, 0..4).await;
+    assert_eq!(locks.stats().await.unwrap()[0].locks.len(), 4);
+    let more = hold(&locks, 4..10).await;
+    let error = locks.stats().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
-    assert!(error.to_string().contains("longer than 1048576 bytes"), "{error}");
-    assert_eq!(renewed.unwrap(), 600 * S);
-    assert!(guard.is_held());
-    assert_eq!(locks.metrics().dials, 1);
-    guard.release().await.unwrap();
+    assert!(error.to_string().contains("longer than 500 bytes"), "{error}");
+    assert!(guards.iter().chain(&more).all(|guard| guard.is_held()));
+    sleep(S).await;
+    assert_eq!(server.stats().connections, 1, "what was asked over is closed");
 }
 
 #[tokio::test(start_paused = true)]

@@ -41,7 +41,7 @@ pub fn open_conn(
     SyncConn::open(async move { command::open_conn(&host, port, tls.as_ref(), connect_timeout).await })
 }
 
-/// `auth`: the first command on a server that has an auth token. Reply within 30 s.
+/// `auth`: the first command on a server that has an auth token. Reply within 5 s.
 ///
 /// For code that branches on [`std::io::ErrorKind`], a refused token is `PermissionDenied`.
 ///
@@ -65,7 +65,7 @@ pub fn authenticate(conn: &SyncConn, auth_token: &str) -> Result<()> {
     conn.run(|conn| async move { command::authenticate(&conn, &auth_token).await })
 }
 
-/// `ping`: keeps a quiet connection open. Reply within 30 s.
+/// `ping`: keeps a quiet connection open. Reply within 5 s.
 ///
 /// # Errors
 /// As [`command::ping`].
@@ -83,7 +83,7 @@ pub fn ping(conn: &SyncConn) -> Result<()> {
     conn.run(|conn| async move { command::ping(&conn).await })
 }
 
-/// `stats`: what the server holds right now. Reply within 30 s.
+/// `stats`: what the server holds right now. Reply within 5 s.
 ///
 /// # Errors
 /// As [`command::stats`].
@@ -101,7 +101,7 @@ pub fn stats(conn: &SyncConn) -> Result<StatsResult> {
     conn.run(|conn| async move { command::stats(&conn).await })
 }
 
-/// `l`: takes the lock, waiting up to `timeout` (0 is a try). Reply within `timeout` + 30 s.
+/// `l`: takes the lock, waiting up to `timeout` (0 is a try). Reply within `timeout` + 1 s.
 ///
 /// # Errors
 /// As [`command::acquire`].
@@ -121,7 +121,7 @@ pub fn acquire(conn: &SyncConn, key: &str, timeout: Duration, lease: Option<Dura
     conn.run(|conn| async move { command::acquire(&conn, &key, timeout, lease).await })
 }
 
-/// `e`: takes the lock or a place in its queue. Reply within 30 s.
+/// `e`: takes the lock or a place in its queue. Reply within 5 s.
 ///
 /// # Errors
 /// As [`command::enqueue`].
@@ -141,7 +141,7 @@ pub fn enqueue(conn: &SyncConn, key: &str, lease: Option<Duration>) -> Result<Pl
     conn.run(|conn| async move { command::enqueue(&conn, &key, lease).await })
 }
 
-/// `w`: waits up to `timeout` for the grant that was queued for. Reply within `timeout` + 30 s.
+/// `w`: waits up to `timeout` for the grant that was queued for. Reply within `timeout` + 1 s.
 ///
 /// # Errors
 /// As [`command::wait`].
@@ -164,7 +164,7 @@ pub fn wait(conn: &SyncConn, key: &str, timeout: Duration) -> Result<Grant> {
     conn.run(|conn| async move { command::wait(&conn, &key, timeout).await })
 }
 
-/// `r`: lets go; from any connection. Reply within 30 s.
+/// `r`: lets go; from any connection. Reply within 5 s.
 ///
 /// # Errors
 /// As [`command::release`].
@@ -185,7 +185,7 @@ pub fn release(conn: &SyncConn, key: &str, token: &Token) -> Result<()> {
 }
 
 /// `n`: sets the lease anew, counting from now, and answers it; from any connection. Reply within
-/// 30 s. Without a `lease` the server falls back to its own default.
+/// 5 s. Without a `lease` the server falls back to its own default.
 ///
 /// # Errors
 /// As [`command::renew`].
@@ -206,7 +206,7 @@ pub fn renew(conn: &SyncConn, key: &str, token: &Token, lease: Option<Duration>)
     conn.run(|conn| async move { command::renew(&conn, &key, &token, lease).await })
 }
 
-/// `sl`: takes one of `limit` slots, waiting up to `timeout`. Reply within `timeout` + 30 s.
+/// `sl`: takes one of `limit` slots, waiting up to `timeout`. Reply within `timeout` + 1 s.
 ///
 /// # Errors
 /// As [`command::sem_acquire`].
@@ -232,7 +232,7 @@ pub fn sem_acquire(
     conn.run(|conn| async move { command::sem_acquire(&conn, &key, timeout, limit, lease).await })
 }
 
-/// `se`: takes one of `limit` slots or a place in the queue. Reply within 30 s.
+/// `se`: takes one of `limit` slots or a place in the queue. Reply within 5 s.
 ///
 /// # Errors
 /// As [`command::sem_enqueue`].

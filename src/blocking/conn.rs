@@ -1,7 +1,6 @@
 //! One connection for threads, one command at a time. Knows of no lease.
 
 use std::fmt;
-use std::sync::Arc;
 use std::time::Duration;
 
 use crate::blocking::runtime::Runtime;
@@ -27,7 +26,7 @@ const TWIN: &str = "AsyncConn";
 /// # Ok(()) }
 /// ```
 pub struct SyncConn {
-    conn: Arc<AsyncConn>,
+    conn: AsyncConn,
     runtime: Runtime,
 }
 
@@ -64,6 +63,21 @@ impl SyncConn {
             let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
             stream.map(Self::new).map_err(|cause| Error::io("could not take the socket", cause))
         })
+    }
+
+    /// See [`AsyncConn::max_reply`].
+    pub fn max_reply(self, bytes: usize) -> Self {
+        Self { conn: self.conn.max_reply(bytes), ..self }
+    }
+
+    /// See [`AsyncConn::max_stats_bytes`].
+    pub fn max_stats_bytes(self, bytes: usize) -> Self {
+        Self { conn: self.conn.max_stats_bytes(bytes), ..self }
+    }
+
+    /// See [`AsyncConn::request_timeout`].
+    pub fn request_timeout(self, timeout: Duration) -> Self {
+        Self { conn: self.conn.request_timeout(timeout), ..self }
     }
 
     /// Sends one request, any three lines, and reads its one reply line, without its line end.
@@ -125,12 +139,12 @@ impl SyncConn {
     }
 
     /// Runs `work` on the connection, and blocks until it is done.
-    pub(super) fn run<T, F>(&self, work: impl FnOnce(Arc<AsyncConn>) -> F) -> Result<T>
+    pub(super) fn run<T, F>(&self, work: impl FnOnce(AsyncConn) -> F) -> Result<T>
     where
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        self.runtime.run(TWIN, work(self.conn.clone()))
+        self.runtime.run(TWIN, work(self.conn.share()))
     }
 
     /// The connection that `opening` makes, on the hidden thread.
@@ -141,7 +155,7 @@ impl SyncConn {
 
 impl From<AsyncConn> for SyncConn {
     fn from(conn: AsyncConn) -> Self {
-        Self { conn: Arc::new(conn), runtime: Runtime::default() }
+        Self { conn, runtime: Runtime::default() }
     }
 }
 

@@ -5,8 +5,8 @@ use tokio::runtime::Handle;
 
 use crate::blocking::runtime::Runtime;
 use crate::blocking::{LockClient, SyncDistributedLock, SyncDistributedSemaphore};
-use crate::client::options::{Builder, Parts, Target};
-use crate::client::{ClientTarget, LockTarget, SemaphoreTarget};
+use crate::client::options::{Parts, Target};
+use crate::client::{Builder, ClientTarget, LockTarget, SemaphoreTarget};
 use crate::error::Result;
 
 /// Builds the blocking twin of what `T` builds.

@@ -1,6 +1,11 @@
 //! One free function per wire command, over an [`AsyncConn`]: for those who want the protocol and
 //! nothing on top. No renewal, no retry; a grant is bound to its connection, and lost with it.
 //!
+//! Each function states within which time it has its reply, counted from its turn on the connection;
+//! then it fails with [`Timeout`](crate::ErrorKind::Timeout), and the connection is closed. The 5 s are
+//! the connection's [`request_timeout`](AsyncConn::request_timeout), which also bounds a command whose
+//! timeout is 0.
+//!
 //! Durations go up to whole seconds. Every function checks its input before it sends anything
 //! ([`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput)) and is, as to cancellation,
 //! [`AsyncConn::command`]: dropped half-way, it closes the connection. So does a reply that does not
@@ -31,14 +36,14 @@ use crate::client::outcome;
 use crate::client::tls::ClientTls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{BoxStream, Dial, TcpDial};
-use crate::proto::{Family, Reply, Request, Secret, StatsResult};
+use crate::proto::{Expect, Family, Reply, Request, Secret, StatsResult, Status};
 use crate::types::{Key, Limit, Seconds, Token};
 
 pub use crate::client::outcome::{Grant, Place};
 pub use semaphore::{sem_acquire, sem_enqueue, sem_release, sem_renew, sem_wait};
 
-/// How much longer than its own timeout a command's reply may take.
-pub(crate) const IO_SLACK: Duration = Duration::from_secs(30);
+/// How long a table may be that is parsed where it was asked for, in bytes.
+const PARSED_AT_ONCE: usize = 64 * 1024;
 
 /// Dials a server, over TLS where `tls` is given. `TCP_NODELAY` and keepalive probes are on.
 ///
@@ -99,12 +104,38 @@ pub(crate) async fn open_stream(
 }
 
 /// Sends a request and reads the reply that fits it; one that does not closes the connection.
-async fn ask(conn: &AsyncConn, request: &Request, read_timeout: Duration) -> Result<Reply> {
+/// The server may wait up to `timeout` before it answers.
+async fn ask(conn: &AsyncConn, request: &Request, timeout: Duration) -> Result<Reply> {
+    let read = |line: String| Reply::parse(line.as_bytes(), request.expect()).map_err(outcome::bad_reply);
+    exchange(conn, request, timeout, read).await
+}
+
+async fn exchange<T>(
+    conn: &AsyncConn,
+    request: &Request,
+    timeout: Duration,
+    read: impl FnOnce(String) -> Result<T>,
+) -> Result<T> {
     let arg = request.arg();
     let arg = String::from_utf8_lossy(&arg);
     let key = request.key().map_or("_".into(), Key::to_text);
-    let read = |line: String| Reply::parse(line.as_bytes(), request.expect()).map_err(outcome::bad_reply);
-    conn.exchange(request.command(), &key, &arg, Some(read_timeout), read).await
+    conn.exchange(request.command(), &key, &arg, Some(conn.reply_within(timeout)), read).await
+}
+
+/// `stats`, whose reply is parsed as it lies there: it can be long.
+async fn ask_stats(conn: &AsyncConn) -> Result<StatsResult> {
+    let read = |line: String| match Status::parse(&line) {
+        Some(status) => Ok(Err(outcome::refusal(&status, Expect::Stats))),
+        None if line.starts_with("ok ") => Ok(Ok(line)),
+        None => Reply::parse(line.as_bytes(), Expect::Stats).map(|_| Ok(line)).map_err(outcome::bad_reply),
+    };
+    let line = exchange(conn, &Request::Stats, Duration::ZERO, read).await??;
+    if line.len() <= PARSED_AT_ONCE {
+        return outcome::stats(&line);
+    }
+    // A million keys take a second, in which others want their turn.
+    let parsed = tokio::task::spawn_blocking(move || outcome::stats(&line)).await;
+    parsed.unwrap_or_else(|_| Err(Error::new(ErrorKind::ConnectionClosed, "the runtime was shut down")))
 }
 
 /// Names the operation and the key in whatever went wrong.
@@ -112,7 +143,7 @@ fn named<T>(outcome: Result<T>, operation: &'static str, key: &Key) -> Result<T>
     outcome.map_err(|error| error.during(operation).for_key(key))
 }
 
-/// `auth`: the first command on a server that has an auth token. Reply within 30 s.
+/// `auth`: the first command on a server that has an auth token. Reply within 5 s.
 ///
 /// # Errors
 /// [`PermissionDenied`](ErrorKind::PermissionDenied) when the server refuses the token (or has
@@ -131,11 +162,11 @@ fn named<T>(outcome: Result<T>, operation: &'static str, key: &Key) -> Result<T>
 pub async fn authenticate(conn: &AsyncConn, auth_token: &str) -> Result<()> {
     check_auth_token(auth_token)?;
     let request = Request::Auth { token: Secret::new(auth_token) };
-    let outcome = ask(conn, &request, IO_SLACK).await.and_then(outcome::authenticated);
+    let outcome = ask(conn, &request, Duration::ZERO).await.and_then(outcome::authenticated);
     outcome.map_err(|error| error.during("authenticate"))
 }
 
-/// `ping`: keeps a quiet connection open. Reply within 30 s.
+/// `ping`: keeps a quiet connection open. Reply within 5 s.
 ///
 /// # Errors
 /// [`Server`](ErrorKind::Server) from a server too old to know it (the connection goes on);
@@ -151,14 +182,18 @@ pub async fn authenticate(conn: &AsyncConn, auth_token: &str) -> Result<()> {
 /// # Ok(()) }
 /// ```
 pub async fn ping(conn: &AsyncConn) -> Result<()> {
-    ask(conn, &Request::Ping, IO_SLACK).await.and_then(outcome::done).map_err(|error| error.during("ping"))
+    ask(conn, &Request::Ping, Duration::ZERO)
+        .await
+        .and_then(outcome::done)
+        .map_err(|error| error.during("ping"))
 }
 
-/// `stats`: what the server holds right now. Reply within 30 s.
+/// `stats`: what the server holds right now. Reply within 5 s.
 ///
 /// # Errors
-/// [`Protocol`](ErrorKind::Protocol) when the answer is not the JSON that it should be; otherwise
-/// as [`AsyncConn::command`].
+/// [`Protocol`](ErrorKind::Protocol) when the answer is longer than
+/// [`max_stats_bytes`](AsyncConn::max_stats_bytes) or not the JSON that it should be; otherwise as
+/// [`AsyncConn::command`].
 ///
 /// # Examples
 /// ```
@@ -171,10 +206,10 @@ pub async fn ping(conn: &AsyncConn) -> Result<()> {
 /// # Ok(()) }
 /// ```
 pub async fn stats(conn: &AsyncConn) -> Result<StatsResult> {
-    ask(conn, &Request::Stats, IO_SLACK).await.and_then(outcome::stats).map_err(|error| error.during("stats"))
+    ask_stats(conn).await.map_err(|error| error.during("stats"))
 }
 
-/// `l`: takes the lock, waiting up to `timeout` (0 is a try). Reply within `timeout` + 30 s.
+/// `l`: takes the lock, waiting up to `timeout` (0 is a try). Reply within `timeout` + 1 s.
 ///
 /// # Errors
 /// [`Timeout`](ErrorKind::Timeout) when the key stays busy,
@@ -210,14 +245,14 @@ async fn acquire_any(
     lease: Option<Duration>,
 ) -> Result<Grant> {
     let key = Key::parse(key)?;
-    let timeout = Seconds::ceil("timeout", timeout)?;
+    let seconds = Seconds::ceil("timeout", timeout)?;
     let lease = lease_seconds("lease", lease)?;
-    let request = Request::Acquire { key: key.clone(), timeout, limit, lease };
-    let reply = ask(conn, &request, timeout.duration() + IO_SLACK).await;
+    let request = Request::Acquire { key: key.clone(), timeout: seconds, limit, lease };
+    let reply = ask(conn, &request, timeout).await;
     named(reply.and_then(outcome::grant), "acquire", &key)
 }
 
-/// `e`: takes the lock or a place in its queue, without waiting. Reply within 30 s.
+/// `e`: takes the lock or a place in its queue, without waiting. Reply within 5 s.
 ///
 /// # Errors
 /// [`AlreadyQueued`](ErrorKind::AlreadyQueued) on a second enqueue before its [`wait`]; otherwise
@@ -248,12 +283,12 @@ async fn enqueue_any(
     let key = Key::parse(key)?;
     let lease = lease_seconds("lease", lease)?;
     let request = Request::Enqueue { key: key.clone(), limit, lease };
-    let reply = ask(conn, &request, IO_SLACK).await;
+    let reply = ask(conn, &request, Duration::ZERO).await;
     named(reply.and_then(outcome::place), "enqueue", &key)
 }
 
 /// `w`: waits up to `timeout` for the grant of an earlier [`enqueue`] on this connection. The
-/// place in the queue is given up when the time runs out. Reply within `timeout` + 30 s.
+/// place in the queue is given up when the time runs out. Reply within `timeout` + 1 s.
 ///
 /// # Errors
 /// [`Timeout`](ErrorKind::Timeout), [`NotQueued`](ErrorKind::NotQueued),
@@ -279,13 +314,13 @@ pub async fn wait(conn: &AsyncConn, key: &str, timeout: Duration) -> Result<Gran
 
 async fn wait_any(conn: &AsyncConn, key: &str, timeout: Duration, family: Family) -> Result<Grant> {
     let key = Key::parse(key)?;
-    let timeout = Seconds::ceil("timeout", timeout)?;
-    let request = Request::Wait { key: key.clone(), timeout, family };
-    let reply = ask(conn, &request, timeout.duration() + IO_SLACK).await;
+    let seconds = Seconds::ceil("timeout", timeout)?;
+    let request = Request::Wait { key: key.clone(), timeout: seconds, family };
+    let reply = ask(conn, &request, timeout).await;
     named(reply.and_then(outcome::grant), "wait", &key)
 }
 
-/// `r`: lets go; from any connection. Reply within 30 s.
+/// `r`: lets go; from any connection. Reply within 5 s.
 ///
 /// # Errors
 /// [`NotHeld`](ErrorKind::NotHeld) when the server knows no such holder; otherwise as
@@ -311,12 +346,12 @@ pub async fn release(conn: &AsyncConn, key: &str, token: &Token) -> Result<()> {
 async fn release_any(conn: &AsyncConn, key: &str, token: &Token, family: Family) -> Result<()> {
     let key = Key::parse(key)?;
     let request = Request::Release { key: key.clone(), token: token.clone(), family };
-    let reply = ask(conn, &request, IO_SLACK).await;
+    let reply = ask(conn, &request, Duration::ZERO).await;
     named(reply.and_then(outcome::released), "release", &key)
 }
 
 /// `n`: sets the lease anew, counting from now, and answers it; from any connection. Reply within
-/// 30 s. Without a `lease` the server falls back to its own default.
+/// 5 s. Without a `lease` the server falls back to its own default.
 ///
 /// # Errors
 /// [`NotHeld`](ErrorKind::NotHeld) when the token is not held or its lease has run out; otherwise
@@ -347,6 +382,6 @@ async fn renew_any(
     let key = Key::parse(key)?;
     let lease = lease_seconds("lease", lease)?;
     let request = Request::Renew { key: key.clone(), token: token.clone(), lease, family };
-    let reply = ask(conn, &request, IO_SLACK).await;
+    let reply = ask(conn, &request, Duration::ZERO).await;
     named(reply.and_then(outcome::renewed), "renew", &key)
 }

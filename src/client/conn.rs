@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::FutureExt;
@@ -15,6 +16,12 @@ use crate::net::{BoxStream, Stream};
 use crate::proto::{LineDecoder, MAX_REPLY_BYTES};
 use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_LINE_BYTES};
 
+/// How long a request that waits for no key may take, unless set.
+pub(crate) const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// The longest answer to `stats` that is read, unless set: a million keys with 32 bytes of name fit.
+pub(crate) const DEFAULT_MAX_STATS_BYTES: usize = 128 * 1024 * 1024;
+/// How much longer than asked a wait for a key may take: the wire's time is in whole seconds.
+pub(crate) const GRACE: Duration = Duration::from_secs(1);
 /// How long a close may take to say goodbye.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -37,9 +44,11 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// ```
 pub struct AsyncConn {
     /// Taken out while a command runs: whoever drops that command drops the stream with it.
-    halves: Mutex<Option<Halves>>,
+    halves: Arc<Mutex<Option<Halves>>>,
     closing: watch::Sender<bool>,
     max_reply: usize,
+    max_stats_bytes: usize,
+    request_timeout: Duration,
 }
 
 struct Halves {
@@ -53,17 +62,43 @@ impl AsyncConn {
         let (reader, writer) = tokio::io::split(Box::new(stream) as BoxStream);
         let halves = Halves { reader: BufReader::new(reader), writer: BufWriter::new(writer) };
         Self {
-            halves: Mutex::new(Some(halves)),
+            halves: Arc::new(Mutex::new(Some(halves))),
             closing: watch::Sender::new(false),
             max_reply: MAX_REPLY_BYTES,
+            max_stats_bytes: DEFAULT_MAX_STATS_BYTES,
+            request_timeout: DEFAULT_REQUEST_TIMEOUT,
         }
     }
 
-    /// Sets the longest reply line that is read, in bytes. Defaults to 1 MiB, which holds the
-    /// `stats` of some 10,000 keys; a longer line is a protocol error and closes the connection.
+    /// Sets the longest reply line that is read, in bytes, but for the one to `stats`; a longer line is
+    /// a protocol error and closes the connection. Defaults to 1 MiB.
     pub fn max_reply(mut self, bytes: usize) -> Self {
         self.max_reply = bytes;
         self
+    }
+
+    /// The same for the reply to `stats`. Defaults to 128 MiB, which a million keys fit into.
+    pub fn max_stats_bytes(mut self, bytes: usize) -> Self {
+        self.max_stats_bytes = bytes;
+        self
+    }
+
+    /// Sets how long the functions of [`command`](crate::command) wait for a reply to what waits for no
+    /// key. Defaults to 5 s.
+    pub fn request_timeout(mut self, timeout: Duration) -> Self {
+        self.request_timeout = timeout;
+        self
+    }
+
+    /// The same connection, for another thread.
+    #[cfg(feature = "blocking")]
+    pub(crate) fn share(&self) -> Self {
+        Self { halves: self.halves.clone(), closing: self.closing.clone(), ..*self }
+    }
+
+    /// How long a request that may wait for so long at the server may take.
+    pub(crate) fn reply_within(&self, timeout: Duration) -> Duration {
+        if timeout.is_zero() { self.request_timeout } else { timeout.saturating_add(GRACE) }
     }
 
     /// Sends one request, any three lines, and reads its one reply line, without its line end.
@@ -102,6 +137,7 @@ impl AsyncConn {
         read: impl FnOnce(String) -> Result<T>,
     ) -> Result<T> {
         let request = encode(cmd, key, arg)?;
+        let longest = if cmd == "stats" { self.max_stats_bytes } else { self.max_reply };
         let mut slot = self.halves.lock().await;
         let mut closing = self.closing.subscribe();
         let mut halves = match slot.take() {
@@ -110,7 +146,7 @@ impl AsyncConn {
         };
         let exchange = async {
             tokio::select! {
-                reply = halves.exchange(&request, self.max_reply) => reply,
+                reply = halves.exchange(&request, longest) => reply,
                 _ = closing.wait_for(|closing| *closing) => Err(already_closed()),
             }
         };
@@ -147,7 +183,7 @@ impl AsyncConn {
 
     /// The stream itself, between two commands.
     pub(crate) fn into_stream(self) -> Result<BoxStream> {
-        let halves = self.halves.into_inner().ok_or_else(already_closed)?;
+        let halves = Arc::into_inner(self.halves).and_then(Mutex::into_inner).ok_or_else(already_closed)?;
         if !halves.reader.buffer().is_empty() {
             return Err(unasked(halves.reader.buffer()));
         }
@@ -162,14 +198,14 @@ impl fmt::Debug for AsyncConn {
 }
 
 impl Halves {
-    async fn exchange(&mut self, request: &[u8], max_reply: usize) -> Result<String> {
+    async fn exchange(&mut self, request: &[u8], longest: usize) -> Result<String> {
         self.expect_silence()?;
         let sending = async {
             self.writer.write_all(request).await?;
             self.writer.flush().await
         };
         sending.await.map_err(|cause| Error::io("could not send the request", cause))?;
-        self.read_line(max_reply).await
+        self.read_line(longest).await
     }
 
     /// A peer that closed, or that speaks unasked, is found out before anything is sent to it.
@@ -182,7 +218,7 @@ impl Halves {
         }
     }
 
-    async fn read_line(&mut self, max_reply: usize) -> Result<String> {
+    async fn read_line(&mut self, longest: usize) -> Result<String> {
         let mut decoder = LineDecoder::new();
         loop {
             let chunk = self.reader.fill_buf().await;
@@ -196,12 +232,12 @@ impl Halves {
                 }));
             }
             let (mut rest, len) = (chunk, chunk.len());
-            let line = decoder.next(&mut rest, max_reply).map(|line| line.map(text));
+            let line = decoder.next_owned(&mut rest, longest);
             let used = len - rest.len();
             self.reader.consume(used);
             match line {
                 None => {}
-                Some(Ok(line)) => return line,
+                Some(Ok(line)) => return text(line),
                 Some(Err(fault)) => {
                     return Err(Error::new(ErrorKind::Protocol, "reply too long").caused_by(fault));
                 }
@@ -210,11 +246,11 @@ impl Halves {
     }
 }
 
-fn text(line: &[u8]) -> Result<String> {
-    match std::str::from_utf8(line) {
-        Ok(line) => Ok(line.to_owned()),
-        Err(cause) => Err(Error::new(ErrorKind::Protocol, "reply is not valid utf-8").caused_by(cause)),
-    }
+fn text(line: Vec<u8>) -> Result<String> {
+    String::from_utf8(line).map_err(|fault| {
+        // Without the line, which may hold a token.
+        Error::new(ErrorKind::Protocol, "reply is not valid utf-8").caused_by(fault.utf8_error())
+    })
 }
 
 fn encode(cmd: &str, key: &str, arg: &str) -> Result<Vec<u8>> {

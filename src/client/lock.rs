@@ -3,7 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
-use crate::client::options::{Builder, Parts, Target};
+use crate::client::builder::Builder;
+use crate::client::options::{Parts, Target};
 use crate::client::resource::{Enqueued, Resource};
 use crate::client::{LockClient, Settings};
 use crate::error::Result;

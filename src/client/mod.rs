@@ -1,6 +1,7 @@
 //! The async client: [`LockClient`], the locks and semaphores that it makes, and the plumbing
 //! below them. Knows nothing of the embedded server.
 
+mod builder;
 mod check;
 pub mod command;
 mod conn;
@@ -27,13 +28,14 @@ use pool::Pool;
 use resource::Resource;
 
 use crate::error::Result;
-use crate::proto::{Request, StatsResult};
+use crate::proto::StatsResult;
 use crate::types::{Key, Limit};
 
+pub use builder::Builder;
 pub use conn::AsyncConn;
 pub use lock::{AsyncDistributedLock, LockTarget};
 pub use metrics::{Latency, Metrics};
-pub use options::{Builder, OnDisconnect, Target};
+pub use options::{OnDisconnect, Target};
 pub use resource::{Enqueued, Ticket};
 pub use retry::RetryPolicy;
 pub use semaphore::{AsyncDistributedSemaphore, SemaphoreTarget};
@@ -107,11 +109,17 @@ impl LockClient {
         Ok(AsyncDistributedSemaphore(self.resource(key, Some(limit))))
     }
 
-    /// What each server holds right now (`stats`), in the order of the servers.
+    /// What each server holds right now (`stats`), in the order of the servers, within the
+    /// [request timeout](Builder::request_timeout).
+    ///
+    /// Each server is asked over a connection that is opened for that and closed again: a table can
+    /// be so long that a server gives up the connection before it was read, and with it every lease
+    /// there.
     ///
     /// # Errors
     /// The first failure; it names its server. [`Protocol`](crate::ErrorKind::Protocol) when an
-    /// answer is over 1 MiB or not the JSON that it should be.
+    /// answer is longer than [`max_stats_bytes`](Builder::max_stats_bytes) or not the JSON that it
+    /// should be.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
@@ -129,11 +137,10 @@ impl LockClient {
     pub async fn stats(&self) -> Result<Vec<StatsResult>> {
         let servers = self.pool.options.servers.iter().enumerate();
         let asking = servers.map(|(shard, server)| async move {
-            let reply = self.pool.ask(shard, Request::Stats).await;
-            let stats = reply.and_then(outcome::stats);
+            let stats = self.pool.stats(shard).await;
             stats.map_err(|error| error.during("stats").on_server(&server.name))
         });
-        futures::future::try_join_all(asking).await
+        self.pool.unless_closed(futures::future::try_join_all(asking)).await
     }
 
     /// What this client has open, has done, and how long that took: for a metrics endpoint.

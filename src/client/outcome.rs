@@ -118,11 +118,8 @@ pub(crate) fn authenticated(reply: Reply) -> Result<()> {
     }
 }
 
-/// `stats`
-pub(crate) fn stats(reply: Reply) -> Result<StatsResult> {
-    match reply {
-        Reply::Stats(json) => StatsResult::from_json(&json)
-            .map_err(|cause| Error::new(ErrorKind::Protocol, "malformed stats").caused_by(cause)),
-        other => Err(refused_or(other, Expect::Stats)),
-    }
+/// `stats`, a line that is no refusal: `ok` and the JSON.
+pub(crate) fn stats(line: &str) -> Result<StatsResult> {
+    StatsResult::from_json(line.strip_prefix("ok ").unwrap_or_default())
+        .map_err(|cause| Error::new(ErrorKind::Protocol, "malformed stats").caused_by(cause))
 }

@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::client::command::{self, open_stream, within};
 use crate::client::conn::AsyncConn;
@@ -23,7 +23,7 @@ use crate::client::options::{Options, Server};
 use crate::client::session::{Home, Orphan, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Done, Tally};
-use crate::proto::{Reply, Request, Status};
+use crate::proto::StatsResult;
 
 pub(crate) use berth::Berth;
 pub(crate) use lines::InLine;
@@ -102,26 +102,26 @@ impl Pool {
         Ok(Berth::new(self, shard, session, false))
     }
 
-    async fn idle_or_dialled(
-        self: &Arc<Self>,
-        shard: usize,
-    ) -> Result<(Session, tokio::sync::OwnedSemaphorePermit)> {
-        let room = self.shelf(shard).room();
-        let permit = match room.clone().try_acquire_owned() {
-            Ok(permit) => permit,
-            Err(_) => {
-                let until = Instant::now() + self.options.connect_timeout;
-                let full = || self.full(shard);
-                // The semaphore is never closed.
-                timeout_at(until, room.acquire_owned()).await.map_err(|_| full())?.map_err(|_| full())?
-            }
-        };
+    async fn idle_or_dialled(self: &Arc<Self>, shard: usize) -> Result<(Session, OwnedSemaphorePermit)> {
+        let permit = self.room(shard).await?;
         let idle = self.shelf(shard).pop_idle();
         let session = match idle {
             Some(session) => session,
             None => self.dial(shard).await?,
         };
         Ok((session, permit))
+    }
+
+    /// Room for one more connection beside the shared ones.
+    async fn room(&self, shard: usize) -> Result<OwnedSemaphorePermit> {
+        let room = self.shelf(shard).room();
+        if let Ok(permit) = room.clone().try_acquire_owned() {
+            return Ok(permit);
+        }
+        let until = Instant::now() + self.options.connect_timeout;
+        let full = || self.full(shard);
+        // The semaphore is never closed.
+        timeout_at(until, room.acquire_owned()).await.map_err(|_| full())?.map_err(|_| full())
     }
 
     fn full(&self, shard: usize) -> Error {
@@ -137,8 +137,8 @@ impl Pool {
 
     async fn dial(self: &Arc<Self>, shard: usize) -> Result<Session> {
         let server = &self.options.servers[shard];
-        let stream = within(self.options.connect_timeout, self.handshake(server)).await;
-        let stream = stream.map_err(|error| error.on_server(&server.name))?;
+        let conn = self.connect(server).await.map_err(|error| error.on_server(&server.name))?;
+        let stream = conn.into_stream()?;
         self.check_open()?;
         tracing::debug!(server = %server.name, "connected");
         self.meter.dialled();
@@ -162,14 +162,18 @@ impl Pool {
         Ok(session)
     }
 
-    async fn handshake(&self, server: &Server) -> Result<crate::net::BoxStream> {
-        let options = &self.options;
-        let stream = open_stream(&*options.dial, &server.host, server.port, options.tls.as_ref()).await?;
-        let conn = AsyncConn::new(stream);
-        if let Some(token) = &options.auth_token {
-            command::authenticate(&conn, token).await?;
-        }
-        conn.into_stream()
+    /// A connection that is ready for commands, within the connect timeout.
+    async fn connect(&self, server: &Server) -> Result<AsyncConn> {
+        let Options { connect_timeout, auth_token, tls, dial, .. } = &*self.options;
+        within(*connect_timeout, async {
+            let stream = open_stream(&**dial, &server.host, server.port, tls.as_ref()).await?;
+            let conn = AsyncConn::new(stream).request_timeout(*connect_timeout);
+            if let Some(token) = auth_token {
+                command::authenticate(&conn, token).await?;
+            }
+            Ok(conn)
+        })
+        .await
     }
 
     /// Releases a grant over another connection than the one that brought it.
@@ -198,15 +202,21 @@ impl Pool {
         });
     }
 
-    /// Asks one server something that holds nothing.
-    pub(crate) async fn ask(self: &Arc<Self>, shard: usize, request: Request) -> Result<Reply> {
-        let mut berth = self.board(shard).await?;
-        let reply = berth.ask(request, Instant::now(), command::IO_SLACK);
-        let reply = berth.answer(reply).await?.claim();
-        if reply == Reply::Refused(Status::Auth) {
-            berth.retire();
-        }
-        Ok(reply)
+    /// What one server holds, within the request timeout.
+    ///
+    /// It is asked over a connection that carries nothing else, ever: a server frees what a connection
+    /// held over which it cannot get rid of a reply, and this one may be too long for any buffer.
+    pub(crate) async fn stats(&self, shard: usize) -> Result<StatsResult> {
+        let Options { request_timeout, max_stats_bytes, servers, .. } = &*self.options;
+        let asking = async {
+            self.check_open()?;
+            let _room = self.room(shard).await?;
+            let conn = self.connect(&servers[shard]).await?;
+            let conn = conn.request_timeout(*request_timeout).max_stats_bytes(*max_stats_bytes);
+            command::stats(&conn).await
+        };
+        let late = || Error::new(ErrorKind::Timeout, format!("no answer within {request_timeout:?}"));
+        timeout(*request_timeout, asking).await.unwrap_or_else(|_| Err(late()))
     }
 
     pub(crate) fn is_closed(&self) -> bool {

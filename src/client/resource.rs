@@ -9,7 +9,6 @@ use futures::future::{BoxFuture, Either, Ready, ready};
 use tokio::time::{Instant, sleep_until, timeout_at};
 use tracing::Instrument;
 
-use crate::client::command::IO_SLACK;
 use crate::client::engine::ServerLease;
 use crate::client::options::LeaseOptions;
 use crate::client::outcome::{self, Grant};
@@ -157,7 +156,7 @@ impl Resource {
         } else {
             (Box::pin(self.pool.board(shard)).await?, Instant::now())
         };
-        let reply = berth.ask(self.asks(Seconds::ZERO), now, IO_SLACK);
+        let reply = berth.ask(self.asks(Seconds::ZERO), now, Duration::from_secs(30));
         let answer = berth.answer(reply).await?;
         match self.settle(berth, answer, now).await {
             Ok(guard) => Ok(Try::Held(guard)),
@@ -209,7 +208,7 @@ impl Resource {
         let request = Request::Enqueue { key: self.key.clone(), limit: self.limit, lease: self.lease.ttl };
         let mut berth = self.pool.board_alone(self.pool.options.shard(&self.key)?).await?;
         let sent = Instant::now();
-        let reply = berth.ask(request, sent, IO_SLACK);
+        let reply = berth.ask(request, sent, Duration::from_secs(30));
         let answer = berth.answer(reply).await?;
         if *answer.reply() == Reply::Queued {
             tracing::debug!(key = %self.key, "queued");
@@ -228,7 +227,7 @@ impl Resource {
         line: Option<InLine>,
     ) -> Result<LeaseGuard> {
         let sent = Instant::now();
-        let reply = berth.ask(request, sent, timeout.duration() + IO_SLACK);
+        let reply = berth.ask(request, sent, timeout.duration() + Duration::from_secs(30));
         let answer = berth.answer(reply).await?;
         drop(line);
         self.settle(berth, answer, sent).await

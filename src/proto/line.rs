@@ -1,10 +1,7 @@
 //! Cuts lines out of a byte stream that arrives in any chunks, and never holds more than its cap.
 
-/// The longest reply line that a client reads by default: 1 MiB.
+/// The longest reply line that a client reads by default, but for the one to `stats`: 1 MiB.
 pub const MAX_REPLY_BYTES: usize = 1024 * 1024;
-
-/// How much is kept of a line that grew past its cap.
-const HEAD_BYTES: usize = 16;
 
 /// A line grew past its cap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -17,7 +14,7 @@ pub struct LineTooLong {
 /// Cuts lines out of chunks: call [`next`](Self::next) with each chunk until it answers `None`.
 ///
 /// A line comes without its `\n` and without any trailing `\r` (which count towards the cap).
-/// After [`LineTooLong`] the decoder keeps answering that, until [`resync`](Self::resync).
+/// After [`LineTooLong`] the decoder keeps answering that.
 #[derive(Clone, Debug, Default)]
 pub struct LineDecoder {
     /// The start of a line whose end has not come yet.
@@ -25,8 +22,6 @@ pub struct LineDecoder {
     /// `partial` was handed out; it is cleared when the next line begins.
     spent: bool,
     overflowed: bool,
-    /// How much of the rest of an overlong line may still be read away, where that is done.
-    skipping: Option<usize>,
 }
 
 impl LineDecoder {
@@ -41,8 +36,7 @@ impl LineDecoder {
     /// copied.
     ///
     /// # Errors
-    /// [`LineTooLong`] as soon as more than `cap` bytes came without a `\n`; from then on always,
-    /// until [`resync`](Self::resync).
+    /// [`LineTooLong`] as soon as more than `cap` bytes came without a `\n`; from then on always.
     pub fn next<'a, 'b: 'a>(
         &'a mut self,
         input: &mut &'b [u8],
@@ -54,24 +48,11 @@ impl LineDecoder {
         if std::mem::take(&mut self.spent) {
             self.partial.clear();
         }
-        if let Some(budget) = self.skipping {
-            let rest = memchr::memchr(b'\n', input);
-            let skipped = rest.map_or(input.len(), |end| end + 1);
-            *input = &input[skipped..];
-            self.overflowed = skipped > budget;
-            self.skipping = rest.is_none().then(|| budget.saturating_sub(skipped));
-            if self.overflowed {
-                return Some(Err(LineTooLong { cap }));
-            }
-        }
         let end = memchr::memchr(b'\n', input);
         let taken = end.unwrap_or(input.len());
         if self.partial.len() + taken > cap {
             self.overflowed = true;
-            let head = HEAD_BYTES.saturating_sub(self.partial.len()).min(taken);
-            self.partial.extend_from_slice(&input[..head]);
-            self.partial.truncate(HEAD_BYTES);
-            self.partial.shrink_to_fit();
+            self.partial = Vec::new();
             return Some(Err(LineTooLong { cap }));
         }
         let (line, rest) = input.split_at(taken);
@@ -89,22 +70,27 @@ impl LineDecoder {
         Some(Ok(trim_cr(&self.partial)))
     }
 
-    /// After [`LineTooLong`]: the first 16 bytes of that line.
-    pub fn overlong_head(&self) -> &[u8] {
-        if self.overflowed { &self.partial } else { &[] }
-    }
-
-    /// After [`LineTooLong`]: reads the rest of that line away, if it is not longer than `budget`
-    /// bytes, and goes on behind its end.
-    pub fn resync(&mut self, budget: usize) {
-        self.skipping = self.overflowed.then_some(budget);
-        self.overflowed = false;
-        self.spent = true;
+    /// The same, for a line that is to be kept: one that came in parts is not copied once more.
+    ///
+    /// # Errors
+    /// As [`next`](Self::next).
+    pub fn next_owned(&mut self, input: &mut &[u8], cap: usize) -> Option<Result<Vec<u8>, LineTooLong>> {
+        let before = *input;
+        let len = match self.next(input, cap)? {
+            Ok(line) => line.len(),
+            Err(fault) => return Some(Err(fault)),
+        };
+        if !std::mem::take(&mut self.spent) {
+            return Some(Ok(before[..len].to_vec()));
+        }
+        let mut line = std::mem::take(&mut self.partial);
+        line.truncate(len);
+        Some(Ok(line))
     }
 
     /// Whether the stream stands between two lines, where an end of file cuts nothing.
     pub fn at_boundary(&self) -> bool {
-        !self.overflowed && self.skipping.is_none() && (self.spent || self.partial.is_empty())
+        !self.overflowed && (self.spent || self.partial.is_empty())
     }
 }
 

@@ -9,7 +9,7 @@ use crate::error::Result;
 use crate::proto::Family;
 use crate::types::{Limit, Token};
 
-/// `sl`: takes one of `limit` slots, waiting up to `timeout`. Reply within `timeout` + 30 s.
+/// `sl`: takes one of `limit` slots, waiting up to `timeout`. Reply within `timeout` + 1 s.
 ///
 /// # Errors
 /// As [`acquire`](super::acquire).
@@ -34,7 +34,7 @@ pub async fn sem_acquire(
     acquire_any(conn, key, timeout, Some(Limit::new(limit)?), lease).await
 }
 
-/// `se`: takes one of `limit` slots or a place in the queue. Reply within 30 s.
+/// `se`: takes one of `limit` slots or a place in the queue. Reply within 5 s.
 ///
 /// # Errors
 /// As [`enqueue`](super::enqueue).

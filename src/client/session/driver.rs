@@ -28,9 +28,6 @@ const ABANDON_LIMIT: Duration = Duration::from_secs(1);
 /// How many replies are handed out before their callers have a turn. What they ask next is then on
 /// its way while the rest is handed out, so that neither side waits for the other.
 const TURN: usize = 32;
-/// How much of a reply is read away that is too long to be kept: the table of a server with a
-/// million keys.
-const MAX_READ_AWAY: usize = 256 * 1024 * 1024;
 
 pub(super) struct Driver {
     wire: Wire,
@@ -136,7 +133,7 @@ impl Driver {
     /// What an earlier time has left goes first. Whoever asked after that woke nobody, since bytes were
     /// waiting already.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        self.wire.poll_send(cx, |sending| self.shared.outbox().take_bytes(sending))
+        self.wire.poll_send(cx, |sending| self.shared.outbox().encode(sending))
     }
 
     /// Hands out so many replies, of those that were read. Answers whether a request that may wait
@@ -172,12 +169,6 @@ impl Driver {
             self.wire.leave_unread(left);
             match reply {
                 Ok(reply) => waited |= self.answer(call, reply, now),
-                // A table can be larger than what is read of it. Its line is read to its end, and
-                // leases on this connection go on.
-                Err(error) if self.decoder.overlong_head().starts_with(b"ok {") && is_stats(&call) => {
-                    self.decoder.resync(MAX_READ_AWAY);
-                    self.shared.fail(call, &error, false);
-                }
                 Err(error) => {
                     self.shared.fail(call, &error, false);
                     return Err(error);
@@ -340,10 +331,6 @@ impl Drop for Driver {
 /// a moment ago; a lease that comes of it is confirmed by a renewal before anybody relies on it.
 fn proven(waits: bool, sent: Instant, now: Instant, keepalive: Duration) -> Instant {
     if waits && now > sent + keepalive { now } else { sent }
-}
-
-fn is_stats(call: &Call) -> bool {
-    call.request == Request::Stats
 }
 
 fn too_long(fault: LineTooLong) -> Error {

@@ -1,5 +1,5 @@
-//! What was asked of the server and is not answered yet, in order, with the bytes of it that have
-//! yet to be sent. Knows of no stream.
+//! What was asked of the server and is not answered yet, in order: a first part that was sent, and a
+//! rest that waits for its replies. Knows of no stream.
 
 use std::collections::VecDeque;
 
@@ -9,6 +9,16 @@ use tokio::time::Instant;
 use super::{Answer, Failure};
 use crate::lease::Done;
 use crate::proto::Request;
+
+/// How many replies a server may owe at a time.
+///
+/// A server that cannot get rid of a reply gives the connection up after its write timeout (5 s), and
+/// frees what it held. So all that are owed fit into the send buffer of the server's system, even
+/// where nothing is read here: no write of the server's ever waits for this side. The smallest one
+/// that a common system begins with has 16 KiB. A grant, the longest reply, has 47 bytes, and 76 as a
+/// TLS record of its own.
+pub(super) const MAX_OWED: usize = 192;
+const _: () = assert!(MAX_OWED * 76 < 16 * 1024);
 
 /// A request on its way, or sent and unanswered.
 pub(super) struct Call {
@@ -31,6 +41,9 @@ impl Call {
     }
 }
 
+/// Where a request begins that was not sent yet.
+const UNSENT: u64 = u64::MAX;
+
 /// Who hears of the reply.
 pub(super) enum Caller {
     Waits(oneshot::Sender<Result<Answer, Failure>>),
@@ -42,12 +55,13 @@ pub(super) enum Caller {
     Nobody,
 }
 
-/// The requests of one connection. Positions count the bytes of all requests that it ever had.
+/// The requests of one connection. Positions count the bytes of all requests that were ever sent.
 pub(super) struct Outbox {
-    /// Unanswered, in order, each with the position at which it begins.
+    /// Unanswered, in order, each with the position at which it begins, once it is sent.
     calls: VecDeque<(Call, u64)>,
-    bytes: Vec<u8>,
-    /// The position at which `bytes` ends.
+    /// How many of them are sent, or about to be.
+    owed: usize,
+    /// The position at which those end.
     end: u64,
     last_call: Instant,
     /// When somebody who waits for a release may have to be sent away: not later than this.
@@ -56,38 +70,41 @@ pub(super) struct Outbox {
 
 impl Outbox {
     pub(super) fn new(now: Instant) -> Self {
-        Self { calls: VecDeque::new(), bytes: Vec::new(), end: 0, last_call: now, late_at: None }
+        Self { calls: VecDeque::new(), owed: 0, end: 0, last_call: now, late_at: None }
     }
 
-    /// Takes a request. Answers whether its bytes are the first that wait to be sent.
+    /// Takes a request. Answers whether it can be sent now, and is the first that can.
     pub(super) fn push(&mut self, mut call: Call) -> bool {
         let until = call.awaited().map(|(_, until)| until);
         self.late_at = self.late_at.into_iter().chain(until).min();
-        let (begin, is_first) = (self.bytes.len(), self.bytes.is_empty());
-        call.request.encode(&mut self.bytes);
+        let is_first = self.calls.len() == self.owed && self.owed < MAX_OWED;
         self.last_call = call.sent;
-        self.calls.push_back((call, self.end));
-        self.end += (self.bytes.len() - begin) as u64;
+        self.calls.push_back((call, UNSENT));
         is_first
     }
 
     /// The request that a reply answers: the oldest, if it was sent before the position `asked`.
     pub(super) fn pop(&mut self, asked: u64) -> Option<Call> {
-        let was_sent = self.calls.front().is_some_and(|(_, begin)| *begin < asked);
-        if was_sent { self.calls.pop_front().map(|(call, _)| call) } else { None }
+        self.calls.front().filter(|(_, begin)| *begin < asked)?;
+        self.owed -= 1;
+        self.calls.pop_front().map(|(call, _)| call)
     }
 
     /// Takes back the requests that wait to be sent.
     pub(super) fn retract(&mut self) -> Vec<Call> {
-        self.end -= self.bytes.len() as u64;
-        self.bytes.clear();
-        let sent = self.calls.iter().take_while(|(_, begin)| *begin < self.end).count();
-        self.calls.split_off(sent).into_iter().map(|(call, _)| call).collect()
+        self.calls.split_off(self.owed).into_iter().map(|(call, _)| call).collect()
     }
 
-    /// Moves what waits to be sent to `sending`, which is empty.
-    pub(super) fn take_bytes(&mut self, sending: &mut Vec<u8>) {
-        std::mem::swap(&mut self.bytes, sending);
+    /// Appends what can be sent now to `sending`.
+    pub(super) fn encode(&mut self, sending: &mut Vec<u8>) {
+        let until = self.calls.len().min(MAX_OWED);
+        for (call, begin) in self.calls.range_mut(self.owed..until) {
+            let len = sending.len();
+            call.request.encode(sending);
+            *begin = self.end;
+            self.end += (sending.len() - len) as u64;
+        }
+        self.owed = until;
     }
 
     /// Sends those away who wait for a release and whose time is up.
@@ -109,7 +126,11 @@ impl Outbox {
 
     /// Forgets requests whose callers are gone, and with that which reply is whose.
     pub(super) fn forget_deserted(&mut self) {
-        self.calls.retain(|(call, _)| !call.is_deserted());
+        self.calls.retain(|(call, begin)| {
+            let is_deserted = call.is_deserted();
+            self.owed -= usize::from(is_deserted && *begin != UNSENT);
+            !is_deserted
+        });
     }
 
     /// Hands over what has no reply, each with whether nothing of it was sent up to the position
