@@ -3,6 +3,7 @@
 
 use std::io::ErrorKind;
 use std::process::{Command, Output};
+use std::time::Duration;
 
 use crate::dflockd::{Dflockd, until};
 use crate::support::{dflock, run, start, stats};
@@ -107,6 +108,46 @@ fn a_wait_is_shown_and_leaves_no_trace() {
     assert_eq!(holder.end().code, Some(0));
     let screen = terminal.shows("\nmine\n");
     assert!(!screen.contains("waiting"), "{screen}");
+}
+
+#[test]
+fn a_halted_terminal_halts_neither_the_command_nor_its_lease() {
+    let Some(terminal) = Terminal::open() else { return };
+    let server = Dflockd::start::<&str>(&[], &[]);
+    let holder = holder(&server, &["k"]);
+    let file = terminal.directory.path().join("done");
+    // For longer than the lease lasts where it is not renewed.
+    let script = format!("sleep 2.5; touch {}", file.display());
+    terminal.enters(&server, &format!("dflock run k --ttl 1s --shell '{script}'; echo code $?"));
+    terminal.shows("waiting for \"k\" (");
+    terminal.press("C-s");
+    until("nothing is shown any more", || {
+        let before = terminal.screen();
+        std::thread::sleep(Duration::from_millis(500));
+        before == terminal.screen()
+    });
+    assert_eq!(holder.end().code, Some(0));
+    until("the command has run", || file.exists());
+    until("the key is free again", || run(&server, &["run", "--try", "k", "--", "true"]).code == Some(0));
+    terminal.press("C-q");
+    let screen = terminal.shows("code 0");
+    assert!(!screen.contains("waiting"), "{screen}");
+}
+
+#[test]
+fn what_a_job_leaves_behind_is_ended_and_the_shell_lives() {
+    let Some(terminal) = Terminal::open() else { return };
+    let server = Dflockd::start::<&str>(&[], &[]);
+    for (flag, reader) in [("--kill-group", ""), ("--kill-all", " | cat")] {
+        let line =
+            format!("dflock run {flag} k --shell 'sleep 1000 & echo $! is ready'{reader}; echo code $?");
+        terminal.clear();
+        terminal.enters(&server, &line);
+        let screen = terminal.shows("code 0");
+        let ready = screen.lines().find(|line| line.ends_with(" is ready")).expect("it shows that");
+        let pid = ready.split(' ').next().expect("its number").to_owned();
+        assert!(!crate::support::runs(&pid), "{screen}");
+    }
 }
 
 #[test]

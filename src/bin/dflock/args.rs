@@ -93,15 +93,26 @@ The command finds in its environment:
   DFLOCK_TTL          how many seconds the lease lasts unless renewed
   DFLOCK_LIMIT        how many may hold the key at a time
 
-HUP, INT, QUIT, TERM, USR1 and USR2 are forwarded to the command.
-Without a terminal it gets a process group of its own, and signals
-that end go to all of it. On a terminal it shares dflock's group: it
-can read the terminal, and ^C and ^Z reach it as ever. When the lease
-is lost there, the whole job is ended if dflock leads it, as it does
-when it is typed at the prompt, or else the command alone. A job that
-is suspended cannot renew its lease, and is ended when it continues
-too late. Nothing can be done where dflock itself gets KILL: the
-command runs on, and its lease does not.
+Every signal that would end dflock is passed on to the command, and the
+lock is kept until the command has ended. Without a terminal it gets a
+process group of its own, and HUP, INT, QUIT and TERM go to all of it.
+On a terminal it shares dflock's group: it can read the terminal, and
+^C and ^Z reach it as ever. When the lease is lost there, the whole job
+is ended if dflock leads it, as it does when it is typed at the prompt,
+or else the command with what it has started in that job. A job that is
+suspended cannot renew its lease, and is ended when it continues too
+late.
+
+A dflock that gets KILL can do nothing, and the server hands the key on
+at once. On Linux, the kernel then kills the command as well, unless
+--on-lost is warn; neither what the command has started, nor one that
+runs with other rights than dflock's, such as sudo.
+
+The lock is released when the command has ended. What it has left in the
+background, or as a daemon, runs on without the lock. --wait-for-all
+keeps the lock until that has ended too, --kill-group and --kill-all end
+it. Meanwhile, dflock is the parent of all that the command orphans
+(Linux), and reaps it, as process 1 of a container must.
 
 {}",
         exit::TABLE
@@ -169,6 +180,20 @@ pub(crate) struct Holding {
     /// How long after SIGTERM to send SIGKILL.
     #[arg(long, value_name = "TIME", default_value = "10s", value_parser = duration)]
     pub(crate) kill_after: Duration,
+
+    /// When the command has ended, end what is left of its process group, by SIGTERM and after
+    /// --kill-after by SIGKILL; the lock is kept until then.
+    #[arg(long, conflicts_with_all = ["kill_all", "wait_for_all"])]
+    pub(crate) kill_group: bool,
+
+    /// The same with all that the command has started, also what has left its process group and was
+    /// orphaned (Linux).
+    #[arg(long, conflicts_with = "wait_for_all")]
+    pub(crate) kill_all: bool,
+
+    /// Keep the lock until all that the command has started has ended as well (Linux).
+    #[arg(long)]
+    pub(crate) wait_for_all: bool,
 
     /// Let the shell run COMMAND, which is a script; what follows it are its arguments $1, $2, ...
     #[arg(long)]

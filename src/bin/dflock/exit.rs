@@ -144,10 +144,3 @@ pub(crate) fn printable(text: &str) -> String {
     });
     escaped.collect()
 }
-
-/// Tells the user something, in one line; a closed stderr is no reason to stop.
-pub(crate) fn say(line: &str) {
-    use io::Write as _;
-    // In one piece: the command may be writing there as well.
-    let _ = io::stderr().write_all(format!("dflock: {line}\n").as_bytes());
-}

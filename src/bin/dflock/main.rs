@@ -4,14 +4,18 @@ mod args;
 mod child;
 mod connection;
 mod exit;
+mod family;
 mod file;
 mod hold;
+mod output;
 mod pages;
 mod run;
 mod signals;
 mod stats;
 mod table;
+mod tether;
 mod top;
+mod waiting;
 
 use std::process::ExitCode;
 use std::time::Duration;
@@ -23,6 +27,15 @@ use exit::Failure;
 const LINGER: Duration = Duration::from_secs(2);
 
 fn main() -> ExitCode {
+    if let Some(code) = tether::become_command() {
+        return code;
+    }
+    let code = answer();
+    output::flush();
+    code
+}
+
+fn answer() -> ExitCode {
     let action = match args::parse(std::env::args_os()) {
         Ok(cli) => cli.action,
         Err(error) => return refused(&error),
@@ -31,7 +44,7 @@ fn main() -> ExitCode {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             if let Some(line) = &failure.line {
-                exit::say(line);
+                output::say(line);
             }
             ExitCode::from(failure.code)
         }
@@ -62,7 +75,7 @@ fn act(action: &Action) -> Result<u8, Failure> {
 /// Answers `--help` and `--version`, and says what is wrong with anything else.
 fn refused(error: &clap::Error) -> ExitCode {
     if error.use_stderr() {
-        exit::say(&args::fault(error));
+        output::say(&args::fault(error));
         return ExitCode::from(exit::USAGE);
     }
     match error.print() {

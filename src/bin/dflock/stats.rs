@@ -7,7 +7,8 @@ use dflockd_client::{Error, StatsResult, command, stable_hash_shard};
 use tokio::time::Instant;
 
 use crate::args::{Ping, Shard, Stats};
-use crate::exit::{Failure, UNAVAILABLE, printable, say};
+use crate::exit::{Failure, UNAVAILABLE, printable};
+use crate::output::say;
 use crate::table::{Row, aligned, merged, summary};
 
 const HEADER: Style = Style::new().bold();

@@ -119,6 +119,7 @@ struct Restored;
 
 impl Drop for Restored {
     fn drop(&mut self) {
-        ratatui::restore();
+        // A terminal that has gone is nothing to complain of.
+        let _ = ratatui::try_restore();
     }
 }
