@@ -8,6 +8,15 @@ use std::sync::Arc;
 
 use crate::types::{Invalid, Key};
 
+mod shown;
+
+#[cfg(feature = "client")]
+pub(crate) use shown::is_host;
+#[cfg(any(feature = "client", feature = "tls"))]
+pub(crate) use shown::quoted;
+#[cfg(any(feature = "server", feature = "tls"))]
+pub(crate) use shown::shown;
+
 /// What went wrong, as far as a caller would act on it differently.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]

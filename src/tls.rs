@@ -14,6 +14,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 /// The TLS library that configs are made with, in the version that this crate uses.
 pub use tokio_rustls::rustls;
 
+use crate::error::quoted;
 use crate::net::BoxStream;
 use crate::tls::fault::Side;
 use crate::tls::late::Late;
@@ -22,6 +23,7 @@ use crate::{Error, ErrorKind, Result};
 
 mod fault;
 mod late;
+mod mangled;
 mod pem;
 
 /// How a client speaks TLS: whom it trusts, who it is, which name it expects. Cheap to clone.
@@ -107,7 +109,7 @@ impl fmt::Debug for ClientTls {
 }
 
 /// Settings of a [`ClientTls`]. Files are read by [`build`](Self::build).
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 #[must_use = "settings do nothing until `build`"]
 pub struct ClientTlsBuilder {
     ca: Vec<Pem>,
@@ -177,6 +179,17 @@ impl ClientTlsBuilder {
             Some(name) => tls.with_server_name(&name),
             None => Ok(tls),
         }
+    }
+}
+
+/// Shows paths and the name to expect; no key, whichever setting it was given to.
+impl fmt::Debug for ClientTlsBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ClientTlsBuilder")
+            .field("ca", &self.ca)
+            .field("identity", &self.identity)
+            .field("server_name", &self.server_name.as_deref().map(quoted))
+            .finish()
     }
 }
 
@@ -319,7 +332,7 @@ fn parse_name(host: &str) -> Result<ServerName<'static>> {
         return Ok(ServerName::IpAddress(ip.into()));
     }
     ServerName::try_from(host.to_owned()).map_err(|cause| {
-        let fault = format!("{host:?} is no name that a certificate can have");
+        let fault = format!("{} is no name that a certificate can have", quoted(host));
         Error::new(ErrorKind::InvalidInput, fault).caused_by(cause)
     })
 }

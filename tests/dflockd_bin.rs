@@ -249,9 +249,9 @@ fn arguments_that_are_not_utf8_are_paths_or_refused_but_no_panic() {
 fn settings_that_need_or_exclude_each_other_are_named() {
     let files = Files::new();
     let path = |name: &str| files.0.path().join(name).to_str().unwrap().to_owned();
-    for (flag, other) in [("tls-cert", "tls_key"), ("tls-key", "tls_cert")] {
+    for (flag, other) in [("tls-cert", "--tls-key"), ("tls-key", "--tls-cert")] {
         let said = refusal(&[&format!("--{flag}"), &path("cert-by-flag")], &[]);
-        assert!(said.contains(other) && said.contains("only one is set"), "{said}");
+        assert!(said.contains(other) && said.contains("must be provided"), "{said}");
     }
     let said = refusal(&["--auth-token=hunter2"], &[("DFLOCKD_AUTH_TOKEN_FILE", &path("token-by-flag"))]);
     assert!(said.contains("auth_token and auth_token_file are both set"), "{said}");

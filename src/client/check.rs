@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, is_host, quoted};
 use crate::types::{MAX_AUTH_TOKEN_BYTES, Seconds};
 
 /// `host:port`, an IPv6 host in brackets.
@@ -14,11 +14,16 @@ pub(crate) fn check_server(host: &str, port: u16) -> Result<()> {
     if host.is_empty() {
         return Err(Error::invalid("host", "is empty"));
     }
+    if !is_host(host) {
+        let fault = format!("is {} and no name, whose limit is 253 bytes, and 63 a label", quoted(host));
+        return Err(Error::invalid("host", fault));
+    }
     if host.contains(char::is_whitespace) {
-        return Err(Error::invalid("host", format!("{host:?} has white space")));
+        return Err(Error::invalid("host", format!("{} has white space", quoted(host))));
     }
     if host.contains(['[', ']']) {
-        return Err(Error::invalid("host", format!("{host:?} has brackets, the address goes without them")));
+        let fault = format!("{} has brackets, the address goes without them", quoted(host));
+        return Err(Error::invalid("host", fault));
     }
     if port == 0 {
         return Err(Error::invalid("port", "is 0, the range is 1 to 65535"));

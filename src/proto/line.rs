@@ -1,5 +1,7 @@
 //! Cuts lines out of a byte stream that arrives in any chunks, and never holds more than its cap.
 
+use std::fmt;
+
 /// The longest reply line that a client reads by default, but for the one to `stats`: 1 MiB.
 pub const MAX_REPLY_BYTES: usize = 1024 * 1024;
 
@@ -15,7 +17,7 @@ pub struct LineTooLong {
 ///
 /// A line comes without its `\n` and without any trailing `\r` (which count towards the cap).
 /// After [`LineTooLong`] the decoder keeps answering that.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct LineDecoder {
     /// The start of a line whose end has not come yet.
     partial: Vec<u8>,
@@ -91,6 +93,13 @@ impl LineDecoder {
     /// Whether the stream stands between two lines, where an end of file cuts nothing.
     pub fn at_boundary(&self) -> bool {
         !self.overflowed && (self.spent || self.partial.is_empty())
+    }
+}
+
+/// Shows where it stands, and none of the bytes: they may be a token's.
+impl fmt::Debug for LineDecoder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("LineDecoder").field("at_boundary", &self.at_boundary()).finish_non_exhaustive()
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use clap::{ArgAction, Parser};
 
 use self::flags::{number, switch};
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result, shown};
 use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_SECONDS};
 
 /// The settings of a server. A flag beats its environment variable, which beats the default.
@@ -211,7 +211,7 @@ impl ServerConfig {
         let token = match (&self.auth_token_file, &self.auth_token) {
             (Some(path), _) => {
                 let failed = |cause| {
-                    let fault = format!("could not read auth_token_file {}", path.display());
+                    let fault = format!("could not read auth_token_file {}", shown(path));
                     Error::new(ErrorKind::Io, fault).caused_by(cause)
                 };
                 let token = std::fs::read_to_string(path).map_err(failed)?.trim_end().to_owned();
@@ -246,6 +246,7 @@ impl ServerConfig {
 impl std::fmt::Debug for ServerConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let secret = |token: &Option<String>| if token.is_some() { "set" } else { "not set" };
+        let path = |path: &Option<PathBuf>| path.as_deref().map(shown);
         f.debug_struct("ServerConfig")
             .field("host", &self.host)
             .field("port", &self.port)
@@ -261,11 +262,11 @@ impl std::fmt::Debug for ServerConfig {
             .field("write_timeout", &self.write_timeout)
             .field("shutdown_timeout", &self.shutdown_timeout)
             .field("auto_release_on_disconnect", &self.auto_release_on_disconnect)
-            .field("fence_state_file", &self.fence_state_file)
-            .field("tls_cert", &self.tls_cert)
-            .field("tls_key", &self.tls_key)
+            .field("fence_state_file", &path(&self.fence_state_file))
+            .field("tls_cert", &path(&self.tls_cert))
+            .field("tls_key", &path(&self.tls_key))
             .field("auth_token", &secret(&self.auth_token))
-            .field("auth_token_file", &self.auth_token_file)
+            .field("auth_token_file", &path(&self.auth_token_file))
             .field("debug", &self.debug)
             .finish()
     }

@@ -57,6 +57,9 @@ impl Side {
             }
             Cert::Expired | Cert::ExpiredContext { .. } => "the peer's certificate has expired",
             Cert::NotValidYet | Cert::NotValidYetContext { .. } => "the peer's certificate is not valid yet",
+            Cert::Other(fault) if is_of_ca(fault) => {
+                "the peer shows a ca's certificate, make it one with basicConstraints=critical,CA:FALSE"
+            }
             _ => "the peer's certificate is refused",
         }
     }
@@ -74,6 +77,12 @@ impl Side {
             (Self::Server, _) => "the client refused the server's certificate",
         }
     }
+}
+
+/// Returns `true` if a certificate is refused for being marked as a CA's. Its type is a dependency's
+/// dependency's, and has this name.
+fn is_of_ca(fault: &rustls::OtherError) -> bool {
+    fault.0.to_string() == "CaUsedAsEndEntity"
 }
 
 fn about_certificate(alert: Alert) -> bool {

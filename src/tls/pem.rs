@@ -1,12 +1,19 @@
-//! Certificates and keys out of PEM: every fault names the file it is in. Knows of no handshake.
+//! Certificates and keys out of PEM. Every fault names the file it is in and quotes nothing of the
+//! file: a parser's own words may hold a private key.
 
 use std::fmt;
 use std::path::PathBuf;
 
+use tokio_rustls::rustls::pki_types::pem::{self, PemObject};
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, RootCertStore};
 
+use crate::error::shown;
+use crate::tls::mangled;
 use crate::{Error, ErrorKind, Result};
+
+/// What some editors put at the start of a file, to say that it is UTF-8.
+const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
 
 /// PEM that is still to be read.
 #[derive(Clone)]
@@ -64,32 +71,50 @@ impl Pem {
     }
 
     fn certs(&self) -> Result<Vec<CertificateDer<'static>>> {
-        let pem = self.read()?;
-        let certs: Vec<_> = rustls_pemfile::certs(&mut &pem[..])
-            .collect::<Result<_, _>>()
-            .map_err(|cause| invalid(format!("{self} is malformed")).caused_by(cause))?;
-        if certs.is_empty() {
-            return Err(invalid(format!("no certificate in {self}")));
-        }
-        Ok(certs)
+        let text = self.read()?;
+        let text = bare(&text);
+        let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
+        let fault = match certs {
+            Ok(certs) if !certs.is_empty() => return Ok(certs),
+            Ok(_) => pem::Error::NoItemsFound,
+            Err(fault) => fault,
+        };
+        Err(self.refused(text, "certificate", &fault))
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>> {
-        let pem = self.read()?;
-        // Both encrypted forms say so in plain text; the reader would pass over one of them.
-        if memchr::memmem::find(&pem, b"ENCRYPTED").is_some() {
-            return Err(invalid(format!("the private key in {self} is encrypted: decrypt it first")));
-        }
-        rustls_pemfile::private_key(&mut &pem[..])
-            .map_err(|cause| invalid(format!("{self} is malformed")).caused_by(cause))?
-            .ok_or_else(|| invalid(format!("no private key in {self}")))
+        let text = self.read()?;
+        let text = bare(&text);
+        PrivateKeyDer::from_pem_slice(text).map_err(|fault| {
+            if mangled::is_encrypted(text) {
+                return invalid(format!("the private key in {self} is encrypted: decrypt it first"));
+            }
+            self.refused(text, "private key", &fault)
+        })
     }
+
+    /// Why `text` was not taken. Of `fault`, the parser's, only the kind is used: it quotes the text.
+    fn refused(&self, text: &[u8], wanted: &str, fault: &pem::Error) -> Error {
+        let what = match fault {
+            pem::Error::NoItemsFound => format!("no {wanted} in {self}"),
+            _ => format!("{self} is malformed"),
+        };
+        let broken = matches!(fault, pem::Error::Base64Decode(_)).then_some("its base64 is broken");
+        match mangled::why(text).or(broken) {
+            Some(why) => invalid(format!("{what}: {why}")),
+            None => invalid(what),
+        }
+    }
+}
+
+fn bare(text: &[u8]) -> &[u8] {
+    text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
 }
 
 impl fmt::Display for Pem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::File(path) => write!(f, "{}", path.display()),
+            Self::File(path) => f.write_str(&shown(path)),
             Self::Bytes(_) => f.write_str("the given pem"),
         }
     }

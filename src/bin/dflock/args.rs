@@ -315,7 +315,13 @@ pub(crate) fn fault(error: &clap::Error) -> String {
         Some(ContextValue::Strings(texts)) => Some(texts.join(", ")),
         _ => None,
     };
-    let text = error.to_string();
+    let mut text = error.to_string();
+    let unknown = (error.kind() == ErrorKind::UnknownArgument).then_some(ContextKind::InvalidArg);
+    for kind in [ContextKind::InvalidValue, ContextKind::InvalidSubcommand].into_iter().chain(unknown) {
+        if let Some(given) = context(kind).filter(|given| may_be_secret(given)) {
+            text = text.replace(&given, &format!("a text of {} bytes", given.len()));
+        }
+    }
     let first = text.lines().next().unwrap_or_default();
     let first = first.strip_prefix("error: ").unwrap_or(first).to_owned();
     let line = match (error.kind(), context(ContextKind::InvalidArg)) {
@@ -329,6 +335,13 @@ pub(crate) fn fault(error: &clap::Error) -> String {
     let help =
         command.map_or_else(|| "dflock --help".to_owned(), |command| format!("dflock {command} --help"));
     format!("{line}; see {help}")
+}
+
+/// Returns `true` for what may be a key or a token in the wrong place: it is long, and no flag.
+fn may_be_secret(given: &str) -> bool {
+    const LONGEST_VALUE: usize = 19;
+    let is_flag = given.starts_with('-') && given.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'-'));
+    given.len() > LONGEST_VALUE && !is_flag
 }
 
 /// A time as people write it: `90s`, `2m`, `1h 30m`, `250ms`, or seconds as a bare number.

@@ -34,7 +34,7 @@ impl Server {
             None if port.is_empty() => DEFAULT_PORT,
             Some(digits) => match digits.parse() {
                 Ok(port) if port > 0 => port,
-                _ => return Err(format!("the port {digits:?} is no number from 1 to 65535")),
+                _ => return Err("the port is no number from 1 to 65535".to_owned()),
             },
             None => return Err("after an address in brackets comes a colon and a port".to_owned()),
         };

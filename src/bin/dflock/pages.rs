@@ -19,7 +19,7 @@ pub(crate) fn man(subcommand: Option<&str>) -> Result<u8, Failure> {
         None => command,
         Some(name) => {
             let found = command.find_subcommand(name).cloned();
-            found.ok_or_else(|| Failure::usage(format!("there is no {name:?}; see dflock --help")))?
+            found.ok_or_else(|| Failure::usage("there is no such subcommand; see dflock --help"))?
         }
     };
     let mut text = Vec::new();

@@ -74,20 +74,40 @@ pub(super) fn fault(error: &clap::Error) -> String {
     let named = flag.split([' ', '[', '=']).next().unwrap_or_default();
     match (error.kind(), error.source()) {
         (ErrorKind::ValueValidation, Some(fault)) => {
-            let value = context(ContextKind::InvalidValue);
-            format!("{} is {value:?}: {fault}", with_variable(named))
+            let value = shown(context(ContextKind::InvalidValue));
+            format!("{} is {value}: {fault}", with_variable(named))
         }
         (ErrorKind::InvalidValue, _) => format!("{} needs a value", with_variable(named)),
-        (ErrorKind::UnknownArgument, _) if named.starts_with('-') => {
+        (ErrorKind::UnknownArgument, _) if is_flag(named) => {
             format!("there is no flag {named}: try --help")
         }
-        (ErrorKind::UnknownArgument, _) => "a value that belongs to no flag: try --help".into(),
+        (ErrorKind::UnknownArgument | ErrorKind::TooManyValues, _) => {
+            "a value that belongs to no flag: try --help".into()
+        }
         _ => {
             let text = error.to_string();
             let line = text.lines().next().unwrap_or_default();
             line.strip_prefix("error: ").unwrap_or(line).to_owned()
         }
     }
+}
+
+/// Returns `true` for what may be a flag, and is neither a key nor a token that begins with a dash.
+fn is_flag(text: &str) -> bool {
+    const LONGEST_FLAG: usize = 40;
+    let name = text.trim_start_matches('-');
+    let plain = name.bytes().all(|byte| matches!(byte, b'a'..=b'z' | b'-'));
+    text.starts_with('-') && plain && (1..=LONGEST_FLAG).contains(&name.len())
+}
+
+/// A bad value, unless it is long and no number: it might be a misplaced secret.
+fn shown(value: &str) -> String {
+    const LONGEST: usize = 19;
+    let is_number = value.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'-' | b'.'));
+    if value.len() > LONGEST && !is_number {
+        return format!("a text of {} bytes", value.len());
+    }
+    format!("{value:?}")
 }
 
 /// The flag and its environment variable: the bad value may be in either.
