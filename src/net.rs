@@ -54,9 +54,14 @@ impl Listen for tokio::net::TcpListener {
     type Stream = TcpStream;
 
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
-        let (stream, peer) = tokio::net::TcpListener::accept(self).await?;
-        tune(&stream)?;
-        Ok((stream, peer))
+        loop {
+            let (stream, peer) = tokio::net::TcpListener::accept(self).await?;
+            // A connection that is reset already takes no options, on some systems. Others may come.
+            match tune(&stream) {
+                Ok(()) => return Ok((stream, peer)),
+                Err(error) => tracing::debug!(%peer, %error, "could not tune a connection"),
+            }
+        }
     }
 
     fn local_addr(&self) -> io::Result<SocketAddr> {

@@ -91,9 +91,16 @@ impl FenceCounter {
 /// `None` when there is no fence to be had, or no randomness.
 pub fn token_mint(mut fences: FenceCounter) -> impl FnMut() -> Option<Token> + Send + 'static {
     let mut salts = Salts { drawn: [[0; 8]; 64], left: 0 };
+    let mut failing = false;
     move || {
-        let salt =
-            salts.next().inspect_err(|error| tracing::error!(%error, "no randomness for a token")).ok()?;
+        let salt = salts.next();
+        if let Err(error) = &salt
+            && !failing
+        {
+            tracing::error!(%error, "no randomness for a token, grants stop until there is some");
+        }
+        failing = salt.is_err();
+        let salt = salt.ok()?;
         Some(Token::mint(fences.next()?, salt))
     }
 }

@@ -1,6 +1,7 @@
 //! Accepts connections within the caps, and stops gracefully.
 
 use std::collections::HashMap;
+use std::io;
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -31,10 +32,18 @@ pub(super) async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            Ok((stream, peer)) => admit(shared, &per_ip, Box::new(stream), peer.ip()),
+            // A dual-stack listener shows an IPv4 peer as an IPv6 one: the same peer, and the same cap.
+            Ok((stream, peer)) => admit(shared, &per_ip, Box::new(stream), peer.ip().to_canonical()),
             Err(error) => {
-                tracing::warn!(%error, "could not accept a connection");
-                sleep(ACCEPT_PAUSE).await;
+                shared.warnings.accept.warn(|what| tracing::warn!(%error, "{what}"));
+                if !is_the_peers(&error) {
+                    // Out of files, or of memory: asked again at once, the system says the same.
+                    tokio::select! {
+                        biased;
+                        () = &mut shutdown => break,
+                        () = sleep(ACCEPT_PAUSE) => {}
+                    }
+                }
             }
         }
     }
@@ -42,17 +51,23 @@ pub(super) async fn serve(
     stop(shared).await;
 }
 
+/// Whether one connection failed, and the next may not.
+fn is_the_peers(error: &io::Error) -> bool {
+    use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
+    matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
+}
+
 /// Serves a connection in a task of its own, unless a cap is reached.
 fn admit(shared: &Arc<Shared>, per_ip: &PerIp, stream: BoxStream, peer: IpAddr) {
     let config = &shared.config;
     let open = *shared.connections.borrow();
     if config.max_connections > 0 && open >= config.max_connections as u64 {
-        tracing::warn!(%peer, limit = config.max_connections, "connection refused: max-connections");
-        return;
+        let log = |what| tracing::warn!(%peer, limit = config.max_connections, "{what}");
+        return shared.warnings.max_connections.warn(log);
     }
     let Some(counted) = per_ip.count(peer, config.max_connections_per_ip) else {
-        tracing::warn!(%peer, limit = config.max_connections_per_ip, "connection refused: max-connections-per-ip");
-        return;
+        let log = |what| tracing::warn!(%peer, limit = config.max_connections_per_ip, "{what}");
+        return shared.warnings.max_connections_per_ip.warn(log);
     };
     tracing::debug!(%peer, "connected");
     // Counted from here, so that a burst cannot outrun the cap before its tasks run.
@@ -78,17 +93,13 @@ fn admit(shared: &Arc<Shared>, per_ip: &PerIp, stream: BoxStream, peer: IpAddr) 
 async fn secure(shared: &Shared, stream: BoxStream, peer: IpAddr) -> Option<BoxStream> {
     #[cfg(feature = "tls")]
     if let Some(tls) = &shared.tls {
-        return match timeout(shared.config.read_limit(), tls.accept(stream)).await {
-            Ok(Ok(stream)) => Some(stream),
-            Ok(Err(error)) => {
-                tracing::warn!(%peer, %error, "handshake failed");
-                None
-            }
-            Err(_) => {
-                tracing::warn!(%peer, "handshake timed out");
-                None
-            }
+        let limit = shared.config.read_limit();
+        let secured = match timeout(limit, tls.accept(stream)).await {
+            Ok(secured) => secured.map_err(|error| error.to_string()),
+            Err(_) => Err(format!("it took longer than {limit:?}")),
         };
+        let log = |error| shared.warnings.handshake.warn(|what| tracing::warn!(%peer, error, "{what}"));
+        return secured.map_err(log).ok();
     }
     let _ = (shared, peer);
     Some(stream)
@@ -112,6 +123,7 @@ pub(super) async fn stop(shared: &Arc<Shared>) {
         }
     }
     shared.life.enter(Phase::Stopped);
+    shared.warnings.flush();
     tracing::info!("stopped");
 }
 

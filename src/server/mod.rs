@@ -9,6 +9,7 @@ mod session;
 mod shared;
 mod stats;
 pub mod table;
+mod warnings;
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};

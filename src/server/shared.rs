@@ -18,6 +18,7 @@ use crate::server::fence::{FenceCounter, token_mint};
 use crate::server::phase::{Life, Phase};
 use crate::server::stats::StatsJson;
 use crate::server::table::{ConnId, Grant, LockTable, TableConfig, WaiterId};
+use crate::server::warnings::Warnings;
 use crate::types::{Key, Seconds};
 
 /// How many keys or leases are gone through before others have their turn: well under a millisecond's worth.
@@ -35,6 +36,7 @@ pub(super) struct Shared {
     next_conn: AtomicU64,
     pub(super) connections: watch::Sender<u64>,
     pub(super) life: Life,
+    pub(super) warnings: Warnings,
     upkeep: AtomicBool,
     /// Told when a connection has left more behind than goes in one part.
     leaving: Arc<Notify>,
@@ -91,6 +93,7 @@ impl Shared {
             next_conn: AtomicU64::new(1),
             connections: watch::Sender::new(0),
             life: Life::default(),
+            warnings: Warnings::default(),
             upkeep: AtomicBool::new(false),
             leaving: Arc::default(),
         }))

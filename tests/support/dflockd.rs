@@ -4,7 +4,7 @@
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Arc, Mutex};
@@ -47,6 +47,26 @@ impl Dflockd {
         Ok(Self { child, address, log, reader: Some(reader) })
     }
 
+    /// With a stderr of the caller's, and so without a log to read an address from.
+    pub(crate) fn start_with_stderr<A: AsRef<OsStr>>(flags: &[A], stderr: impl Fn() -> Stdio) -> Self {
+        // A port that is free now may be taken before the server has it: then another will do.
+        for _ in 0..10 {
+            let free = TcpListener::bind("127.0.0.1:0").and_then(|free| free.local_addr()).expect("it binds");
+            let port = free.port().to_string();
+            let mut child = command(flags, &[("DFLOCKD_PORT", &port)]);
+            let mut child = child.stdin(Stdio::null()).stderr(stderr()).spawn().expect("it starts");
+            let mut runs = true;
+            until("it listens or ends", || {
+                runs = child.try_wait().expect("it can be waited for").is_none();
+                !runs || TcpStream::connect(free).is_ok()
+            });
+            if runs {
+                return Self { child, address: free, log: Arc::default(), reader: None };
+            }
+        }
+        panic!("none of ten ports stays free");
+    }
+
     pub(crate) fn connect(&self) -> Wire {
         Wire::open(self.address)
     }
@@ -74,7 +94,9 @@ impl Dflockd {
             status = self.child.try_wait().expect("it can be waited for");
             status.is_some()
         });
-        self.reader.take().expect("it is joined once").join().expect("the log is text");
+        if let Some(reader) = self.reader.take() {
+            reader.join().expect("the log is text");
+        }
         let log = self.log.lock().unwrap().clone();
         (status.expect("it has ended"), log)
     }

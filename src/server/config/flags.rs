@@ -2,6 +2,7 @@
 
 use std::error::Error as _;
 use std::ffi::OsString;
+use std::io::Write;
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -19,7 +20,8 @@ pub(super) fn exit(error: &clap::Error) -> ! {
     if !error.use_stderr() {
         error.exit();
     }
-    eprintln!("dflockd: {}", fault(error));
+    // `eprintln!` panics where stderr is gone; the status says it all the same.
+    let _ = writeln!(std::io::stderr(), "dflockd: {}", fault(error));
     std::process::exit(2)
 }
 

@@ -63,7 +63,7 @@ impl<S: Stream> Session<S> {
     }
 
     async fn deny(&mut self) -> Ended {
-        tracing::warn!("authentication failed");
+        self.shared.warnings.authentication.warn(|what| tracing::warn!("{what}"));
         self.refuse_auth().await
     }
 

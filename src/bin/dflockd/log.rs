@@ -1,0 +1,267 @@
+//! The log on its way to stderr: a bounded buffer, and a thread that empties it. Code that logs never waits for
+//! stderr and never fails with it: a line that finds no room, or that stderr refuses, is counted, and the count is
+//! written as soon as stderr takes text again.
+
+use std::io::{self, Write};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread;
+use std::time::Duration;
+
+use tracing_subscriber::fmt::format::Writer;
+use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
+
+/// How many bytes may wait for stderr.
+const ROOM: usize = 256 * 1024;
+/// How long to wait before the next try when stderr is non-blocking and full.
+const BUSY_PAUSE: Duration = Duration::from_millis(10);
+
+/// A handle to write lines with. Clones write to the same log.
+#[derive(Clone)]
+pub(crate) struct Log(Arc<Shared>);
+
+#[derive(Default)]
+struct Shared {
+    queue: Mutex<Queue>,
+    /// Notified when text is queued, and when a batch of it is done with.
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct Queue {
+    text: Vec<u8>,
+    /// How many lines found no room behind `text`.
+    lost: u64,
+    /// The thread has taken a batch and is not done with it.
+    writing: bool,
+}
+
+impl Queue {
+    fn is_empty(&self) -> bool {
+        self.text.is_empty() && self.lost == 0
+    }
+}
+
+impl Shared {
+    fn queue(&self) -> MutexGuard<'_, Queue> {
+        // Nothing panics while the queue is locked.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Log {
+    /// Starts the thread that writes to `out`.
+    pub(crate) fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
+        let shared = Arc::<Shared>::default();
+        let (queue, sink) = (shared.clone(), Sink { out, unreported: 0, torn: false });
+        thread::Builder::new().name("log".into()).spawn(move || empty(&queue, sink))?;
+        Ok(Self(shared))
+    }
+
+    /// Queues text that ends with a newline; counts its lines as lost when there is no room.
+    pub(crate) fn write_line(&self, text: &[u8]) {
+        let mut queue = self.0.queue();
+        // Behind a loss nothing is queued until the thread has taken what is before it: the report stands
+        // where the lines are missing.
+        if queue.lost == 0 && queue.text.len() + text.len() <= ROOM {
+            queue.text.extend_from_slice(text);
+        } else {
+            queue.lost += count_lines(text);
+        }
+        drop(queue);
+        self.0.changed.notify_all();
+    }
+
+    /// Waits until everything queued is written or given up, for `limit` at most.
+    pub(crate) fn flush(&self, limit: Duration) {
+        let queue = self.0.queue();
+        let pending = |queue: &mut Queue| queue.writing || !queue.is_empty();
+        drop(self.0.changed.wait_timeout_while(queue, limit, pending));
+    }
+}
+
+/// Never fails: what cannot be written is counted.
+impl Write for Log {
+    fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+        self.write_line(text);
+        Ok(text.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// Writes what is queued, batch by batch, until the process ends.
+fn empty(shared: &Shared, mut sink: Sink<impl Write>) {
+    let mut batch = Vec::new();
+    loop {
+        let waited = shared.changed.wait_while(shared.queue(), |queue| queue.is_empty());
+        let mut queue = waited.unwrap_or_else(PoisonError::into_inner);
+        std::mem::swap(&mut queue.text, &mut batch);
+        let lost = std::mem::take(&mut queue.lost);
+        queue.writing = true;
+        drop(queue);
+        sink.report();
+        sink.unreported += sink.write(&batch);
+        sink.unreported += lost;
+        sink.report();
+        batch.clear();
+        shared.queue().writing = false;
+        shared.changed.notify_all();
+    }
+}
+
+/// Stderr, and what it refused.
+struct Sink<W> {
+    out: W,
+    /// How many lines are lost without a report of it.
+    unreported: u64,
+    /// The last write broke off within a line.
+    torn: bool,
+}
+
+impl<W: Write> Sink<W> {
+    /// Writes how many lines are lost, if any; tries again at the next call when that fails too.
+    fn report(&mut self) {
+        if self.unreported == 0 {
+            return;
+        }
+        let mut line = if self.torn { String::from("\n") } else { String::new() };
+        // Writing to a string does not fail.
+        let _ = SystemTime.format_time(&mut Writer::new(&mut line));
+        line += &format!("  WARN dflockd: log lines lost: {}; stderr did not take them\n", self.unreported);
+        if self.write(line.as_bytes()) == 0 {
+            self.unreported = 0;
+        }
+    }
+
+    /// Returns how many lines of `text` were not written whole.
+    fn write(&mut self, text: &[u8]) -> u64 {
+        let mut rest = text;
+        while !rest.is_empty() {
+            match self.out.write(rest) {
+                Ok(0) => break,
+                Ok(n) => rest = &rest[n..],
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(BUSY_PAUSE),
+                Err(_) => break,
+            }
+        }
+        let written = &text[..text.len() - rest.len()];
+        if let Some(last) = written.last() {
+            self.torn = *last != b'\n';
+        }
+        count_lines(rest)
+    }
+}
+
+fn count_lines(text: &[u8]) -> u64 {
+    text.iter().filter(|byte| **byte == b'\n').count() as u64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::{Receiver, Sender, channel};
+
+    use super::*;
+
+    /// Longer than anything takes, on the slowest machine.
+    const CAP: Duration = Duration::from_secs(60);
+
+    /// Asks for the outcome of each write, after it has told what is to be written.
+    struct Scripted {
+        asked: Sender<String>,
+        outcomes: Receiver<io::Result<usize>>,
+    }
+
+    impl Write for Scripted {
+        fn write(&mut self, text: &[u8]) -> io::Result<usize> {
+            let _ = self.asked.send(String::from_utf8_lossy(text).into_owned());
+            // A test that is over: whatever comes is taken.
+            self.outcomes.recv().unwrap_or(Ok(text.len())).map(|n| n.min(text.len()))
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    const ALL: io::Result<usize> = Ok(usize::MAX);
+
+    fn start() -> (Log, Receiver<String>, Sender<io::Result<usize>>) {
+        let ((asked, writes), (answer, outcomes)) = (channel(), channel());
+        (Log::start(Scripted { asked, outcomes }).unwrap(), writes, answer)
+    }
+
+    #[track_caller]
+    fn next(writes: &Receiver<String>) -> String {
+        writes.recv_timeout(CAP).expect("the thread writes")
+    }
+
+    #[test]
+    fn a_stuck_writer_blocks_nobody_and_the_loss_is_reported_where_it_was() {
+        let (log, writes, answer) = start();
+        log.write_line(b"first\n");
+        assert_eq!(next(&writes), "first\n");
+        // Stuck from here on.
+        let line = [&[b'x'; 1023][..], b"\n"].concat();
+        let fitting = ROOM / line.len();
+        (0..fitting + 100).for_each(|_| log.write_line(&line));
+        log.write_line(b"short, and lost all the same\n");
+        log.flush(Duration::from_millis(1));
+        answer.send(ALL).unwrap();
+        assert_eq!(next(&writes).lines().count(), fitting);
+        log.write_line(b"after\n");
+        answer.send(ALL).unwrap();
+        let report = next(&writes);
+        assert!(
+            report.ends_with("WARN dflockd: log lines lost: 101; stderr did not take them\n"),
+            "{report}"
+        );
+        answer.send(ALL).unwrap();
+        assert_eq!(next(&writes), "after\n");
+        answer.send(ALL).unwrap();
+        log.flush(CAP);
+        assert!(log.0.queue().is_empty() && !log.0.queue().writing);
+    }
+
+    #[test]
+    fn refused_lines_are_counted_until_a_report_of_them_is_taken() {
+        let (log, writes, answer) = start();
+        let full = || Err(io::Error::from(io::ErrorKind::StorageFull));
+        log.write_line(b"one\n");
+        next(&writes);
+        answer.send(full()).unwrap();
+        assert!(next(&writes).contains("lost: 1;"));
+        log.write_line(b"two\nthree\nfour\n");
+        answer.send(full()).unwrap();
+        assert!(next(&writes).contains("lost: 1;"), "with the next lines, once more");
+        answer.send(full()).unwrap();
+        // Broken off in "three", which is lost then, and "four" with it.
+        assert_eq!(next(&writes), "two\nthree\nfour\n");
+        answer.send(Ok(6)).unwrap();
+        assert_eq!(next(&writes), "ree\nfour\n");
+        answer.send(full()).unwrap();
+        let report = next(&writes);
+        assert!(report.starts_with('\n') && report.contains("lost: 3;"), "{report:?}");
+        answer.send(ALL).unwrap();
+        log.write_line(b"five\n");
+        assert_eq!(next(&writes), "five\n");
+        answer.send(ALL).unwrap();
+        log.flush(CAP);
+    }
+
+    #[test]
+    fn a_busy_or_interrupted_stderr_is_tried_again() {
+        let (log, writes, answer) = start();
+        log.write_line(b"line\n");
+        for kind in [io::ErrorKind::WouldBlock, io::ErrorKind::Interrupted] {
+            assert_eq!(next(&writes), "line\n");
+            answer.send(Err(kind.into())).unwrap();
+        }
+        assert_eq!(next(&writes), "line\n");
+        answer.send(ALL).unwrap();
+        log.flush(CAP);
+        assert!(writes.try_recv().is_err(), "nothing is lost, nothing reported");
+    }
+}

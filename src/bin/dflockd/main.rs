@@ -1,0 +1,86 @@
+//! The `dflockd` binary: flags to settings, settings to a running server, signals to what it does.
+
+mod limits;
+mod log;
+
+use std::backtrace::{Backtrace, BacktraceStatus};
+use std::io::{self, IsTerminal, Write};
+use std::process::ExitCode;
+use std::time::Duration;
+
+use dflockd_client::server::{Server, ServerConfig};
+use tokio::runtime::Runtime;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tracing_subscriber::EnvFilter;
+
+use log::Log;
+
+/// How long the last lines of the log may take at the end.
+const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+
+fn main() -> ExitCode {
+    let config = ServerConfig::from_args(std::env::args_os());
+    let log = match Log::start(io::stderr()) {
+        Ok(log) => log,
+        Err(error) => {
+            // `eprintln!` panics where stderr is gone.
+            let _ = writeln!(io::stderr(), "dflockd: could not start the log: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    show_events(&log, config.debug);
+    let outcome = run(config);
+    if let Err(error) = &outcome {
+        log.write_line(format!("dflockd: {error}\n").as_bytes());
+    }
+    log.flush(FLUSH_LIMIT);
+    if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Sends events and panics to the log.
+fn show_events(log: &Log, debug: bool) {
+    let level = if debug { "debug" } else { "info" };
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
+    let (colour, log) = (io::stderr().is_terminal(), log.clone());
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colour)
+        .with_writer(move || log.clone())
+        .log_internal_errors(false)
+        .init();
+    // The default hook writes to stderr, and waits for it.
+    std::panic::set_hook(Box::new(|panic| {
+        let trace = Backtrace::capture();
+        match trace.status() {
+            BacktraceStatus::Captured => tracing::error!("{panic}\n{trace}"),
+            _ => tracing::error!("{panic}"),
+        }
+    }));
+}
+
+fn run(config: ServerConfig) -> io::Result<()> {
+    let runtime = Runtime::new()?;
+    let outcome = runtime.block_on(serve(config));
+    // Not dropped, which would wait for a name that is being resolved or a file that is being read.
+    runtime.shutdown_background();
+    outcome
+}
+
+async fn serve(config: ServerConfig) -> io::Result<()> {
+    let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let mut shutdown = Box::pin(async move { either(&mut interrupt, &mut terminate).await });
+    let server = tokio::select! {
+        bound = Server::bind(config) => bound?,
+        () = &mut shutdown => return Ok(()),
+    };
+    limits::raise_open_files();
+    server.run(shutdown).await;
+    Ok(())
+}
+
+async fn either(one: &mut Signal, other: &mut Signal) {
+    tokio::select! {
+        _ = one.recv() => {}
+        _ = other.recv() => {}
+    }
+}

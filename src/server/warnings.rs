@@ -1,0 +1,209 @@
+//! Warnings that a peer can cause, as many as it likes: each kind has a rate, and what is held back is counted.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// How long events are held back before their number is reported.
+const INTERVAL: Duration = Duration::from_secs(10);
+/// How many events of a kind are logged at once after a quiet interval.
+const BURST: u32 = 5;
+
+/// The kinds of warnings of one server.
+pub(super) struct Warnings {
+    pub(super) max_connections: Warning,
+    pub(super) max_connections_per_ip: Warning,
+    pub(super) handshake: Warning,
+    pub(super) authentication: Warning,
+    pub(super) accept: Warning,
+}
+
+impl Default for Warnings {
+    fn default() -> Self {
+        Self {
+            max_connections: Warning::new("connection refused: max-connections", BURST),
+            max_connections_per_ip: Warning::new("connection refused: max-connections-per-ip", BURST),
+            handshake: Warning::new("handshake failed", BURST),
+            authentication: Warning::new("authentication failed", BURST),
+            // One peer is like another, but the system is the same each time.
+            accept: Warning::new("could not accept a connection", 1),
+        }
+    }
+}
+
+impl Warnings {
+    /// Reports what is held back.
+    pub(super) fn flush(&self) {
+        let kinds = [
+            &self.max_connections,
+            &self.max_connections_per_ip,
+            &self.handshake,
+            &self.authentication,
+            &self.accept,
+        ];
+        kinds.into_iter().for_each(Warning::report);
+    }
+}
+
+/// One kind of warning. Clones share its rate.
+#[derive(Clone)]
+pub(super) struct Warning {
+    what: &'static str,
+    rate: Arc<Mutex<Rate>>,
+}
+
+impl Warning {
+    fn new(what: &'static str, burst: u32) -> Self {
+        Self { what, rate: Arc::new(Mutex::new(Rate::new(burst))) }
+    }
+
+    /// Calls `log` with the warning's name, or counts the event and has a task report it with the others of
+    /// its interval. To be called within a runtime.
+    pub(super) fn warn(&self, log: impl FnOnce(&'static str)) {
+        let verdict = self.with(|rate| rate.event(now()));
+        match verdict {
+            Verdict::Log => log(self.what),
+            Verdict::Hold => {}
+            Verdict::HoldFirst => {
+                let warning = self.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(INTERVAL).await;
+                    warning.report();
+                });
+            }
+        }
+    }
+
+    fn report(&self) {
+        let more = self.with(|rate| rate.report(now()));
+        if more > 0 {
+            tracing::warn!("{} … and {more} more", self.what);
+        }
+    }
+
+    fn with<T>(&self, act: impl FnOnce(&mut Rate) -> T) -> T {
+        // Nothing panics while the rate is locked.
+        act(&mut self.rate.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
+fn now() -> Instant {
+    tokio::time::Instant::now().into_std()
+}
+
+/// What becomes of an event.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Log,
+    /// Counted, as the first since the last report: one is due an interval later.
+    HoldFirst,
+    /// Counted.
+    Hold,
+}
+
+/// Lets the first few events through; then one for each report of how many were held back, until an interval
+/// brings no more of them than that.
+struct Rate {
+    burst: u32,
+    /// When the interval began.
+    began: Option<Instant>,
+    /// How many events of the interval may still be logged.
+    left: u32,
+    held: u64,
+}
+
+impl Rate {
+    fn new(burst: u32) -> Self {
+        Self { burst, began: None, left: 0, held: 0 }
+    }
+
+    fn event(&mut self, now: Instant) -> Verdict {
+        let over = self.began.is_none_or(|began| now.saturating_duration_since(began) >= INTERVAL);
+        if over && self.held == 0 {
+            (self.began, self.left) = (Some(now), self.burst);
+        }
+        if self.left > 0 {
+            self.left -= 1;
+            return Verdict::Log;
+        }
+        self.held += 1;
+        if self.held == 1 { Verdict::HoldFirst } else { Verdict::Hold }
+    }
+
+    /// Begins an interval, and returns how many events the one before held back.
+    fn report(&mut self, now: Instant) -> u64 {
+        if self.held > 0 {
+            (self.began, self.left) = (Some(now), 1);
+        }
+        std::mem::take(&mut self.held)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_few_are_logged_and_the_rest_is_counted() {
+        let (mut rate, began) = (Rate::new(3), Instant::now());
+        let verdicts: Vec<_> = (0..6).map(|_| rate.event(began)).collect();
+        use Verdict::{Hold, HoldFirst, Log};
+        assert_eq!(verdicts, [Log, Log, Log, HoldFirst, Hold, Hold]);
+        assert_eq!(rate.report(began + INTERVAL), 3);
+        assert_eq!(rate.report(began + INTERVAL), 0);
+    }
+
+    #[test]
+    fn a_flood_is_one_event_and_one_report_an_interval_and_none_is_missing() {
+        let (mut rate, began, step) = (Rate::new(5), Instant::now(), INTERVAL / 1000);
+        let (mut logged, mut reported, mut due, mut reports) = (0, 0, None, 0);
+        for n in 0..100_000u32 {
+            let now = began + step * n;
+            if due.is_some_and(|due| now >= due) {
+                reported += rate.report(now);
+                (due, reports) = (None, reports + 1);
+            }
+            match rate.event(now) {
+                Verdict::Log => logged += 1,
+                Verdict::HoldFirst => assert_eq!(due.replace(now + INTERVAL), None, "two reports are due"),
+                Verdict::Hold => assert!(due.is_some(), "nobody reports it"),
+            }
+        }
+        reported += rate.report(began + step * 100_000);
+        assert_eq!(logged + reported, 100_000);
+        assert!(
+            (99..=100).contains(&reports) && (5 + reports - 1..=5 + reports).contains(&logged),
+            "{reports} {logged}"
+        );
+    }
+
+    #[test]
+    fn a_quiet_interval_brings_the_first_few_back() {
+        let (mut rate, began) = (Rate::new(2), Instant::now());
+        for quiet in 0..5 {
+            let now = began + INTERVAL * 3 * quiet;
+            assert_eq!([rate.event(now), rate.event(now)], [Verdict::Log, Verdict::Log], "{quiet}");
+            assert_eq!(rate.event(now), Verdict::HoldFirst);
+            assert_eq!(rate.report(now + INTERVAL), 1);
+        }
+    }
+
+    #[test]
+    fn a_report_that_is_late_loses_nothing() {
+        let (mut rate, began) = (Rate::new(1), Instant::now());
+        assert_eq!(rate.event(began), Verdict::Log);
+        assert_eq!(rate.event(began), Verdict::HoldFirst);
+        // The interval is over, its report is not out.
+        assert_eq!(rate.event(began + INTERVAL * 2), Verdict::Hold);
+        assert_eq!(rate.report(began + INTERVAL * 2), 2);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_is_held_back_is_reported_though_no_further_event_comes() {
+        let warning = Warning::new("x", 1);
+        let mut logged = 0;
+        (0..10).for_each(|_| warning.warn(|_| logged += 1));
+        assert_eq!((logged, warning.with(|rate| rate.held)), (1, 9));
+        tokio::time::sleep(INTERVAL + Duration::from_millis(1)).await;
+        assert_eq!(warning.with(|rate| rate.held), 0);
+    }
+}
