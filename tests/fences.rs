@@ -174,3 +174,36 @@ fn a_second_server_on_the_same_state_file_is_refused_until_the_first_is_gone() {
     let second = Dflockd::start(&flag(&file), NONE);
     assert!(take(&second, 1)[0] > after[9]);
 }
+
+#[cfg(unix)]
+#[test]
+fn a_second_server_is_refused_by_whatever_name_it_asks_for_the_state_file() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let first = Dflockd::start(&flag(&at("fence")), NONE);
+    std::os::unix::fs::symlink(at("fence"), at("link")).unwrap();
+    fs::hard_link(at("fence"), at("hard")).unwrap();
+    for name in ["link", "hard"] {
+        let said = refusal(&[&flag(&at(name))[..], &["--port=0".into()]].concat(), NONE);
+        assert!(
+            said.contains(at(name).to_str().unwrap()) && said.contains("in use by another server"),
+            "{said}"
+        );
+    }
+    let last = take(&first, 5)[4];
+    first.kill();
+    // The link is the file's name all the same.
+    let second = Dflockd::start(&flag(&at("link")), NONE);
+    assert!(take(&second, 1)[0] > last);
+    assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
+}
+
+#[cfg(unix)]
+#[test]
+fn a_state_file_that_is_a_fifo_is_refused_instead_of_waited_for() {
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    let said = refusal(&flag(&fifo), NONE);
+    assert!(said.contains(&format!("{} is a FIFO", fifo.display())), "{said}");
+}

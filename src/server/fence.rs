@@ -2,11 +2,13 @@
 //! and the tokens minted from them. Knows of no lock and no connection; the wall clock is the
 //! caller's.
 
-use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{self, Read, Write};
-use std::path::{Path, PathBuf};
+mod file;
+
+use std::io;
+use std::path::Path;
 
 use crate::types::{Fence, Token};
+use file::StateFile;
 
 /// How many fences one write of the state file reserves.
 const RESERVATION: u64 = 1_000_000;
@@ -22,6 +24,8 @@ pub struct FenceCounter {
     /// Fences below this may be used.
     ceiling: u64,
     state: Option<StateFile>,
+    /// How many fences one write of the state file reserves.
+    reservation: u64,
     /// Whether the last reservation failed: a failure is logged once, not at every grant.
     failing: bool,
 }
@@ -29,27 +33,28 @@ pub struct FenceCounter {
 impl FenceCounter {
     /// Counts from the wall clock (`now_nanos` since 1970) and remembers nothing.
     pub fn in_memory(now_nanos: u64) -> Self {
-        Self { next: now_nanos, ceiling: u64::MAX, state: None, failing: false }
+        Self { next: now_nanos, ceiling: u64::MAX, state: None, reservation: 0, failing: false }
     }
 
     /// Counts from the wall clock or from where the state file at `path` says that an earlier run
     /// may have come to, whichever is later. A file that is missing is made.
     ///
-    /// Beside it, `<path>.lock` keeps a second server off and `<path>.tmp` holds what is being
-    /// written.
+    /// A symbolic link is followed. The file stays open and locked, and is written in place, so that
+    /// it is one counter's alone by whatever name another asks for it. If the path leads to another
+    /// file when more fences are reserved, that one is taken up with what it says, as at the start.
     ///
     /// # Errors
-    /// When another process has the file, when it is not 8 bytes long, or when it cannot be read
-    /// or replaced; the text names the path.
+    /// When another process has the file, when it is not 8 bytes long, when it is no regular file,
+    /// or when it cannot be read or written; the text names the path. Never waits for another
+    /// process.
     pub fn open(path: impl AsRef<Path>, now_nanos: u64) -> io::Result<Self> {
         Self::open_reserving(path.as_ref(), now_nanos, RESERVATION)
     }
 
     fn open_reserving(path: &Path, now_nanos: u64, reservation: u64) -> io::Result<Self> {
-        let (state, stored) = StateFile::open(path, reservation)?;
-        // One past it, for the sake of a writer that counted its ceiling in.
-        let next = stored.map_or(now_nanos, |ceiling| now_nanos.max(ceiling.saturating_add(1)));
-        let mut counter = Self { next, ceiling: next, state: Some(state), failing: false };
+        let (state, stored) = StateFile::open(path)?;
+        let next = past(now_nanos, stored);
+        let mut counter = Self { next, ceiling: next, state: Some(state), reservation, failing: false };
         // Now rather than at the first grant: a path that cannot be written stops the start.
         counter.reserve()?;
         Ok(counter)
@@ -75,8 +80,14 @@ impl FenceCounter {
     }
 
     fn reserve(&mut self) -> io::Result<()> {
-        let Some(state) = &self.state else { return Err(io::Error::other("all fences are used up")) };
-        let ceiling = self.next.saturating_add(state.reservation);
+        let Some(state) = &mut self.state else { return Err(io::Error::other("all fences are used up")) };
+        if !state.is_in_place() {
+            let (reopened, stored) = StateFile::open(state.path())?;
+            *state = reopened;
+            tracing::warn!(path = %state.path().display(), "the fence state file was removed or replaced while in use");
+            self.next = past(self.next, stored);
+        }
+        let ceiling = self.next.saturating_add(self.reservation);
         if ceiling == self.next {
             return Err(state.fault("has used up all fences", io::ErrorKind::Other.into()));
         }
@@ -84,6 +95,12 @@ impl FenceCounter {
         self.ceiling = ceiling;
         Ok(())
     }
+}
+
+/// Where to go on behind a ceiling that was found in a file. One past it, for the sake of a writer
+/// that counted its ceiling in.
+fn past(next: u64, stored: Option<u64>) -> u64 {
+    stored.map_or(next, |ceiling| next.max(ceiling.saturating_add(1)))
 }
 
 /// Mints a token for each call: the counter's next fence and 64 cryptographically random bits.
@@ -121,87 +138,6 @@ impl Salts {
         self.left -= 1;
         Ok(u64::from_ne_bytes(self.drawn[self.left]))
     }
-}
-
-/// The file that holds the ceiling, as 8 bytes, big-endian.
-#[derive(Debug)]
-struct StateFile {
-    path: PathBuf,
-    reservation: u64,
-    /// Held, not read: closing it lets the next server in.
-    _lock: File,
-}
-
-impl StateFile {
-    fn open(path: &Path, reservation: u64) -> io::Result<(Self, Option<u64>)> {
-        let fault = |what: &str, error: io::Error| fault(path, what, error);
-        let lock = OpenOptions::new().create(true).truncate(false).write(true).open(beside(path, ".lock"));
-        let lock = lock.map_err(|error| fault("cannot be locked", error))?;
-        lock.try_lock().map_err(|error| match error {
-            TryLockError::WouldBlock => {
-                fault("is in use by another server", io::ErrorKind::ResourceBusy.into())
-            }
-            TryLockError::Error(error) => fault("cannot be locked", error),
-        })?;
-        let state = Self { path: path.to_owned(), reservation, _lock: lock };
-        let stored = match File::open(path) {
-            Ok(file) => Some(read_ceiling(file).map_err(|error| fault("cannot be used", error))?),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(fault("cannot be opened", error)),
-        };
-        Ok((state, stored))
-    }
-
-    /// Replaces the file whole: a crash leaves the old ceiling or the new one.
-    fn write(&self, ceiling: u64) -> io::Result<()> {
-        self.replace(ceiling).map_err(|error| self.fault("cannot be written", error))
-    }
-
-    fn replace(&self, ceiling: u64) -> io::Result<()> {
-        let temporary = beside(&self.path, ".tmp");
-        let mut file = File::create(&temporary)?;
-        file.write_all(&ceiling.to_be_bytes())?;
-        file.sync_all()?;
-        drop(file);
-        fs::rename(&temporary, &self.path)?;
-        sync_directory(&self.path)
-    }
-
-    fn fault(&self, what: &str, error: io::Error) -> io::Error {
-        fault(&self.path, what, error)
-    }
-}
-
-fn read_ceiling(file: File) -> io::Result<u64> {
-    let mut bytes = Vec::new();
-    // One byte more than it may have shows that it is too long, whatever its size.
-    file.take(9).read_to_end(&mut bytes)?;
-    let ceiling = <[u8; 8]>::try_from(bytes.as_slice())
-        .map_err(|_| io::Error::new(io::ErrorKind::InvalidData, "it is not 8 bytes long"))?;
-    Ok(u64::from_be_bytes(ceiling))
-}
-
-/// Makes the rename last: a directory is written back apart from its files.
-#[cfg(unix)]
-fn sync_directory(path: &Path) -> io::Result<()> {
-    let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
-    File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
-}
-
-/// Elsewhere a directory cannot be opened like a file, and a rename is written through.
-#[cfg(not(unix))]
-fn sync_directory(_path: &Path) -> io::Result<()> {
-    Ok(())
-}
-
-fn beside(path: &Path, suffix: &str) -> PathBuf {
-    let mut name = path.as_os_str().to_owned();
-    name.push(suffix);
-    name.into()
-}
-
-fn fault(path: &Path, what: &str, error: io::Error) -> io::Error {
-    io::Error::new(error.kind(), format!("fence state file {} {what}: {error}", path.display()))
 }
 
 #[cfg(test)]

@@ -15,8 +15,8 @@ use tracing_subscriber::EnvFilter;
 
 use log::Log;
 
-/// How long the last lines of the log may take at the end.
-const FLUSH_LIMIT: Duration = Duration::from_secs(1);
+/// How long what still runs may take at the end, and the last lines of the log after it.
+const END_LIMIT: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let config = ServerConfig::from_args(std::env::args_os());
@@ -33,7 +33,7 @@ fn main() -> ExitCode {
     if let Err(error) = &outcome {
         log.write_line(format!("dflockd: {error}\n").as_bytes());
     }
-    log.flush(FLUSH_LIMIT);
+    log.flush(END_LIMIT);
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
@@ -61,8 +61,8 @@ fn show_events(log: &Log, debug: bool) {
 fn run(config: ServerConfig) -> io::Result<()> {
     let runtime = Runtime::new()?;
     let outcome = runtime.block_on(serve(config));
-    // Not dropped, which would wait for a name that is being resolved or a file that is being read.
-    runtime.shutdown_background();
+    // Not dropped, which would wait without bound for a name that is being resolved or a file that is being read.
+    runtime.shutdown_timeout(END_LIMIT);
     outcome
 }
 

@@ -64,16 +64,6 @@ fn goes_on_above_the_last_run_though_the_clock_is_set_back() {
 }
 
 #[test]
-fn a_crash_between_writing_and_renaming_does_no_harm() {
-    let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("fence");
-    let used = take(&mut FenceCounter::open(&path, 100).unwrap(), 1)[0];
-    fs::write(beside(&path, ".tmp"), b"half").unwrap();
-    assert!(take(&mut FenceCounter::open(&path, 0).unwrap(), 1)[0] > used);
-    assert!(!beside(&path, ".tmp").exists());
-}
-
-#[test]
 fn a_file_of_another_size_is_refused_and_left_alone() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("fence");
@@ -113,13 +103,124 @@ fn no_fence_is_handed_out_while_none_can_be_reserved() {
     let path = directory.path().join("fence");
     let mut counter = FenceCounter::open_reserving(&path, 10, 2).unwrap();
     assert_eq!(take(&mut counter, 2), [10, 11]);
-    // A directory in the way of the temporary file fails whoever runs the test, root too.
-    let obstacle = beside(&path, ".tmp");
-    fs::create_dir(&obstacle).unwrap();
+    // A directory in the place of the file fails whoever runs the test, root too.
+    fs::remove_file(&path).unwrap();
+    fs::create_dir(&path).unwrap();
     assert_eq!((counter.next(), counter.next()), (None, None));
-    fs::remove_dir(&obstacle).unwrap();
+    fs::remove_dir(&path).unwrap();
     assert_eq!(take(&mut counter, 2), [12, 13]);
     assert!(stored(&path) > 13);
+}
+
+#[test]
+fn a_file_that_was_removed_is_made_anew_with_what_is_reserved_and_kept() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("fence");
+    let mut counter = FenceCounter::open_reserving(&path, 10, 2).unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(take(&mut counter, 3), [10, 11, 12]);
+    assert!(stored(&path) > 12);
+    assert_eq!(FenceCounter::open(&path, 1).unwrap_err().kind(), io::ErrorKind::ResourceBusy);
+    drop(counter);
+    assert!(take(&mut FenceCounter::open(&path, 1).unwrap(), 1)[0] > 12);
+}
+
+#[test]
+fn a_file_that_was_replaced_is_gone_on_with_above_both() {
+    for (found, next) in [(5u64, 12), (1000, 1001)] {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fence");
+        let mut counter = FenceCounter::open_reserving(&path, 10, 2).unwrap();
+        fs::write(directory.path().join("other"), found.to_be_bytes()).unwrap();
+        fs::rename(directory.path().join("other"), &path).unwrap();
+        assert_eq!(take(&mut counter, 3), [10, 11, next]);
+        assert!(stored(&path) > next);
+        assert!(FenceCounter::open(&path, 1).is_err(), "it is locked");
+    }
+}
+
+#[test]
+fn a_file_that_another_server_has_is_not_taken_over() {
+    let directory = tempfile::tempdir().unwrap();
+    let (path, moved) = (directory.path().join("fence"), directory.path().join("moved"));
+    let mut counter = FenceCounter::open_reserving(&path, 10, 2).unwrap();
+    fs::rename(&path, moved).unwrap();
+    let other = FenceCounter::open_reserving(&path, 50, 2).unwrap();
+    assert_eq!(take(&mut counter, 2), [10, 11]);
+    assert_eq!(counter.next(), None);
+    drop(other);
+    assert!(counter.next().unwrap().get() > 51);
+}
+
+#[cfg(unix)]
+#[test]
+fn a_link_is_followed_and_its_file_is_locked_by_every_name() {
+    use std::os::unix::fs::symlink;
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    let first = take(&mut FenceCounter::open(at("fence"), 100).unwrap(), 1)[0];
+    symlink("fence", at("link")).unwrap();
+    symlink("link", at("link of a link")).unwrap();
+    fs::hard_link(at("fence"), at("hard link")).unwrap();
+    let names = ["fence", "link", "link of a link", "hard link"];
+    let mut last = first;
+    for name in names {
+        let mut counter = FenceCounter::open_reserving(&at(name), 1, 2).unwrap();
+        for other in names {
+            let error = FenceCounter::open(at(other), 1).unwrap_err();
+            assert!(error.to_string().contains("in use by another server"), "{name}, {other}: {error}");
+        }
+        for fence in take(&mut counter, 5) {
+            assert!(fence > last, "{name}");
+            last = fence;
+        }
+    }
+    assert!(fs::symlink_metadata(at("link")).unwrap().is_symlink());
+    assert!(names.iter().all(|name| stored(&at(name)) == stored(&at("fence"))), "it is one file still");
+
+    symlink("missing", at("broken")).unwrap();
+    let error = FenceCounter::open(at("broken"), 1).unwrap_err().to_string();
+    assert!(error.contains("broken is a symbolic link to a file that does not exist"), "{error}");
+    assert!(!at("missing").exists());
+}
+
+#[cfg(unix)]
+#[test]
+fn what_is_no_regular_file_is_refused_at_once_and_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let at = |name: &str| directory.path().join(name);
+    assert!(std::process::Command::new("mkfifo").arg(at("fifo")).status().unwrap().success());
+    let _socket = std::os::unix::net::UnixListener::bind(at("socket")).unwrap();
+    std::os::unix::fs::symlink("fifo", at("link")).unwrap();
+    fs::create_dir(at("directory")).unwrap();
+    let cases = [
+        (at("fifo"), "a FIFO"),
+        (at("link"), "a FIFO"),
+        (at("socket"), "a socket"),
+        (at("directory"), "a directory"),
+        ("/dev/null".into(), "a device"),
+    ];
+    for (path, kind) in cases {
+        let error = FenceCounter::open(&path, 1).unwrap_err().to_string();
+        assert!(
+            error.contains(&format!("{} is {kind}: it must be a regular file", path.display())),
+            "{error}"
+        );
+    }
+}
+
+#[test]
+fn servers_that_make_the_file_at_once_leave_it_to_one() {
+    for _ in 0..50 {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("fence");
+        let open = || FenceCounter::open(&path, 1).ok();
+        let counters: Vec<_> = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(open)).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        assert_eq!(counters.iter().flatten().count(), 1);
+    }
 }
 
 #[test]
