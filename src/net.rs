@@ -46,8 +46,13 @@ pub trait Listen: Send + 'static {
     /// Waits for the next connection and names its peer. Must be cancel safe.
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
 
-    /// The address that connections are accepted on.
+    /// The address that connections are accepted on, the first if there are several.
     fn local_addr(&self) -> io::Result<SocketAddr>;
+
+    /// All addresses that connections are accepted on.
+    fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
+        Ok(vec![self.local_addr()?])
+    }
 }
 
 impl Listen for tokio::net::TcpListener {
@@ -56,10 +61,8 @@ impl Listen for tokio::net::TcpListener {
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             let (stream, peer) = tokio::net::TcpListener::accept(self).await?;
-            // A connection that is reset already takes no options, on some systems. Others may come.
-            match tune(&stream) {
-                Ok(()) => return Ok((stream, peer)),
-                Err(error) => tracing::debug!(%peer, %error, "could not tune a connection"),
+            if tuned(&stream, peer) {
+                return Ok((stream, peer));
             }
         }
     }
@@ -67,6 +70,16 @@ impl Listen for tokio::net::TcpListener {
     fn local_addr(&self) -> io::Result<SocketAddr> {
         tokio::net::TcpListener::local_addr(self)
     }
+}
+
+/// Tunes an accepted connection. One that is reset already takes no options, on some systems: that is no
+/// fault of the listener's.
+pub(crate) fn tuned(stream: &TcpStream, peer: SocketAddr) -> bool {
+    let tuned = tune(stream);
+    if let Err(error) = &tuned {
+        tracing::debug!(%peer, %error, "could not tune a connection");
+    }
+    tuned.is_ok()
 }
 
 /// Small frames leave at once, and a peer whose host is gone is noticed within about a minute.

@@ -8,7 +8,7 @@ use std::fs;
 use std::net::TcpListener;
 use std::path::Path;
 
-use dflockd::{Dflockd, granted, until};
+use dflockd::{Dflockd, Wire, granted, until};
 
 #[test]
 fn host_and_port_are_where_it_listens() {
@@ -22,6 +22,47 @@ fn host_and_port_are_where_it_listens() {
     let (server, port) = started.expect("one of ten ports stays free");
     assert_eq!(server.address.to_string(), format!("127.0.0.1:{port}"));
     assert_eq!(server.connect().ask("ping", "_", "_"), "ok");
+}
+
+#[test]
+fn all_addresses_of_a_host_are_listened_on_at_one_port() {
+    if TcpListener::bind("[::1]:0").is_err() {
+        eprintln!("!!! skipped: this machine has no ::1");
+        return;
+    }
+    let cases: [(&str, &[&str], &[&str]); 6] = [
+        ("localhost", &["127.0.0.1", "::1"], &[]),
+        ("", &["127.0.0.1", "::1"], &[]),
+        ("::", &["127.0.0.1", "::1"], &[]),
+        ("0.0.0.0", &["127.0.0.1"], &["::1"]),
+        ("[::1]", &["::1"], &["127.0.0.1"]),
+        ("::1", &["::1"], &["127.0.0.1"]),
+    ];
+    for (host, yes, no) in cases {
+        let server = Dflockd::start(&[format!("--host={host}")], &[]);
+        let port = server.address.port();
+        let at = |ip: &&str| std::net::SocketAddr::new(ip.parse().unwrap(), port);
+        for address in yes.iter().map(at) {
+            assert_eq!(
+                Wire::open(address).ask("ping", "_", "_"),
+                "ok",
+                "{host:?} {address}: {}",
+                server.log()
+            );
+        }
+        for address in no.iter().map(at) {
+            assert!(std::net::TcpStream::connect(address).is_err(), "{host:?} {address}: {}", server.log());
+        }
+    }
+}
+
+#[test]
+fn one_peer_has_one_cap_at_all_addresses() {
+    let server = Dflockd::start(&["--host=", "--max-connections-per-ip=1"], &[]);
+    let address = std::net::SocketAddr::new([127, 0, 0, 1].into(), server.address.port());
+    let mut one = Wire::open(address);
+    assert_eq!(one.ask("ping", "_", "_"), "ok");
+    assert!(Wire::open(address).is_closed());
 }
 
 #[test]

@@ -29,8 +29,8 @@ use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_SECONDS};
     after_help = "Flags are accepted with one dash too (-port 6388). SIGINT and SIGTERM stop the server gracefully."
 )]
 pub struct ServerConfig {
-    /// Address to listen on
-    #[arg(long, env = "DFLOCKD_HOST", default_value = "127.0.0.1", value_name = "ADDRESS")]
+    /// Address or name to listen on, all addresses of a name; empty for every interface
+    #[arg(long, env = "DFLOCKD_HOST", default_value = "127.0.0.1", value_name = "HOST")]
     pub host: String,
     /// TCP port to listen on; 0 picks a free one
     #[arg(

@@ -21,8 +21,11 @@ pub(super) async fn serve(
     mut listener: impl Listen,
     shutdown: impl Future<Output = ()> + Send,
 ) {
-    let address = listener.local_addr().ok();
-    tracing::info!(address = address.map(tracing::field::display), config = ?shared.config, "listening");
+    let addresses = listener.local_addrs().unwrap_or_default();
+    let (address, also) =
+        (addresses.first().map(tracing::field::display), addresses.get(1..).unwrap_or_default());
+    let also = (!also.is_empty()).then_some(tracing::field::debug(also));
+    tracing::info!(address, also, config = ?shared.config, "listening");
     let mut shutdown = std::pin::pin!(shutdown);
     let per_ip = PerIp::default();
     loop {

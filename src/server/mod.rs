@@ -1,6 +1,7 @@
 //! The embedded server: speaks the dflockd protocol, in this process (for tests, development and
 //! single-node production) or as the `dflockd` binary. Knows nothing of the client.
 
+mod bind;
 mod config;
 pub mod fence;
 mod listener;
@@ -14,11 +15,10 @@ mod warnings;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::net::TcpListener;
-
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::net::{Listen, Stream};
 use crate::proto::StatsResult;
+use bind::Listeners;
 use shared::Shared;
 
 pub use config::ServerConfig;
@@ -43,8 +43,8 @@ pub use config::ServerConfig;
 #[derive(Clone)]
 pub struct Server {
     shared: Arc<Shared>,
-    listener: Arc<Mutex<Option<TcpListener>>>,
-    address: Option<SocketAddr>,
+    listener: Arc<Mutex<Option<Listeners>>>,
+    addresses: Arc<[SocketAddr]>,
 }
 
 impl Server {
@@ -54,29 +54,52 @@ impl Server {
     /// A setting that cannot work ([`InvalidInput`](crate::ErrorKind::InvalidInput)); a file that
     /// cannot be read ([`Io`](crate::ErrorKind::Io), [`Tls`](crate::ErrorKind::Tls)).
     pub fn new(config: ServerConfig) -> Result<Self> {
-        Ok(Self { shared: Shared::new(config)?, listener: Arc::default(), address: None })
+        Ok(Self { shared: Shared::new(config)?, listener: Arc::default(), addresses: Arc::default() })
     }
 
-    /// A server that listens on the configured address; port 0 picks a free one.
+    /// A server that listens on the configured host and port.
+    ///
+    /// A host that is a name is listened on at all its addresses: `localhost` is `127.0.0.1` and
+    /// `::1`. IPv6 addresses may stand in brackets. An empty host is every interface, of IPv4 and
+    /// IPv6, and so is `::`; `0.0.0.0` is every interface of IPv4. Of several addresses, those that
+    /// the machine does not have are passed over, which is logged, as long as one works. All have the
+    /// same port; port 0 picks a free one.
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`Io`](crate::ErrorKind::Io) when the address cannot be bound.
+    /// As [`new`](Self::new); [`Io`](crate::ErrorKind::Io) when the host cannot be resolved or an
+    /// address cannot be listened on, which the text names.
     pub async fn bind(config: ServerConfig) -> Result<Self> {
         let (host, port) = (config.host.clone(), config.port);
         let mut server = Self::new(config)?;
-        let failed = |cause| Error::io(&format!("could not listen on {host}:{port}"), cause);
-        let listener = TcpListener::bind((host.as_str(), port)).await.map_err(failed)?;
-        server.address = Some(listener.local_addr().map_err(failed)?);
-        server.listener = Arc::new(Mutex::new(Some(listener)));
+        let listeners = Listeners::bind(&host, port).await?;
+        server.addresses = listeners.addresses()?.into();
+        server.listener = Arc::new(Mutex::new(Some(listeners)));
         Ok(server)
     }
 
-    /// The address that a bound server listens on.
+    /// The address that a bound server listens on; the first, if there are several.
     pub fn local_addr(&self) -> Option<SocketAddr> {
-        self.address
+        self.addresses.first().copied()
     }
 
-    /// Serves the bound address until `shutdown` resolves, then stops gracefully: nothing more is
+    /// All addresses that a bound server listens on, with one port. Empty if it is not bound.
+    ///
+    /// ```
+    /// use dflockd_client::server::{Server, ServerConfig};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
+    /// let config = ServerConfig { host: "localhost".into(), port: 0, ..Default::default() };
+    /// let server = Server::bind(config).await?;
+    /// for address in server.local_addrs() {
+    ///     assert!(address.ip().is_loopback());
+    ///     assert_eq!(address.port(), server.local_addr().unwrap().port());
+    /// }
+    /// # Ok(()) }
+    /// ```
+    pub fn local_addrs(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Serves the bound addresses until `shutdown` resolves, then stops gracefully: nothing more is
     /// granted, holders may let go, and after the shutdown timeout all connections are closed.
     ///
     /// Returns at once on a server that is not bound or runs already.
@@ -127,6 +150,6 @@ impl Server {
 
 impl std::fmt::Debug for Server {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Server").field("address", &self.address).finish_non_exhaustive()
+        f.debug_struct("Server").field("addresses", &self.addresses).finish_non_exhaustive()
     }
 }

@@ -1,0 +1,218 @@
+//! Listening on every address of a host, at one port.
+
+use std::future::poll_fn;
+use std::io;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::task::Poll;
+
+use socket2::SockRef;
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::net::{Listen, tuned};
+
+/// How many connections may wait to be accepted.
+const BACKLOG: u32 = 1024;
+/// How often another port is tried when the one that the first address was given is taken at another.
+const PORT_TRIES: usize = 10;
+
+/// Sockets that are accepted from as if they were one.
+pub(super) struct Listeners {
+    sockets: Vec<TcpListener>,
+    /// Which socket is asked first: all in turn, so that none keeps the others waiting.
+    next: usize,
+}
+
+impl Listeners {
+    /// Listens on every address of `host`: an IP address, with or without brackets, or a name. Empty is every
+    /// interface, and so is `::`, of both families.
+    ///
+    /// An address that this machine does not have is passed over, if another can be listened on; the log says so.
+    pub(super) async fn bind(host: &str, port: u16) -> Result<Self> {
+        let failed = |cause| Error::io(&format!("could not listen on {host}:{port}"), cause);
+        let addresses = resolve(host, port).await.map_err(failed)?;
+        let mut tries = if port == 0 { PORT_TRIES } else { 1 };
+        loop {
+            tries -= 1;
+            match bind_all(&addresses) {
+                Ok(sockets) => return Ok(Self { sockets, next: 0 }),
+                Err((_, error)) if tries > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
+                Err((address, cause)) => {
+                    return Err(Error::io(&format!("could not listen on {address}"), cause));
+                }
+            }
+        }
+    }
+
+    pub(super) fn addresses(&self) -> Result<Vec<SocketAddr>> {
+        self.local_addrs().map_err(|cause| {
+            Error::new(ErrorKind::Io, "could not learn the address that is listened on").caused_by(cause)
+        })
+    }
+}
+
+impl Listen for Listeners {
+    type Stream = TcpStream;
+
+    async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
+        loop {
+            let (stream, peer) = poll_fn(|cx| {
+                for _ in 0..self.sockets.len() {
+                    let socket = &self.sockets[self.next];
+                    self.next = (self.next + 1) % self.sockets.len();
+                    if let Poll::Ready(accepted) = socket.poll_accept(cx) {
+                        return Poll::Ready(accepted);
+                    }
+                }
+                Poll::Pending
+            })
+            .await?;
+            if tuned(&stream, peer) {
+                return Ok((stream, peer));
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.sockets[0].local_addr()
+    }
+
+    fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
+        self.sockets.iter().map(TcpListener::local_addr).collect()
+    }
+}
+
+/// The addresses of a host, each once, at least one.
+async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
+    let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
+    let everywhere = [IpAddr::from(Ipv6Addr::UNSPECIFIED), Ipv4Addr::UNSPECIFIED.into()];
+    if host.is_empty() || bare.parse() == Ok(everywhere[0]) {
+        return Ok(everywhere.map(|ip| SocketAddr::new(ip, port)).into());
+    }
+    if bare.eq_ignore_ascii_case("localhost") {
+        // By definition, whatever the machine's table of hosts leaves out.
+        let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
+        return Ok(loopback.map(|ip| SocketAddr::new(ip, port)).into());
+    }
+    let mut addresses = Vec::new();
+    for address in tokio::net::lookup_host((bare, port)).await? {
+        if !addresses.contains(&address) {
+            addresses.push(address);
+        }
+    }
+    if addresses.is_empty() { Err(io::Error::other("the name has no address")) } else { Ok(addresses) }
+}
+
+/// Listens on all of them, at the port that the first is given where they name none.
+fn bind_all(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
+    let (mut sockets, mut missing) = (Vec::<TcpListener>::new(), Vec::new());
+    let mut port = None;
+    for address in addresses {
+        let mut address = *address;
+        address.set_port(port.unwrap_or(address.port()));
+        match bind(address) {
+            Ok((socket, given)) => {
+                port = Some(given);
+                sockets.push(socket);
+            }
+            Err(error) if is_missing(&error) => missing.push((address, error)),
+            Err(error) => return Err((address, error)),
+        }
+    }
+    if sockets.is_empty() {
+        return Err(missing.swap_remove(0));
+    }
+    for (address, error) in missing {
+        tracing::info!(address = %address.ip(), %error, "not listened on: this machine does not have the address");
+    }
+    Ok(sockets)
+}
+
+fn bind(address: SocketAddr) -> io::Result<(TcpListener, u16)> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    // A server that is back finds connections of the one before it still closing.
+    #[cfg(unix)]
+    socket.set_reuseaddr(true)?;
+    if address.is_ipv6() {
+        // IPv4 has sockets of its own.
+        SockRef::from(&socket).set_only_v6(true)?;
+    }
+    socket.bind(address)?;
+    let listener = socket.listen(BACKLOG)?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
+}
+
+/// Whether the machine has no such address, or no such family at all.
+fn is_missing(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    let no_family = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
+    #[cfg(not(unix))]
+    let no_family = error.kind() == io::ErrorKind::Unsupported;
+    no_family || error.kind() == io::ErrorKind::AddrNotAvailable
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    async fn shown(host: &str) -> io::Result<Vec<String>> {
+        Ok(resolve(host, 7).await?.iter().map(ToString::to_string).collect())
+    }
+
+    #[tokio::test]
+    async fn a_host_means_what_it_says() {
+        assert_eq!(shown("").await.unwrap(), ["[::]:7", "0.0.0.0:7"]);
+        assert_eq!(shown("::").await.unwrap(), ["[::]:7", "0.0.0.0:7"]);
+        assert_eq!(shown("[::]").await.unwrap(), ["[::]:7", "0.0.0.0:7"]);
+        assert_eq!(shown("0.0.0.0").await.unwrap(), ["0.0.0.0:7"]);
+        assert_eq!(shown("[::1]").await.unwrap(), ["[::1]:7"]);
+        assert_eq!(shown("::1").await.unwrap(), ["[::1]:7"]);
+        assert_eq!(shown("127.0.0.1").await.unwrap(), ["127.0.0.1:7"]);
+        assert_eq!(shown("LocalHost").await.unwrap(), ["127.0.0.1:7", "[::1]:7"]);
+        assert!(shown("no such host").await.is_err());
+    }
+
+    #[tokio::test]
+    async fn an_address_that_the_machine_lacks_is_passed_over_if_another_works() {
+        let at = |address: &str| address.parse::<SocketAddr>().unwrap();
+        // Of the range for documentation: no machine has it.
+        let missing = at("198.51.100.7:0");
+        for addresses in [[missing, at("127.0.0.1:0")], [at("127.0.0.1:0"), missing]] {
+            let sockets = bind_all(&addresses).unwrap();
+            assert_eq!(sockets.len(), 1);
+            assert!(sockets[0].local_addr().unwrap().ip().is_loopback());
+        }
+        let (address, error) = bind_all(&[missing, missing]).unwrap_err();
+        assert_eq!((address, error.kind()), (missing, io::ErrorKind::AddrNotAvailable));
+        let taken = bind_all(&[at("127.0.0.1:0")]).unwrap();
+        let taken = taken[0].local_addr().unwrap();
+        let (address, error) = bind_all(&[missing, taken]).unwrap_err();
+        assert_eq!((address, error.kind()), (taken, io::ErrorKind::AddrInUse));
+    }
+
+    #[tokio::test]
+    async fn all_addresses_have_one_port_and_are_accepted_from() {
+        // Both are of this machine, and of one family, which every machine has.
+        let addresses = ["127.0.0.1:0", "127.0.0.2:0"].map(|address| address.parse().unwrap());
+        let Ok(sockets) = bind_all(&addresses) else {
+            eprintln!("!!! skipped: this machine has no 127.0.0.2");
+            return;
+        };
+        let mut listeners = Listeners { sockets, next: 0 };
+        let bound = listeners.addresses().unwrap();
+        assert_eq!((bound.len(), bound[0].port()), (2, bound[1].port()));
+        assert_ne!(bound[0].port(), 0);
+        let mut clients = Vec::new();
+        for address in [bound[1], bound[0], bound[1]] {
+            let mut client = TcpStream::connect(address).await.unwrap();
+            let (mut stream, peer) = listeners.accept().await.unwrap();
+            assert_eq!(client.local_addr().unwrap(), peer);
+            stream.write_all(b"x").await.unwrap();
+            assert_eq!(client.read_u8().await.unwrap(), b'x');
+            clients.push((client, stream));
+        }
+    }
+}
