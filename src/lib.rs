@@ -147,6 +147,15 @@
 //! [`LeaseGuard::detach`] gives up the duty and keeps the lease renewed, for handlers that a server
 //! drops when their client goes away; [`LeaseGuard::forget`] gives up both.
 //!
+//! ## After a fork
+//!
+//! A process that was forked, and did not `exec`, has the memory of its parent and none of its threads.
+//! Leases are the parent's: in the child a guard is not held ([`LostReason::Forked`]), dropping guards,
+//! tickets, connections and clients sends nothing, closes nothing and waits for nothing, and a call on
+//! a client of the parent's fails with [`ErrorKind::ConnectionClosed`]. Make a new client there, or fork
+//! first. The child's copies of the sockets stay open while it lives, so a parent that crashes is then
+//! noticed by the server's read timeout and not at once.
+//!
 //! # Cancel safety
 //!
 //! Any future of this crate may be dropped at any await.
@@ -207,6 +216,8 @@ pub mod guide;
 pub mod lease;
 #[cfg(any(feature = "client", feature = "server", feature = "tls"))]
 pub mod net;
+#[cfg(any(feature = "client", feature = "file"))]
+mod process;
 pub mod proto;
 #[cfg(feature = "_sabotage")]
 #[doc(hidden)]

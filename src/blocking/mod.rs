@@ -68,8 +68,8 @@
 //!
 //! A process that was forked, and did not `exec`, has no hidden thread. Every call in it fails with
 //! [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed), if its parent had made one before, and
-//! dropping a guard in it releases nothing: leases are the parent's. Fork first and take locks then,
-//! or spawn a process instead.
+//! a guard in it is not held and releases nothing: leases are the parent's. Fork first and take locks
+//! then, or spawn a process instead.
 
 mod command;
 mod conn;

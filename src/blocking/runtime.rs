@@ -14,15 +14,23 @@ use tokio::task::block_in_place;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::LeaseGuard;
+use crate::process::Origin;
 
 /// How long a guard's drop waits for its release.
 const DROP_LIMIT: Duration = Duration::from_secs(1);
 
 /// The runtime of one object: the one that it was given, or the hidden one.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Runtime(pub(super) Option<Handle>);
+pub(super) struct Runtime {
+    lent: Option<Handle>,
+    origin: Origin,
+}
 
 impl Runtime {
+    pub(super) fn lent(handle: Handle) -> Self {
+        Self { lent: Some(handle), origin: Origin::here() }
+    }
+
     /// Runs `work` there, and blocks until it is done. `twin` is what async code uses in its place.
     pub(super) fn run<T: Send + 'static>(
         &self,
@@ -49,13 +57,17 @@ impl Runtime {
 
     /// Looks at something by the runtime's clock, which stands still in some tests.
     pub(super) fn look<T>(&self, look: impl FnOnce() -> T) -> T {
-        let _inside = self.0.as_ref().map(Handle::enter);
+        let _inside = self.lent.as_ref().map(Handle::enter);
         look()
     }
 
     /// Releases what is held. Waits a moment for that, so that it is done before a program that
     /// ends next is gone, unless this thread has async tasks to run.
     pub(super) fn let_go(&self, guard: LeaseGuard) {
+        if !self.origin.is_here() {
+            // It is another process's, and knows that.
+            return drop(guard);
+        }
         let (done, is_done) = mpsc::channel::<()>();
         self.spawn(async move {
             // A failure is told to the log and to whoever listens to events.
@@ -68,9 +80,9 @@ impl Runtime {
     }
 
     fn handle(&self) -> Result<Handle> {
-        match &self.0 {
-            Some(handle) => Ok(handle.clone()),
-            None => Worker::get().and_then(|worker| worker.handle_in(std::process::id())),
+        match &self.lent {
+            Some(handle) => unforked(self.origin).map(|()| handle.clone()),
+            None => Worker::get().and_then(Worker::handle),
         }
     }
 }
@@ -96,8 +108,7 @@ fn blocking<T>(twin: &str, wait: impl FnOnce() -> T) -> T {
 /// The hidden thread.
 struct Worker {
     handle: Handle,
-    /// Of which process it is a thread.
-    process: u32,
+    origin: Origin,
 }
 
 impl Worker {
@@ -126,29 +137,33 @@ impl Worker {
             .build()?;
         let handle = runtime.handle().clone();
         thread::Builder::new().name(NAME.into()).spawn(move || runtime.block_on(pending::<()>()))?;
-        Ok(Self { handle, process: std::process::id() })
+        Ok(Self { handle, origin: Origin::here() })
     }
 
-    /// A forked process has the memory of the thread, but not the thread.
-    fn handle_in(&self, process: u32) -> Result<Handle> {
-        if process != self.process {
-            let detail = format!("process {} made it, this one was forked from that", self.process);
-            return Err(Error::new(ErrorKind::ConnectionClosed, detail));
-        }
-        Ok(self.handle.clone())
+    fn handle(&self) -> Result<Handle> {
+        unforked(self.origin).map(|()| self.handle.clone())
     }
+}
+
+/// A forked process has the memory of a runtime, but not its threads.
+fn unforked(origin: Origin) -> Result<()> {
+    let forked = |fault| Err(Error::new(ErrorKind::ConnectionClosed, fault));
+    origin.fault().map_or(Ok(()), forked)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::process::in_a_fork;
 
     #[test]
     fn a_forked_process_is_told_so_instead_of_waiting_for_a_thread_that_it_does_not_have() {
-        let worker = Worker::get().unwrap();
-        assert!(worker.handle_in(std::process::id()).is_ok());
-        let error = worker.handle_in(std::process::id() + 1).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::ConnectionClosed);
-        assert!(error.to_string().contains("forked"), "{error}");
+        let lent = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for runtime in [Runtime::default(), Runtime::lent(lent.handle().clone())] {
+            assert!(runtime.handle().is_ok());
+            let error = in_a_fork(|| runtime.run("it", async { Ok(()) })).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionClosed);
+            assert!(error.to_string().contains("forked"), "{error}");
+        }
     }
 }

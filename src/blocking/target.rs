@@ -52,7 +52,7 @@ where
     /// # Ok(()) }
     /// ```
     pub fn runtime(self, handle: Handle) -> Self {
-        self.map_target(|target| Blocking { runtime: Runtime(Some(handle)), ..target })
+        self.map_target(|target| Blocking { runtime: Runtime::lent(handle), ..target })
     }
 }
 

@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::io;
+use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,6 +14,7 @@ use tokio::time::timeout;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{BoxStream, Stream};
+use crate::process::Origin;
 use crate::proto::{LineDecoder, MAX_REPLY_BYTES};
 use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_LINE_BYTES};
 
@@ -49,6 +51,17 @@ pub struct AsyncConn {
     max_reply: usize,
     max_stats_bytes: usize,
     request_timeout: Duration,
+    origin: Origin,
+}
+
+/// A forked process leaves the stream to its parent, whose runtime it is registered with.
+impl Drop for AsyncConn {
+    fn drop(&mut self) {
+        if !self.origin.is_here() {
+            mem::forget(self.halves.clone());
+            mem::forget(mem::replace(&mut self.closing, watch::Sender::new(true)));
+        }
+    }
 }
 
 struct Halves {
@@ -67,6 +80,7 @@ impl AsyncConn {
             max_reply: MAX_REPLY_BYTES,
             max_stats_bytes: DEFAULT_MAX_STATS_BYTES,
             request_timeout: DEFAULT_REQUEST_TIMEOUT,
+            origin: Origin::here(),
         }
     }
 
@@ -182,8 +196,9 @@ impl AsyncConn {
     }
 
     /// The stream itself, between two commands.
-    pub(crate) fn into_stream(self) -> Result<BoxStream> {
-        let halves = Arc::into_inner(self.halves).and_then(Mutex::into_inner).ok_or_else(already_closed)?;
+    pub(crate) fn into_stream(mut self) -> Result<BoxStream> {
+        let halves = Arc::get_mut(&mut self.halves).and_then(|halves| halves.get_mut().take());
+        let halves = halves.ok_or_else(already_closed)?;
         if !halves.reader.buffer().is_empty() {
             return Err(unasked(halves.reader.buffer()));
         }

@@ -119,10 +119,15 @@ impl Engine for ServerLease {
 /// end of its runtime.
 impl Drop for ServerLease {
     fn drop(&mut self) {
-        let berth = self.berth().take();
-        if let Some(berth) = berth {
-            self.pool.leases.leave(self.number);
-            berth.leave_behind();
+        let berth = self.berth.get_mut().unwrap_or_else(PoisonError::into_inner).take();
+        match berth {
+            Some(berth) if berth.session().is_ours() => {
+                self.pool.leases.leave(self.number);
+                berth.leave_behind();
+            }
+            // A forked process leaves all of it alone.
+            Some(berth) => std::mem::forget(berth),
+            None => {}
         }
     }
 }

@@ -223,3 +223,54 @@ impl Target for ClientTarget {
         Ok(LockClient::from_parts(parts))
     }
 }
+
+#[cfg(all(test, feature = "test-util"))]
+mod tests {
+    use std::time::Duration;
+
+    use crate::process::in_a_fork;
+    use crate::test_util::TestServer;
+    use crate::{AsyncConn, Enqueued, ErrorKind};
+
+    #[tokio::test(start_paused = true)]
+    async fn what_a_forked_process_drops_is_neither_sent_nor_closed() {
+        let server = TestServer::new();
+        let locks = server.locks();
+        let lock = |key| locks.lock(key).unwrap();
+        let shared = lock("shared").acquire().await.unwrap();
+        let isolated = lock("isolated").isolated().acquire().await.unwrap();
+        let Enqueued::Queued(ticket) = lock("shared").enqueue().await.unwrap() else { panic!("it is free") };
+        let (conn, far) = tokio::io::duplex(64);
+        let conn = AsyncConn::new(conn);
+        let before = server.stats();
+        let (again, asked) = (lock("again"), locks.clone());
+        let errors = in_a_fork(|| {
+            drop((shared, isolated, ticket, conn, locks));
+            use futures::FutureExt;
+            [
+                again.acquire().now_or_never().map(|outcome| outcome.map(drop)),
+                again.try_acquire().now_or_never().map(|outcome| outcome.map(drop)),
+                again.enqueue().now_or_never().map(|outcome| outcome.map(drop)),
+                asked.stats().now_or_never().map(|outcome| outcome.map(drop)),
+                asked.close().now_or_never(),
+            ]
+        });
+        for outcome in errors {
+            let error = outcome.expect("it does not wait").unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ConnectionClosed, "{error}");
+            assert!(error.to_string().contains("forked"), "{error}");
+        }
+        in_a_fork(|| drop((again, asked)));
+        // Longer than any lease: the parent's tasks go on.
+        tokio::time::sleep(Duration::from_secs(100)).await;
+        let after = server.stats();
+        assert_eq!(after.connections, before.connections);
+        let held = |stats: &crate::StatsResult| stats.locks.iter().map(|lock| lock.waiters).sum::<u64>();
+        assert_eq!((after.locks.len(), held(&after)), (2, 1), "{after:?}");
+        assert_eq!((before.locks.len(), held(&before)), (2, 1));
+        let mut far = far;
+        let mut byte = [0];
+        let read = tokio::io::AsyncReadExt::read(&mut far, &mut byte);
+        assert!(tokio::time::timeout(Duration::from_secs(1), read).await.is_err(), "the stream is closed");
+    }
+}

@@ -6,6 +6,7 @@ mod berth;
 mod lines;
 mod shelf;
 
+use std::mem;
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,6 +24,7 @@ use crate::client::options::{Options, Server};
 use crate::client::session::{Home, Orphan, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Done, Tally};
+use crate::process::Origin;
 use crate::proto::StatsResult;
 
 pub(crate) use berth::Berth;
@@ -43,6 +45,17 @@ pub(crate) struct Pool {
     /// Which servers have said that they are shutting down.
     draining: Vec<Arc<AtomicBool>>,
     closed: watch::Sender<bool>,
+    origin: Origin,
+}
+
+/// A forked process neither closes what it finds here nor takes a lock of it.
+impl Drop for Pool {
+    fn drop(&mut self) {
+        if !self.origin.is_here() {
+            mem::forget(mem::take(&mut self.shelves));
+            mem::forget(mem::replace(&mut self.closed, watch::Sender::new(true)));
+        }
+    }
 }
 
 impl Pool {
@@ -58,6 +71,7 @@ impl Pool {
             shelves,
             draining,
             closed: watch::Sender::new(false),
+            origin: Origin::here(),
         })
     }
 
@@ -209,6 +223,7 @@ impl Pool {
     pub(crate) async fn stats(&self, shard: usize) -> Result<StatsResult> {
         let Options { request_timeout, max_stats_bytes, servers, .. } = &*self.options;
         let asking = async {
+            self.check_process()?;
             self.check_open()?;
             let _room = self.room(shard).await?;
             let conn = self.connect(&servers[shard]).await?;
@@ -221,6 +236,12 @@ impl Pool {
 
     pub(crate) fn is_closed(&self) -> bool {
         *self.closed.borrow()
+    }
+
+    /// A forked process has the connections, but not the tasks that work them.
+    pub(crate) fn check_process(&self) -> Result<()> {
+        let forked = |fault| Err(Error::new(ErrorKind::ConnectionClosed, fault));
+        self.origin.fault().map_or(Ok(()), forked)
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
@@ -240,6 +261,7 @@ impl Pool {
     /// Refuses what comes from now on, ends what waits, lets go of every lease, and closes the
     /// connections once the server has answered.
     pub(crate) async fn close(&self) -> Result<()> {
+        self.check_process()?;
         self.closed.send_replace(true);
         let until = Instant::now() + CLOSE_LIMIT;
         let released = self.leases.release_all(until).await;

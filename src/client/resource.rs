@@ -60,6 +60,7 @@ impl Resource {
         acquire: impl FnOnce(usize) -> F,
     ) -> Result<T> {
         let named = |error: Error| error.during("acquire").for_key(&self.key);
+        self.pool.check_process().map_err(named)?;
         let shard = self.pool.options.shard(&self.key).map_err(named)?;
         let server = &self.pool.options.servers[shard].name;
         let span = tracing::info_span!("acquire", key = %self.key, %server);
@@ -197,7 +198,10 @@ impl Resource {
     }
 
     pub(crate) async fn enqueue(&self) -> Result<Enqueued> {
-        let outcome = Box::pin(self.pool.unless_closed(self.enqueue_unnamed())).await;
+        let outcome = match self.pool.check_process() {
+            Ok(()) => Box::pin(self.pool.unless_closed(self.enqueue_unnamed())).await,
+            Err(error) => Err(error),
+        };
         outcome.map_err(|error| {
             self.pool.meter.failed();
             error.during("enqueue").for_key(&self.key)
@@ -410,6 +414,9 @@ impl Ticket {
 impl Drop for Ticket {
     fn drop(&mut self) {
         if let Some(Place { resource, berth }) = self.0.take() {
+            if !berth.session().is_ours() {
+                return std::mem::forget((resource, berth));
+            }
             // A wait of no time ends the registration: it answers `timeout`, or a grant that came
             // meanwhile, which is then released as one that nobody took.
             let family = Family::of(resource.limit);

@@ -21,6 +21,7 @@ use crate::client::metrics::Meter;
 use crate::error::{Error, ErrorKind};
 use crate::lease::{Done, LostReason};
 use crate::net::BoxStream;
+use crate::process::Origin;
 use crate::proto::Request;
 use crate::sabotage::{Rule, is_broken};
 pub(crate) use answer::{Answer, Awaited, Failure, Orphan};
@@ -61,6 +62,8 @@ impl Drop for Handles {
 
 struct Shared {
     home: Home,
+    /// Only its process steers it, closes it or lets it end.
+    origin: Origin,
     /// Where the driver runs.
     runtime: runtime::Id,
     outbox: Mutex<Outbox>,
@@ -108,6 +111,7 @@ impl Session {
         let shared = Arc::new(Shared {
             proof: Proof::new(home.keepalive, now),
             home,
+            origin: Origin::here(),
             runtime: Handle::current().id(),
             outbox: Mutex::new(Outbox::new(now)),
             waker: AtomicWaker::new(),
@@ -125,6 +129,11 @@ impl Session {
 
     fn shared(&self) -> &Shared {
         &self.0.0
+    }
+
+    /// Whether this process opened it. One that was forked from that leaves it alone.
+    pub(crate) fn is_ours(&self) -> bool {
+        self.shared().origin.is_here()
     }
 
     pub(crate) fn server(&self) -> &Arc<str> {
@@ -257,6 +266,9 @@ impl Shared {
     }
 
     fn steer(&self, course: u8) {
+        if !self.origin.is_here() {
+            return;
+        }
         self.course.fetch_max(course, Ordering::AcqRel);
         self.waker.wake();
     }

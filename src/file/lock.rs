@@ -10,6 +10,7 @@ use crate::file::contender::{Contender, Step};
 use crate::file::query::{Details, LockState};
 use crate::file::settings::{Builder, Settings, check_lifetime};
 use crate::file::turn::{Patience, Slot, Turn, glance, soon, take, with};
+use crate::process::Origin;
 
 /// A lock file that programs on a shared file system contend for, Python's `flufl.lock` among them.
 ///
@@ -41,6 +42,7 @@ pub struct FileLock {
     pub(super) slot: Slot,
     lifetime: Mutex<Duration>,
     claim: PathBuf,
+    origin: Origin,
 }
 
 impl FileLock {
@@ -55,7 +57,13 @@ impl FileLock {
         let settings = Arc::new(settings);
         let contender = Contender::new(settings.clone());
         let claim = contender.claim.clone();
-        Self { slot: Arc::new(Mutex::new(Some(contender))), settings, lifetime, claim }
+        Self {
+            slot: Arc::new(Mutex::new(Some(contender))),
+            settings,
+            lifetime,
+            claim,
+            origin: Origin::here(),
+        }
     }
 
     /// Takes the lock; waits for it up to `timeout`, or the default timeout for `None`, or for ever
@@ -317,7 +325,8 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        if glance(&self.slot, Contender::is_idle) == Some(true) {
+        // A forked process has no part in it, and not the threads that would leave it.
+        if !self.origin.is_here() || glance(&self.slot, Contender::is_idle) == Some(true) {
             return;
         }
         let slot = self.slot.clone();

@@ -128,6 +128,10 @@ impl Deref for LeaseGuard {
 impl Drop for LeaseGuard {
     fn drop(&mut self) {
         let Some(lease) = self.0.take() else { return };
+        if !lease.0.is_ours() {
+            // Its parts have locks, and nobody here would release them.
+            return std::mem::forget(lease);
+        }
         if !lease.0.is_kept() {
             return;
         }
@@ -146,5 +150,116 @@ impl Drop for LeaseGuard {
 impl fmt::Debug for LeaseGuard {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("LeaseGuard").field(&self.0).finish()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+    use std::sync::atomic::{AtomicUsize, Ordering};
+    use std::sync::mpsc;
+    use std::thread;
+
+    use futures::FutureExt;
+    use futures::future::BoxFuture;
+
+    use super::*;
+    use crate::error::ErrorKind;
+    use crate::lease::engine::{Done, Incident};
+    use crate::lease::{LeaseState, LostReason, Outcome};
+    use crate::process::in_a_fork;
+
+    const S: Duration = Duration::from_secs(1);
+
+    /// Counts what is asked of it.
+    struct Counts(Arc<AtomicUsize>);
+
+    impl Counts {
+        fn count(&self) {
+            self.0.fetch_add(1, Ordering::Relaxed);
+        }
+    }
+
+    impl Engine for Counts {
+        fn grantor(&self) -> Arc<str> {
+            "here".into()
+        }
+
+        fn renew(&self) -> BoxFuture<'_, Result<Duration>> {
+            self.count();
+            Box::pin(pending())
+        }
+
+        fn release(&self, _: Instant, _: Done) {
+            self.count();
+        }
+
+        fn minds_the_time(&self) -> bool {
+            self.count();
+            false
+        }
+
+        fn lost(&self, _: Instant) -> Option<LostReason> {
+            self.count();
+            None
+        }
+
+        async fn incident(&self) -> Incident {
+            pending().await
+        }
+    }
+
+    impl Drop for Counts {
+        fn drop(&mut self) {
+            self.count();
+        }
+    }
+
+    fn guard(asked: &Arc<AtomicUsize>) -> LeaseGuard {
+        let (key, token) = (Key::parse("k").unwrap(), Token::parse("t").unwrap());
+        let now = Instant::now();
+        LeaseGuard::new(Counts(asked.clone()), key, token, &Terms::default(), (now, now), 60 * S)
+    }
+
+    /// All that a forked child can do with a lease of its parent's, while its locks are held by a thread
+    /// that the child does not have.
+    fn live_on(guard: LeaseGuard, other: LeaseGuard, mut watch: crate::LostSignal) {
+        let forked = LostReason::Forked;
+        assert!(!guard.is_held());
+        assert_eq!(guard.state(), LeaseState::Lost(forked));
+        assert_eq!(format!("{guard:?}").matches("Forked").count(), 1);
+        assert_eq!(guard.ttl(), Duration::ZERO);
+        assert!(guard.deadline() <= Instant::now());
+        assert_eq!((watch.reason(), (&mut watch).now_or_never()), (Some(forked), Some(forked)));
+        assert_eq!(guard.at_risk().now_or_never(), Some(()));
+        assert_eq!(guard.run(async {}).now_or_never(), Some(Outcome::Lost(forked)));
+        let errors =
+            [guard.renew().now_or_never().unwrap().map(drop), guard.release().now_or_never().unwrap()];
+        for error in errors.map(Result::unwrap_err) {
+            assert_eq!(error.kind(), ErrorKind::LeaseLost, "{error}");
+            assert!(error.to_string().contains("forked"), "{error}");
+        }
+        other.forget();
+    }
+
+    #[tokio::test]
+    async fn a_forked_process_has_no_part_in_a_lease_and_takes_no_lock_of_it() {
+        let asked = Arc::default();
+        let [guard, other] = [guard(&asked), guard(&asked)];
+        let leases = [Lease::clone(&guard), Lease::clone(&other)];
+        let mut watch = guard.lost();
+        assert_eq!((&mut watch).now_or_never(), None);
+        let before = asked.load(Ordering::Relaxed);
+        let locks = leases.each_ref().map(|Lease(lease)| (lease.renewal(), lease.teller.standing.lock()));
+        let (done, is_done) = mpsc::channel();
+        let child = thread::spawn(move || {
+            in_a_fork(|| live_on(guard, other, watch));
+            done.send(()).unwrap();
+        });
+        is_done.recv_timeout(60 * S).expect("nothing panics, and no lock is waited for");
+        child.join().unwrap();
+        assert_eq!(asked.load(Ordering::Relaxed), before, "the child asked something of the engine");
+        drop(locks);
+        assert!(leases.iter().all(|lease| lease.is_held()), "the parent has lost them");
     }
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::error::{ErrorKind, Result};
 use crate::lease::engine::{RELEASE_LIMIT, Releaser, late};
+use crate::lease::renewal::Renewal;
 use crate::lease::signal::LostSignal;
 use crate::lease::state::Shared;
 use crate::lease::{LeaseState, LostReason};
@@ -75,7 +76,7 @@ impl Lease {
 
     /// The lease's length, as the server last set it.
     pub fn ttl(&self) -> Duration {
-        self.0.renewal().ttl()
+        self.0.read(Renewal::ttl).unwrap_or_default()
     }
 
     /// The instant up to which the lease is proven: when the last successful acquire or renewal
@@ -92,7 +93,7 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn deadline(&self) -> Instant {
-        self.0.renewal().deadline().into()
+        self.0.read(Renewal::deadline).map_or_else(Instant::now, Into::into)
     }
 
     /// How the lease stands right now, by this process's clock.
@@ -263,6 +264,9 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub async fn release(&self) -> Result<()> {
+        if !self.0.is_ours() {
+            return Err(self.0.over_error("release", LostReason::Forked));
+        }
         let now = Instant::now();
         let lost = self.0.state_at(now).lost();
         if !self.0.claim_release() {

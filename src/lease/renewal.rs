@@ -30,6 +30,8 @@ pub enum LostReason {
     FileReplaced,
     /// The client was closed, which let go of the lease.
     ClientClosed,
+    /// This process was forked from the one that holds the lease, and has no part in it.
+    Forked,
     /// It was let go on this side, through this handle or another: released, dropped with its guard,
     /// or forgotten. No loss, but no handle holds it any more either.
     Released,
@@ -47,6 +49,7 @@ impl fmt::Display for LostReason {
             Self::FileRemoved => "its lock file was removed, or has other links than it should",
             Self::FileReplaced => "another's lock file stands in its place",
             Self::ClientClosed => "its client was closed",
+            Self::Forked => "this process was forked from its holder",
             Self::Released => "it was released or forgotten",
         })
     }

@@ -49,10 +49,18 @@ impl LostSignal {
         Self { standing, waiting: None }
     }
 
+    /// Leaves the list of those who wait; a forked process must not touch its lock.
+    fn stop_waiting(&mut self) {
+        let waiting = self.waiting.take();
+        if waiting.is_some() && !self.standing.is_ours() {
+            std::mem::forget(waiting);
+        }
+    }
+
     /// Returns the reason, if the lease is known to be lost, or was let go. Unlike
     /// [`Lease::is_held`](crate::Lease::is_held) it looks at no clock.
     pub fn reason(&self) -> Option<LostReason> {
-        self.standing.get().lost()
+        self.standing.seen().lost()
     }
 
     /// Runs `work` until the lease is lost or let go; drops it where it stands then. Work that is done in
@@ -77,12 +85,18 @@ impl Future for LostSignal {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<LostReason> {
         if let Some(reason) = self.reason() {
-            self.waiting = None;
+            self.stop_waiting();
             return Poll::Ready(reason);
         }
         let standing = self.standing.clone();
         let waiting = async move { standing.wait_for(LeaseState::lost).await };
         self.waiting.get_or_insert_with(|| waiting.boxed()).poll_unpin(cx)
+    }
+}
+
+impl Drop for LostSignal {
+    fn drop(&mut self) {
+        self.stop_waiting();
     }
 }
 

@@ -5,16 +5,30 @@ use std::sync::{Mutex, PoisonError};
 
 use tokio::sync::Notify;
 
-use crate::lease::LeaseState;
+use crate::lease::{LeaseState, LostReason};
+use crate::process::Origin;
 
 pub(super) struct Standing {
     state: Mutex<LeaseState>,
     changed: Notify,
+    origin: Origin,
 }
 
 impl Standing {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::new(LeaseState::Healthy), changed: Notify::new() }
+        Self { state: Mutex::new(LeaseState::Healthy), changed: Notify::new(), origin: Origin::here() }
+    }
+
+    /// Whether this is the process that holds the lease. In one that was forked from it no lock may be
+    /// taken, since the thread that would release it may not be there. A system call, so it is asked once
+    /// by whatever a user calls, and not below.
+    pub(super) fn is_ours(&self) -> bool {
+        self.origin.is_here()
+    }
+
+    /// How it stands, in whichever process asks.
+    pub(super) fn seen(&self) -> LeaseState {
+        if self.is_ours() { self.get() } else { LeaseState::Lost(LostReason::Forked) }
     }
 
     pub(super) fn get(&self) -> LeaseState {
@@ -33,12 +47,17 @@ impl Standing {
         Some(news)
     }
 
+    #[cfg(test)]
+    pub(super) fn lock(&self) -> std::sync::MutexGuard<'_, LeaseState> {
+        self.state.lock().unwrap()
+    }
+
     /// Waits for a state that this makes something of.
     pub(super) async fn wait_for<T>(&self, found: impl Fn(LeaseState) -> Option<T>) -> T {
         loop {
             // Listens before it looks, so that no change falls between.
             let changed = self.changed.notified();
-            if let Some(value) = found(self.get()) {
+            if let Some(value) = found(self.seen()) {
                 return value;
             }
             changed.await;

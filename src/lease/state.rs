@@ -62,6 +62,16 @@ impl<E: Engine + ?Sized> Shared<E> {
         self.phase.load(Ordering::Acquire) == KEPT
     }
 
+    pub(super) fn is_ours(&self) -> bool {
+        self.teller.standing.is_ours()
+    }
+
+    /// Reads the schedule; in a forked process only if it was not locked at the fork.
+    pub(super) fn read<T>(&self, read: impl FnOnce(&Renewal) -> T) -> Option<T> {
+        let renewal = if self.is_ours() { Some(self.renewal()) } else { self.renewal.try_lock().ok() };
+        renewal.map(|renewal| read(&renewal))
+    }
+
     /// Asks the schedule and publishes how the lease stands.
     pub(super) fn poll(&self, now: Instant, in_flight: bool) -> Step {
         let step = self.renewal().poll(now.into_std(), in_flight);
@@ -127,18 +137,20 @@ impl<E: Engine + ?Sized> Shared<E> {
 
     /// The lease is lost, unless it was let go before. The first reason stands.
     pub(super) fn lose(&self, reason: LostReason) {
-        if self.is_kept() {
+        // A forked process may drop the renewal task with the runtime.
+        if self.is_kept() && self.is_ours() {
             self.renewal().lose(reason);
             self.publish();
             self.changed.notify_one();
         }
     }
 
-    /// How the lease stands now. Once seen as over, it stays that.
+    /// How the lease stands now, in whichever process asks. Once seen as over, it stays that.
     pub(super) fn state(&self) -> LeaseState {
-        self.state_at(Instant::now())
+        if self.is_ours() { self.state_at(Instant::now()) } else { self.teller.standing.seen() }
     }
 
+    /// How the lease stands at a `now` that was looked at a moment ago, in the process that holds it.
     pub(super) fn state_at(&self, now: Instant) -> LeaseState {
         if !self.is_kept() {
             return self.teller.standing.get();
@@ -167,7 +179,7 @@ impl<E: Engine + ?Sized> Shared<E> {
 
     /// Gives up renewing and releasing.
     pub(super) fn forget(&self) {
-        if self.let_go(FORGOTTEN) {
+        if self.is_ours() && self.let_go(FORGOTTEN) {
             self.teller.forgotten();
             self.changed.notify_one();
         }

@@ -87,6 +87,7 @@ impl Answer {
 impl Drop for Answer {
     fn drop(&mut self) {
         if let Some((orphan, session)) = self.orphan.take()
+            && session.is_ours()
             && !is_broken(Rule::OrphanRelease)
         {
             tracing::debug!(key = %orphan.key, fence = ?orphan.token.fence(), "a grant that nobody took is released");

@@ -319,7 +319,7 @@ impl Driver {
 /// The runtime may drop the driver at any await: whoever looks must then see it closed.
 impl Drop for Driver {
     fn drop(&mut self) {
-        if self.shared.end.get().is_none() {
+        if self.shared.end.get().is_none() && self.shared.origin.is_here() {
             self.finish(shut_down());
         }
     }
