@@ -26,7 +26,8 @@ use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_SECONDS};
     version,
     long_about = None,
     about = "A lock server: first-in-first-out locks and semaphores with leases and fencing tokens",
-    after_help = "Flags are accepted with one dash too (-port 6388). SIGINT and SIGTERM stop the server gracefully."
+    after_help = "Flags are accepted with one dash too (-port 6388). SIGINT and SIGTERM stop the server gracefully; \
+                  SIGHUP has it read certificate, key and auth token file anew."
 )]
 pub struct ServerConfig {
     /// Address or name to listen on, all addresses of a name; empty for every interface

@@ -95,7 +95,7 @@ fn admit(shared: &Arc<Shared>, per_ip: &PerIp, stream: BoxStream, peer: IpAddr) 
 #[cfg_attr(not(feature = "tls"), allow(clippy::unused_async))]
 async fn secure(shared: &Shared, stream: BoxStream, peer: IpAddr) -> Option<BoxStream> {
     #[cfg(feature = "tls")]
-    if let Some(tls) = &shared.tls {
+    if let Some(tls) = shared.door().tls {
         let limit = shared.config.read_limit();
         let secured = match timeout(limit, tls.accept(stream)).await {
             Ok(secured) => secured.map_err(|error| error.to_string()),

@@ -1,8 +1,16 @@
 //! The embedded server: speaks the dflockd protocol, in this process (for tests, development and
 //! single-node production) or as the `dflockd` binary. Knows nothing of the client.
+//!
+//! [`Server::bind`] listens on all addresses of a host, [`Server::run`] serves them, and
+//! [`Server::reload`] reads certificate and auth token anew. What it does is logged by `tracing`;
+//! warnings that peers can cause have a rate: of each kind (refused connections, failed handshakes
+//! and authentications) the first five at once, then every ten seconds their number and one more in
+//! full. A system that lets nobody in, for want of open files, is warned of once, then by number.
+//! A subscriber that blocks, blocks the server: `dflockd` brings one that does not.
 
 mod bind;
 mod config;
+mod door;
 pub mod fence;
 mod listener;
 mod phase;
@@ -15,7 +23,7 @@ mod warnings;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use crate::error::Result;
+use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Listen, Stream};
 use crate::proto::StatsResult;
 use bind::Listeners;
@@ -120,6 +128,39 @@ impl Server {
     /// is configured, is up to the caller.
     pub async fn serve_stream(&self, stream: impl Stream) {
         session::serve(self.shared.clone(), stream).await;
+    }
+
+    /// Reads the files of `tls_cert`, `tls_key` and `auth_token_file` anew, as `dflockd` does when it
+    /// gets SIGHUP. What was read is in force for every connection that comes later, all in one
+    /// step; open connections, and what they hold, stay as they are.
+    ///
+    /// What cannot be read, the certificate with its key or the token, stays as it was, and the log
+    /// says why. A file that is no regular one, such as a pipe, is not read again. Without such
+    /// settings there is nothing to do.
+    ///
+    /// # Cancel safety
+    /// The files are read in the background, also if the future is dropped.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new), for the first thing that could not be read; the other may have been.
+    ///
+    /// ```
+    /// # use dflockd_client::server::{Server, ServerConfig};
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let directory = tempfile::tempdir()?;
+    /// let file = directory.path().join("token");
+    /// std::fs::write(&file, "old")?;
+    /// let server = Server::new(ServerConfig { auth_token_file: Some(file.clone()), ..Default::default() })?;
+    /// std::fs::write(&file, "new")?;
+    /// server.reload().await?;
+    /// # Ok(()) }
+    /// ```
+    pub async fn reload(&self) -> Result<()> {
+        let shared = self.shared.clone();
+        // A file may be on a disk that takes its time, or never answers.
+        let reading = tokio::task::spawn_blocking(move || shared.reopen_door());
+        let failed = |cause| Error::new(ErrorKind::Io, "could not read the files anew").caused_by(cause);
+        reading.await.map_err(failed)?
     }
 
     /// Begins the graceful stop that [`serve`](Self::serve) ends with.

@@ -65,7 +65,7 @@ pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, s
         chunk: READ_CHUNK,
         out: Outgoing::default(),
         decoder: FrameDecoder::new(),
-        authenticated: shared.auth_token.is_none(),
+        authenticated: shared.door().auth_token.is_none(),
         line_started: Instant::now(),
         ended: Ended::ByServer,
         shared,

@@ -14,6 +14,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::proto::{StatsResult, Status};
 use crate::sabotage::{Rule, is_broken};
 use crate::server::config::ServerConfig;
+use crate::server::door::Door;
 use crate::server::fence::{FenceCounter, token_mint};
 use crate::server::phase::{Life, Phase};
 use crate::server::stats::StatsJson;
@@ -29,9 +30,7 @@ pub(super) const DRAIN_LOOK: Duration = Duration::from_millis(200);
 
 pub(super) struct Shared {
     pub(super) config: ServerConfig,
-    pub(super) auth_token: Option<String>,
-    #[cfg(feature = "tls")]
-    pub(super) tls: Option<crate::tls::ServerTls>,
+    door: Mutex<Door>,
     state: Mutex<State>,
     next_conn: AtomicU64,
     pub(super) connections: watch::Sender<u64>,
@@ -52,7 +51,10 @@ struct State {
 impl Shared {
     pub(super) fn new(config: ServerConfig) -> Result<Arc<Self>> {
         config.validate()?;
-        let auth_token = config.read_auth_token()?;
+        if cfg!(not(feature = "tls")) && config.tls_cert.is_some() {
+            return Err(Error::invalid("tls_cert", "is set, but this build has no tls"));
+        }
+        let door = Door::open(&config)?;
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
         let now = u64::try_from(now).unwrap_or(u64::MAX);
         let fences = match &config.fence_state_file {
@@ -73,22 +75,8 @@ impl Shared {
         };
         let table = LockTable::new(table, Box::new(token_mint(fences)));
         Ok(Arc::new(Self {
-            auth_token,
-            #[cfg(feature = "tls")]
-            tls: match (&config.tls_cert, &config.tls_key) {
-                (Some(cert), Some(key)) => {
-                    let tls = crate::tls::ServerTls::from_pem_files(cert, key);
-                    Some(tls.map_err(|error| error.during("reading tls_cert and tls_key"))?)
-                }
-                _ => None,
-            },
-            #[cfg(not(feature = "tls"))]
-            config: match config.tls_cert {
-                Some(_) => return Err(Error::invalid("tls_cert", "is set, but this build has no tls")),
-                None => config,
-            },
-            #[cfg(feature = "tls")]
             config,
+            door: Mutex::new(door),
             state: Mutex::new(State { table, waits: HashMap::new() }),
             next_conn: AtomicU64::new(1),
             connections: watch::Sender::new(0),
@@ -97,6 +85,18 @@ impl Shared {
             upkeep: AtomicBool::new(false),
             leaving: Arc::default(),
         }))
+    }
+
+    /// What a connection must get past by now.
+    pub(super) fn door(&self) -> Door {
+        self.door.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Reads the door's files anew, in one step for every connection that comes later.
+    pub(super) fn reopen_door(&self) -> Result<()> {
+        let (door, outcome) = self.door().reopen(&self.config);
+        *self.door.lock().unwrap_or_else(PoisonError::into_inner) = door;
+        outcome
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

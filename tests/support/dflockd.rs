@@ -34,7 +34,20 @@ impl Dflockd {
     pub(crate) fn try_start<A: AsRef<OsStr>>(flags: &[A], variables: Variables) -> Result<Self, String> {
         let names_port = flags.iter().any(|flag| flag.as_ref().to_string_lossy().contains("-port"));
         let port = if names_port { &[][..] } else { &[("DFLOCKD_PORT", "0")] };
-        let mut command = command(flags, &[port, variables].concat());
+        Self::follow(command(flags, &[port, variables].concat()))
+    }
+
+    /// On a free port, under what the shell is told first, such as a `ulimit`.
+    pub(crate) fn start_under(shell: &str) -> Self {
+        let script = format!("{shell} && exec \"$0\" \"$@\"");
+        let server = command::<&str>(&[], &[]).get_program().to_owned();
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", &script]).arg(server).args(["--port", "0"]).env_clear();
+        Self::follow(command).unwrap_or_else(|log| panic!("it does not listen: {log}"))
+    }
+
+    /// Starts it, and waits until it says where it listens, or has ended.
+    fn follow(mut command: Command) -> Result<Self, String> {
         let mut child = command.stdin(Stdio::null()).stderr(Stdio::piped()).spawn().expect("it starts");
         let stderr = child.stderr.take().expect("stderr is piped");
         let log = Arc::new(Mutex::new(String::new()));

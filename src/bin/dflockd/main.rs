@@ -67,15 +67,27 @@ fn run(config: ServerConfig) -> io::Result<()> {
 }
 
 async fn serve(config: ServerConfig) -> io::Result<()> {
+    // From here on none of them ends the process by itself.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
+    let hangup = signal(SignalKind::hangup())?;
     let mut shutdown = Box::pin(async move { either(&mut interrupt, &mut terminate).await });
     let server = tokio::select! {
         bound = Server::bind(config) => bound?,
         () = &mut shutdown => return Ok(()),
     };
     limits::raise_open_files();
+    tokio::spawn(reload(server.clone(), hangup));
     server.run(shutdown).await;
     Ok(())
+}
+
+/// Reads the server's files anew at each hang-up.
+async fn reload(server: Server, mut hangup: Signal) {
+    while hangup.recv().await.is_some() {
+        tracing::info!("hang-up: reading certificate and auth token anew");
+        // What fails is logged, and stays as it was.
+        let _ = server.reload().await;
+    }
 }
 
 async fn either(one: &mut Signal, other: &mut Signal) {

@@ -1,0 +1,75 @@
+//! What a new connection must get past: the TLS handshake and the auth token. Read from the configured files at the
+//! start, and again whenever the server is told to.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::server::config::ServerConfig;
+
+/// Cheap to clone; never changed, but replaced whole.
+#[derive(Clone, Default)]
+pub(super) struct Door {
+    pub(super) auth_token: Option<Arc<str>>,
+    #[cfg(feature = "tls")]
+    pub(super) tls: Option<crate::tls::ServerTls>,
+}
+
+impl Door {
+    /// Reads everything.
+    pub(super) fn open(config: &ServerConfig) -> Result<Self> {
+        Ok(Self {
+            auth_token: config.read_auth_token()?.map(Into::into),
+            #[cfg(feature = "tls")]
+            tls: read_tls(config)?,
+        })
+    }
+
+    /// Reads anew what is in files, and logs what becomes of each. What cannot be read stays as it is.
+    ///
+    /// # Errors
+    /// The first of the things that could not be read.
+    pub(super) fn reopen(&self, config: &ServerConfig) -> (Self, Result<()>) {
+        let (mut door, mut outcome) = (self.clone(), Ok(()));
+        let mut log = |what: &str, fault: Option<Error>| match fault {
+            None => tracing::info!("read anew: {what}"),
+            Some(error) => {
+                tracing::warn!(%error, "could not read anew, the old goes on: {what}");
+                if outcome.is_ok() {
+                    outcome = Err(error);
+                }
+            }
+        };
+        #[cfg(feature = "tls")]
+        if let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) {
+            let read = can_be_read_again(cert).and_then(|()| can_be_read_again(key));
+            let read = read.and_then(|()| read_tls(config));
+            log("tls_cert and tls_key", read.map(|tls| door.tls = tls).err());
+        }
+        if let Some(path) = &config.auth_token_file {
+            let read = can_be_read_again(path).and_then(|()| config.read_auth_token());
+            log("auth_token_file", read.map(|token| door.auth_token = token.map(Into::into)).err());
+        }
+        if config.tls_cert.is_none() && config.auth_token_file.is_none() {
+            tracing::info!("nothing to read anew: no setting names a file");
+        }
+        (door, outcome)
+    }
+}
+
+#[cfg(feature = "tls")]
+fn read_tls(config: &ServerConfig) -> Result<Option<crate::tls::ServerTls>> {
+    let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) else { return Ok(None) };
+    let tls = crate::tls::ServerTls::from_pem_files(cert, key);
+    tls.map(Some).map_err(|error| error.during("reading tls_cert and tls_key"))
+}
+
+/// A pipe gives what it has once, and whoever reads it again waits.
+fn can_be_read_again(path: &Path) -> Result<()> {
+    let fault = format!("could not read {} again", path.display());
+    match std::fs::metadata(path) {
+        Ok(metadata) if metadata.is_file() => Ok(()),
+        Ok(_) => Err(Error::new(ErrorKind::Io, format!("{fault}: it is no regular file"))),
+        Err(cause) => Err(Error::new(ErrorKind::Io, fault).caused_by(cause)),
+    }
+}
