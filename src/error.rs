@@ -6,7 +6,7 @@ use std::fmt;
 use std::io;
 use std::sync::Arc;
 
-use crate::types::{Invalid, Key};
+use crate::types::{Invalid, Key, Quoted, printable};
 
 mod shown;
 
@@ -150,7 +150,8 @@ impl Error {
         self.0.server.as_deref()
     }
 
-    /// The server's own status line, where it answered with one.
+    /// The server's own status line, where it answered with one, exactly as it came;
+    /// [`printable`](crate::printable) makes it fit to be shown.
     pub fn raw(&self) -> Option<&str> {
         self.0.raw.as_deref()
     }
@@ -248,6 +249,38 @@ impl Error {
         self
     }
 
+    /// What it says, with whatever the peer has put into it.
+    fn text(&self) -> String {
+        let inner = &*self.0;
+        let key = inner.key.as_ref().map(Key::to_text);
+        let quoted = key.as_deref().map(Quoted);
+        let mut text = match (inner.operation, quoted) {
+            (Some(operation), Some(key)) => format!("{operation} of {key}"),
+            (Some(operation), None) => operation.to_owned(),
+            (None, Some(key)) => key.to_string(),
+            (None, None) => String::new(),
+        };
+        // A lock file is key and grantor in one.
+        if let Some(server) = inner.server.as_deref().filter(|server| key.as_deref() != Some(server)) {
+            text += if text.is_empty() { "" } else { " on " };
+            text += server;
+        }
+        if !text.is_empty() {
+            text += ": ";
+        }
+        text += inner.kind.phrase();
+        if !inner.detail.is_empty() {
+            text = format!("{text}: {}", inner.detail);
+        }
+        if let Some(leader) = &inner.leader {
+            text = format!("{text}: its leader is {leader}");
+        }
+        match &inner.source {
+            Some(source) => format!("{text}: {source}"),
+            None => text,
+        }
+    }
+
     /// An I/O failure, sorted by what it means for a caller; one that a stream of this crate has
     /// named already is taken out as it is.
     pub(crate) fn io(doing: &str, cause: io::Error) -> Self {
@@ -305,35 +338,11 @@ impl fmt::Display for ErrorKind {
     }
 }
 
+/// One line, for people: what deceives is escaped, as [`printable`](crate::printable) does it, whatever
+/// a server or a file put into it.
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let inner = &*self.0;
-        match (inner.operation, &inner.key) {
-            (Some(operation), Some(key)) => write!(f, "{operation} of {:?}", key.to_text())?,
-            (Some(operation), None) => f.write_str(operation)?,
-            (None, Some(key)) => write!(f, "{:?}", key.to_text())?,
-            (None, None) => {}
-        }
-        // A lock file is key and grantor in one.
-        let same = |server: &str| inner.key.as_ref().is_some_and(|key| key.to_text() == server);
-        if let Some(server) = inner.server.as_ref().filter(|server| !same(server)) {
-            let named = inner.operation.is_some() || inner.key.is_some();
-            write!(f, "{}{server}", if named { " on " } else { "" })?;
-        }
-        if inner.operation.is_some() || inner.key.is_some() || inner.server.is_some() {
-            f.write_str(": ")?;
-        }
-        f.write_str(inner.kind.phrase())?;
-        if !inner.detail.is_empty() {
-            write!(f, ": {}", inner.detail)?;
-        }
-        if let Some(leader) = &inner.leader {
-            write!(f, ": its leader is {leader}")?;
-        }
-        match &inner.source {
-            Some(source) => write!(f, ": {source}"),
-            None => Ok(()),
-        }
+        f.write_str(&printable(&self.text()))
     }
 }
 

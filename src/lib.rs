@@ -254,7 +254,7 @@ pub use proto::StatsResult;
 pub use sharding::{DEFAULT_SERVERS, ShardingStrategy, stable_hash_shard};
 pub use types::{
     Fence, Invalid, Key, Limit, MAX_AUTH_TOKEN_BYTES, MAX_LINE_BYTES, MAX_SECONDS, MAX_TOKEN_BYTES, Seconds,
-    Token, fence_from_token,
+    Token, fence_from_token, printable,
 };
 
 /// This crate's version.

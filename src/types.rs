@@ -6,6 +6,11 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 use std::time::Duration;
 
+mod printable;
+
+pub(crate) use printable::Quoted;
+pub use printable::printable;
+
 /// The longest request line, in bytes, that a server reads (the new line not counted).
 pub const MAX_LINE_BYTES: usize = 256;
 
@@ -100,15 +105,16 @@ impl Key {
     }
 }
 
+/// For people: what deceives is escaped, as [`printable`] does it.
 impl fmt::Display for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.to_text())
+        f.write_str(&printable(&self.to_text()))
     }
 }
 
 impl fmt::Debug for Key {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Key({:?})", self.to_text())
+        write!(f, "Key({})", Quoted(&self.to_text()))
     }
 }
 

@@ -118,6 +118,37 @@ async fn a_life_of_a_lease_is_logged_with_key_server_and_fence() {
     assert!(log.lines(&["WARN"]).is_empty() && log.lines(&["ERROR"]).is_empty(), "{}", log.text());
 }
 
+/// Turns the reading direction round, and takes no room.
+const DECEIVES: &str = "\u{202e}\u{200b}";
+
+#[tokio::test(start_paused = true)]
+async fn a_key_that_deceives_is_escaped_in_the_log_and_in_errors() {
+    let (log, _capturing) = Log::capture();
+    let locks = TestServer::new().locks();
+    let lock = locks.lock(format!("job{DECEIVES}")).unwrap();
+    let guard = lock.acquire().await.unwrap();
+    let error = lock.acquire_within(S).await.unwrap_err();
+    assert!(error.to_string().contains("\"job\\u{202e}\\u{200b}\""), "{error}");
+    assert!(!format!("{error:?} {guard:?} {}", guard.key()).contains(DECEIVES));
+    assert_eq!(guard.key().to_text(), format!("job{DECEIVES}"), "the text itself is exact");
+    guard.release().await.unwrap();
+    assert!(!log.lines(&["key=job\\u{202e}\\u{200b}", "lease released"]).is_empty(), "{}", log.text());
+    assert!(!log.text().contains(DECEIVES), "{}", log.text());
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_a_server_says_is_escaped_in_errors_and_exact_where_it_is_asked_for() {
+    let refused: &[&str] = &["error_\u{202e}gnorw\u{1b}[2J\n"];
+    let elsewhere: &[&str] = &["error_not_leader a\u{202e}b:1\n"];
+    for (answers, leader) in [(refused, None), (elsewhere, Some("a\u{202e}b:1"))] {
+        let client = scripted(answers, false).build().unwrap();
+        let error = client.lock("k").unwrap().try_acquire().await.unwrap_err();
+        let text = format!("{error} {error:?}");
+        assert!(text.contains("\\u{202e}") && !text.contains(['\u{202e}', '\u{1b}']), "{text}");
+        assert_eq!((error.raw(), error.leader()), (Some(answers[0].trim_end()), leader));
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn an_acquire_that_fails_is_logged_in_its_span() {
     let (log, _capturing) = Log::capture();

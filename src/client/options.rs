@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::lease::Terms;
 use crate::net::Dial;
 use crate::sharding::ShardingStrategy;
-use crate::types::{Key, Seconds};
+use crate::types::{Key, Quoted, Seconds};
 
 /// Where the servers are and how to reach them.
 pub(crate) struct Options {
@@ -43,7 +43,8 @@ impl Options {
         let count = self.servers.len();
         let shard = self.sharding.shard(&key.to_text(), count);
         if shard >= count {
-            let fault = format!("answered {shard} for key {:?}, there are {count} servers", key.to_text());
+            let fault =
+                format!("answered {shard} for key {}, there are {count} servers", Quoted(&key.to_text()));
             return Err(Error::invalid("sharding_strategy", fault));
         }
         Ok(shard)

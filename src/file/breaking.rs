@@ -9,6 +9,7 @@ use crate::file::contender::{Contender, Stage, Step};
 use crate::file::disk::{self, Content, FileId};
 use crate::file::host;
 use crate::file::name::{self, ClaimName};
+use crate::types::printable;
 
 /// How long a breaker waits between the judgement and the deed, so that a peer that knows of no
 /// challenges, and began before, has finished.
@@ -86,8 +87,8 @@ impl Contender {
     /// Who held what is broken, for the log.
     fn holder(&self, judged: &Content) -> String {
         let name = self.parse(&judged.text);
-        name.map(|name| format!("{}, process {}", String::from_utf8_lossy(name.hostname), name.pid))
-            .unwrap_or_default()
+        let hostname = |name: &ClaimName<'_>| printable(&String::from_utf8_lossy(name.hostname)).into_owned();
+        name.map(|name| format!("{}, process {}", hostname(&name), name.pid)).unwrap_or_default()
     }
 
     /// The challenges of others that stand. Those of the dead are removed.

@@ -12,7 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::LostReason;
 use crate::lease::guard::Terms;
 use crate::lease::standing::Standing;
-use crate::types::{Fence, Key};
+use crate::types::{Fence, Key, printable};
 
 /// Something that happened to a lease; see [`Builder::on_event`](crate::Builder::on_event).
 #[derive(Clone, Debug)]
@@ -116,7 +116,8 @@ impl Teller {
     pub(super) fn new(key: Key, fence: Option<Fence>, grantor: Arc<str>, terms: &Terms) -> Self {
         // A lease outlives whoever acquired it, so its span is nobody's child.
         let number = fence.map(Fence::get);
-        let span = tracing::info_span!(parent: None, "lease", %key, server = %grantor, fence = number);
+        let span =
+            tracing::info_span!(parent: None, "lease", %key, server = %printable(&grantor), fence = number);
         if !span.is_disabled() {
             span.follows_from(Span::current());
         }

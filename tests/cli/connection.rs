@@ -30,9 +30,16 @@ fn a_flag_beats_its_variable_and_an_empty_variable_is_none() {
     let flag = ended(bare(&["ping", "--servers", &address]).env("DFLOCK_SERVERS", nowhere()));
     assert_eq!(flag.code, Some(0), "{flag:?}");
     let mut all_empty = bare(&["ping", "--servers", &address]);
-    for name in
-        ["SERVERS", "AUTH_TOKEN_FILE", "TLS_CA", "TLS_CERT", "TLS_KEY", "SERVER_NAME", "CONNECT_TIMEOUT"]
-    {
+    for name in [
+        "SERVERS",
+        "AUTH_TOKEN_FILE",
+        "TLS_CA",
+        "TLS_CERT",
+        "TLS_KEY",
+        "SERVER_NAME",
+        "CONNECT_TIMEOUT",
+        "REQUEST_TIMEOUT",
+    ] {
         all_empty.env(format!("DFLOCK_{name}"), "");
     }
     let ended = ended(&mut all_empty);
@@ -108,6 +115,51 @@ fn tls_is_set_by_flags_and_by_variables() {
     }
 }
 
+/// A named pipe from which `text` can be read once, in `directory`.
+fn once(directory: &Path, name: &str, text: &[u8]) -> String {
+    let path = directory.join(name);
+    let made = std::process::Command::new("mkfifo").arg(&path).status();
+    assert!(made.expect("there is a mkfifo").success());
+    let (writing, text) = (path.clone(), text.to_owned());
+    std::thread::spawn(move || fs::write(writing, text));
+    path.to_str().expect("text").to_owned()
+}
+
+#[test]
+fn what_can_be_read_once_is_read_once_for_all_servers() {
+    let directory = tempfile::tempdir().expect("there is room");
+    let (cert, key) = certificate(directory.path());
+    let flags = ["--auth-token", "open sesame", "--tls-cert"].map(Path::new);
+    let flags = [&flags[..], &[&cert, Path::new("--tls-key"), &key]].concat();
+    let servers = [Dflockd::start(&flags, &[]), Dflockd::start(&flags, &[])];
+    let names = servers.each_ref().map(|server| server.address.to_string()).join(",");
+    let both = [fs::read(&cert).expect("it is there"), fs::read(&key).expect("it is there")].concat();
+    for (at, command) in [&["ping"][..], &["stats"], &["run", "k", "--", "true"]].into_iter().enumerate() {
+        let fifo = |name: &str, text: &[u8]| once(directory.path(), &format!("{name}-{at}"), text);
+        let token = fifo("token", b"open sesame\n");
+        // One file for both is read once as well.
+        let (ca, identity) = (fifo("ca", &both), fifo("identity", &both));
+        let mut args = vec![command[0], "--servers", &names, "--server-name", "locks.example"];
+        args.extend(["--auth-token-file", &token, "--tls-ca", &ca, "--tls-cert", &identity]);
+        args.extend(["--tls-key", &identity]);
+        args.extend(&command[1..]);
+        let ended = ended(&mut bare(&args));
+        assert_eq!((ended.code, &*ended.err), (Some(0), ""), "{ended:?}");
+    }
+}
+
+#[test]
+fn a_file_may_be_standard_input() {
+    let server = Dflockd::start(&["--auth-token", "open sesame"], &[]);
+    for command in [&["ping"][..], &["run", "k", "--", "cat"]] {
+        let args = [&[command[0], "--auth-token-file", "-"], &command[1..]].concat();
+        let mut started = crate::support::start(&mut crate::support::dflock(&server, &args));
+        started.write("open sesame\n");
+        let ended = started.end();
+        assert_eq!((ended.code, &*ended.err), (Some(0), ""), "{ended:?}");
+    }
+}
+
 #[test]
 fn wrong_arguments_are_told_in_one_line_that_says_where_to_look() {
     for (args, names) in [
@@ -137,6 +189,10 @@ fn wrong_arguments_are_told_in_one_line_that_says_where_to_look() {
         (&["run", "k", "--ttl", "0s", "--", "true"], "--ttl is 0"),
         (&["run", "k", "--wait", "999999999999s", "--", "true"], "--wait is"),
         (&["ping", "--connect-timeout", "0s"], "--connect-timeout is 0"),
+        (&["ping", "--request-timeout", "0s"], "--request-timeout is 0"),
+        (&["file", "/tmp/a|b.lck", "--", "true"], "give another --separator"),
+        (&["file", "--separator", "7", "/tmp/a.lck", "--", "true"], "--separator is \"7\""),
+        (&["file", "status", "--hostname", "a b", "/tmp/a.lck"], "--hostname is \"a b\""),
         (&["file", "--ttl", "1s", "/tmp/a.lck", "--", "true"], "--ttl is 1s"),
         (&["shard", "two words"], "white space"),
     ] {

@@ -120,6 +120,29 @@ fn a_signal_in_the_wait_leaves_nothing_behind() {
 }
 
 #[test]
+fn a_claim_bears_the_names_that_are_given() {
+    let lock = Lock::new();
+    let path = lock.0.path().join("a|b.lck");
+    let path = path.to_str().expect("text");
+    let with = |command: &[&str], rest: &[&str]| {
+        let flags = ["--hostname", "worker-3", "--separator", "^"];
+        bare(&[&["file"], command, &flags, &[path], rest].concat())
+    };
+    let holder = start(&mut with(&[], &["--", "sh", "-c", "echo held; read _; true"]));
+    holder.says("held");
+    let names: Vec<_> = std::fs::read_dir(lock.0.path()).expect("it is there").collect();
+    let names = names.into_iter().map(|entry| entry.expect("it is there").file_name());
+    let claim = names.map(|name| name.into_string().expect("text")).find(|name| name.contains("^worker-3^"));
+    assert!(claim.is_some_and(|claim| claim.starts_with("a|b.lck^worker-3^")));
+    let held = ended(&mut with(&["status"], &[]));
+    assert_eq!(held.code, Some(124), "{held:?}");
+    assert!(held.out.starts_with(&format!("locked: process {} on worker-3", holder.pid())), "{held:?}");
+    let broken = ended(&mut with(&["break"], &["--yes"]));
+    assert_eq!(broken.code, Some(0), "{broken:?}");
+    assert_eq!(holder.end_of_itself().code, Some(75));
+}
+
+#[test]
 fn a_missing_directory_is_told_with_what_to_do() {
     let ended = ended(&mut bare(&["file", "/no/such/directory/a.lck", "--", "true"]));
     assert_eq!(ended.code, Some(69));

@@ -7,11 +7,13 @@ mod dflockd;
 
 mod connection;
 mod file;
+mod large;
 mod lost;
 mod output;
 mod rest;
 mod run;
 mod signals;
+mod silent;
 mod stuck;
 mod support;
 mod terminal;

@@ -181,3 +181,28 @@ fn a_key_cannot_command_the_terminal() {
     let told = run(&server, &["stats"]);
     assert!(told.out.contains("\\u{1b}[2J") && !told.out.contains('\u{1b}'), "{told:?}");
 }
+
+#[test]
+fn a_key_cannot_deceive_who_reads_it_and_is_exact_in_json() {
+    let server = Dflockd::start::<&str>(&[], &[]);
+    let deceiving = ["\u{202e}", "\u{2066}", "\u{200b}", "\u{ad}", "\u{e0041}", "\u{fe0f}", "\u{3164}"];
+    let key = format!("a{}z\u{e9}", deceiving.concat());
+    let shown = "a\\u{202e}\\u{2066}\\u{200b}\\u{ad}\\u{e0041}\\u{fe0f}\\u{3164}z\u{e9}";
+    let held = holder(&server, &[&key]);
+    let told = run(&server, &["stats"]);
+    assert!(told.out.contains(&format!("\n{shown} ")), "{told:?}");
+    assert_eq!(stats(&server)["locks"][0]["key"], *key);
+    let busy = run(&server, &["run", "--try", &key, "--", "true"]);
+    assert!(busy.line().contains(&format!("\"{shown}\"")), "{busy:?}");
+    server.kill();
+    let lost = held.end();
+    let said = lost.err.lines().find(|line| line.starts_with("dflock: ")).expect("it says something");
+    assert!(said.contains(&format!("\"{shown}\" is lost")), "{lost:?}");
+}
+
+#[test]
+fn the_command_gets_its_key_exactly() {
+    let server = Dflockd::start::<&str>(&[], &[]);
+    let ended = run(&server, &["run", "a\u{202e}b", "--", "sh", "-c", "printf %s \"$DFLOCK_KEY\""]);
+    assert_eq!(ended.out.trim_end(), "a\u{202e}b");
+}

@@ -9,13 +9,13 @@ use crate::dflockd::{Dflockd, until};
 use crate::support::{dflock, run, start, stats};
 
 /// A terminal with a shell in it.
-struct Terminal {
+pub(crate) struct Terminal {
     directory: tempfile::TempDir,
 }
 
 impl Terminal {
     /// None where there is no tmux and it may be missing.
-    fn open() -> Option<Self> {
+    pub(crate) fn open() -> Option<Self> {
         match Command::new("tmux").arg("-V").output() {
             Ok(_) => {}
             Err(error) if error.kind() == ErrorKind::NotFound => {
@@ -44,7 +44,7 @@ impl Terminal {
     }
 
     /// Types a command line, which runs `dflock` against `server`.
-    fn enters(&self, server: &Dflockd, line: &str) {
+    pub(crate) fn enters(&self, server: &Dflockd, line: &str) {
         let (dflock, address) = (env!("CARGO_BIN_EXE_dflock"), server.address);
         let file = self.directory.path().join("line");
         let script = format!("export DFLOCK_SERVERS={address}\ndflock() {{ '{dflock}' \"$@\"; }}\n{line}\n");
@@ -58,7 +58,7 @@ impl Terminal {
     }
 
     /// A key by its name: `Enter`, `C-c`.
-    fn press(&self, key: &str) {
+    pub(crate) fn press(&self, key: &str) {
         self.tmux(&["send-keys", key]);
     }
 
@@ -75,7 +75,7 @@ impl Terminal {
     }
 
     #[track_caller]
-    fn shows(&self, text: &str) -> String {
+    pub(crate) fn shows(&self, text: &str) -> String {
         let mut screen = String::new();
         until(&format!("the screen shows {text:?}"), || {
             screen = self.screen();

@@ -134,7 +134,11 @@ const STATS_EXAMPLES: &str = "\
 Examples:
   dflock stats
   dflock stats --json | jq '.locks[].key'
-  dflock stats --all-shards --servers 10.0.0.1,10.0.0.2";
+  dflock stats --all-shards --servers 10.0.0.1,10.0.0.2
+
+A server that is there has a minute to send its table, which may be
+long. Characters in a key that cannot be seen, or that deceive, are
+shown as \\u{202e}; JSON has them as they are.";
 
 #[derive(Args, Debug)]
 pub(crate) struct Run {
@@ -227,10 +231,27 @@ pub(crate) struct File {
     pub(crate) path: Option<PathBuf>,
 
     #[command(flatten)]
+    pub(crate) claims: Claims,
+
+    #[command(flatten)]
     pub(crate) holding: Option<Holding>,
 
     #[command(subcommand)]
     pub(crate) action: Option<FileAction>,
+}
+
+/// How those who want a lock file name themselves.
+#[derive(Args, Debug)]
+pub(crate) struct Claims {
+    /// This machine's name among those who share the file. Two containers need two names [default:
+    /// its host name].
+    #[arg(long, value_name = "NAME")]
+    pub(crate) hostname: Option<String>,
+
+    /// What stands between the fields of a claim's name, the same for all who share the file; the
+    /// path must not contain it [default: |].
+    #[arg(long, value_name = "TEXT")]
+    pub(crate) separator: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -239,6 +260,8 @@ pub(crate) enum FileAction {
     Status {
         /// The lock file.
         path: PathBuf,
+        #[command(flatten)]
+        claims: Claims,
     },
     /// Take a lock file away from its holder, whoever that is. The holder's lease is lost.
     Break {
@@ -247,6 +270,8 @@ pub(crate) enum FileAction {
         /// Do not ask.
         #[arg(long, short)]
         yes: bool,
+        #[command(flatten)]
+        claims: Claims,
     },
 }
 
@@ -395,7 +420,7 @@ mod tests {
         assert_eq!(file.path, Some("a.lck".into()));
         assert_eq!(file.holding.expect("what to run").command, ["ls", "-l"]);
         let Ok(Action::File(file)) = parsed("dflock file status a.lck") else { panic!("status") };
-        assert!(matches!(file.action, Some(FileAction::Status { path }) if path == *"a.lck"));
+        assert!(matches!(file.action, Some(FileAction::Status { path, .. }) if path == *"a.lck"));
         assert!(parsed("dflock file a.lck").is_err());
     }
 }

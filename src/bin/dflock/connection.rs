@@ -6,12 +6,17 @@ use std::time::Duration;
 
 use clap::Args;
 use dflockd_client::tls::ClientTls;
-use dflockd_client::{AsyncConn, LockClient, RetryPolicy, command};
+use dflockd_client::{AsyncConn, Error, ErrorKind, LockClient, RetryPolicy, StatsResult, command};
+use tokio::time::Instant;
 
 use crate::args::duration;
 use crate::exit::{Failure, one_line};
+use crate::files::{self, Files, named};
 
 const DEFAULT_PORT: u16 = 6388;
+
+/// How long the table of a server that answers may take to come.
+const TABLE: Duration = Duration::from_secs(60);
 
 /// One server, as the user names it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,7 +64,8 @@ pub(crate) struct Connection {
           default_value = "127.0.0.1:6388", value_parser = Server::parse)]
     pub(crate) servers: Vec<Server>,
 
-    /// The file that holds the auth token; white space at its end does not count.
+    /// The file that holds the auth token, - for standard input, as with the other files; white space
+    /// at its end does not count.
     #[arg(long, env = "DFLOCK_AUTH_TOKEN_FILE", value_name = "FILE")]
     auth_token_file: Option<PathBuf>,
 
@@ -82,54 +88,38 @@ pub(crate) struct Connection {
     /// How long to try to connect.
     #[arg(long, env = "DFLOCK_CONNECT_TIMEOUT", value_name = "TIME", default_value = "10s", value_parser = duration)]
     connect_timeout: Duration,
+
+    /// How long a server may take to answer what waits for no key, connecting included.
+    #[arg(long, env = "DFLOCK_REQUEST_TIMEOUT", value_name = "TIME", default_value = "5s", value_parser = duration)]
+    request_timeout: Duration,
 }
 
 impl Connection {
-    /// A client over all servers, for leases of `ttl`; with `retry`, one that tries again while a
-    /// server is not to be had.
-    pub(crate) fn client(&self, ttl: Option<Duration>, retry: bool) -> Result<LockClient, Failure> {
-        let servers = self.servers.iter().map(|server| (server.host.clone(), server.port));
-        let mut builder = LockClient::builder().servers(servers).connect_timeout(self.connect_timeout);
-        if let Some(ttl) = ttl {
-            builder = builder.lease_ttl(ttl);
+    /// Checks the flags that need each other, and reads the files, each once.
+    pub(crate) fn ready(&self) -> Result<Ready<'_>, Failure> {
+        if self.request_timeout.is_zero() {
+            return Err(Failure::usage("--request-timeout is 0, it must be longer"));
         }
-        if retry {
-            builder = builder.retry(RetryPolicy::new());
-        }
-        if let Some(tls) = self.tls()? {
-            builder = builder.tls(tls);
-        }
-        if let Some(token) = self.auth_token()? {
-            builder = builder.auth_token(token);
-        }
-        Ok(builder.build()?)
+        let mut files = Files::default();
+        let auth_token = self.auth_token(&mut files)?;
+        Ok(Ready { flags: self, auth_token, tls: self.tls(&mut files)? })
     }
 
-    /// One client per server, so that each answers, or fails, by itself.
-    pub(crate) fn client_per_server(&self) -> Result<Vec<(Server, LockClient)>, Failure> {
-        let alone = |server: &Server| Self { servers: vec![server.clone()], ..self.clone() };
-        self.servers.iter().map(|server| Ok((server.clone(), alone(server).client(None, false)?))).collect()
+    /// Whether a file is to come from standard input.
+    pub(crate) fn reads_stdin(&self) -> bool {
+        let files = [&self.auth_token_file, &self.tls_ca, &self.tls_cert, &self.tls_key];
+        files.into_iter().flatten().any(|file| files::is_stdin(file))
     }
 
-    /// A bare connection to `server`, authenticated if there is a token.
-    pub(crate) async fn open(&self, server: &Server) -> Result<AsyncConn, Failure> {
-        let tls = self.tls()?;
-        let conn = command::open_conn(&server.host, server.port, tls.as_ref(), self.connect_timeout).await?;
-        if let Some(token) = self.auth_token()? {
-            command::authenticate(&conn, &token).await?;
-        }
-        Ok(conn)
-    }
-
-    fn auth_token(&self) -> Result<Option<String>, Failure> {
+    fn auth_token(&self, files: &mut Files) -> Result<Option<String>, Failure> {
         let Some(file) = &self.auth_token_file else { return Ok(None) };
-        let text = std::fs::read_to_string(file).map_err(|error| {
-            Failure::usage(format!("--auth-token-file {}: {error}", one_line(&file.display())))
-        })?;
+        let text = files.read("--auth-token-file", file)?;
+        let text = String::from_utf8(text)
+            .map_err(|_| Failure::usage(format!("--auth-token-file {}: it is no text", named(file))))?;
         Ok(Some(text.trim_end().to_owned()))
     }
 
-    fn tls(&self) -> Result<Option<ClientTls>, Failure> {
+    fn tls(&self, files: &mut Files) -> Result<Option<ClientTls>, Failure> {
         let Some(ca) = &self.tls_ca else {
             let needs_ca = self.tls_cert.is_some() || self.tls_key.is_some() || self.server_name.is_some();
             if needs_ca {
@@ -137,17 +127,84 @@ impl Connection {
             }
             return Ok(None);
         };
-        let mut tls = ClientTls::builder().ca_file(ca);
-        match (&self.tls_cert, &self.tls_key) {
-            (Some(cert), Some(key)) => tls = tls.client_cert_files(cert, key),
-            (None, None) => {}
-            _ => return Err(Failure::usage("--tls-cert and --tls-key need each other: only one is set")),
-        }
+        let mut tls = ClientTls::builder().ca_pem(files.read("--tls-ca", ca)?);
         if let Some(name) = &self.server_name {
             tls = tls.server_name(name);
         }
-        // A file that cannot be read is a setting that is wrong.
-        tls.build().map(Some).map_err(|error| Failure::usage(one_line(&error)))
+        let wrong = |which: String| move |error| Failure::usage(format!("{which}: {}", one_line(&error)));
+        // By itself first, so that it is clear which file is wrong.
+        let alone = tls.clone().build().map_err(wrong(format!("--tls-ca {}", named(ca))))?;
+        match (&self.tls_cert, &self.tls_key) {
+            (Some(cert), Some(key)) => {
+                let which = format!("--tls-cert {}, --tls-key {}", named(cert), named(key));
+                let (cert, key) = (files.read("--tls-cert", cert)?, files.read("--tls-key", key)?);
+                tls.client_cert_pem(cert, key).build().map(Some).map_err(wrong(which))
+            }
+            (None, None) => Ok(Some(alone)),
+            _ => Err(Failure::usage("--tls-cert and --tls-key need each other: only one is set")),
+        }
+    }
+}
+
+/// The flags with what their files say.
+pub(crate) struct Ready<'a> {
+    flags: &'a Connection,
+    auth_token: Option<String>,
+    tls: Option<ClientTls>,
+}
+
+impl Ready<'_> {
+    pub(crate) fn servers(&self) -> &[Server] {
+        &self.flags.servers
+    }
+
+    /// A client over all servers, for leases of `ttl`; with `retry`, one that tries again while a
+    /// server is not to be had.
+    pub(crate) fn client(&self, ttl: Option<Duration>, retry: bool) -> Result<LockClient, Failure> {
+        let servers = self.flags.servers.iter().map(|server| (server.host.clone(), server.port));
+        let mut builder = LockClient::builder()
+            .servers(servers)
+            .connect_timeout(self.flags.connect_timeout)
+            .request_timeout(self.flags.request_timeout);
+        if let Some(ttl) = ttl {
+            builder = builder.lease_ttl(ttl);
+        }
+        if retry {
+            builder = builder.retry(RetryPolicy::new());
+        }
+        if let Some(tls) = &self.tls {
+            builder = builder.tls(tls.clone());
+        }
+        if let Some(token) = &self.auth_token {
+            builder = builder.auth_token(token);
+        }
+        Ok(builder.build()?)
+    }
+
+    /// A bare connection to `server`, authenticated if there is a token. All of it, and the first
+    /// answer after it, comes within the request timeout.
+    pub(crate) async fn open(&self, server: &Server) -> Result<AsyncConn, Error> {
+        let until = Instant::now() + self.flags.request_timeout;
+        let left = || until.saturating_duration_since(Instant::now());
+        let connect_timeout = self.flags.connect_timeout.min(self.flags.request_timeout);
+        let conn = command::open_conn(&server.host, server.port, self.tls.as_ref(), connect_timeout).await?;
+        let conn = conn.request_timeout(left());
+        if let Some(token) = &self.auth_token {
+            command::authenticate(&conn, token).await?;
+        }
+        Ok(conn.request_timeout(left()))
+    }
+
+    /// What `server` holds. It must show within the request timeout that it is there; its table may
+    /// be long, and take longer.
+    pub(crate) async fn stats(&self, server: &Server) -> Result<StatsResult, Error> {
+        let conn = self.open(server).await?;
+        match command::ping(&conn).await {
+            // A server that is too old to know it has answered.
+            Err(error) if error.kind() != ErrorKind::Server => return Err(error),
+            _ => {}
+        }
+        command::stats(&conn.request_timeout(TABLE)).await
     }
 }
 

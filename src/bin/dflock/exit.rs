@@ -4,7 +4,7 @@
 use std::fmt::Display;
 use std::io;
 
-use dflockd_client::{Error, ErrorKind};
+use dflockd_client::{Error, ErrorKind, printable};
 
 /// The arguments or the settings are wrong.
 pub(crate) const USAGE: u8 = 64;
@@ -91,10 +91,22 @@ impl From<Error> for Failure {
 }
 
 impl Failure {
+    /// An error of a server's, which it may not name.
+    pub(crate) fn of_server(server: &str, error: Error) -> Self {
+        let failure = Self::from(error);
+        let line = failure.line.map(|line| match line.contains(server) {
+            true => line,
+            false => format!("{server}: {line}"),
+        });
+        Self { line, ..failure }
+    }
+
     /// A lock file's error: there is no server to ask about.
     pub(crate) fn of_file(error: Error) -> Self {
         match error.kind() {
-            ErrorKind::InvalidInput => Self::usage(invalid(&error)),
+            ErrorKind::InvalidInput => {
+                Self::usage(invalid(&error).replace("set another one", "give another --separator"))
+            }
             ErrorKind::Timeout => Self::advised(BUSY, &error, "try later, or wait longer (--wait)"),
             ErrorKind::Io => {
                 Self::advised(UNAVAILABLE, &error, "is its directory there, and may you write to it?")
@@ -110,13 +122,16 @@ impl Failure {
 }
 
 /// What the library calls a setting, and what the user does.
-const NAMES: [(&str, &str); 7] = [
+const NAMES: [(&str, &str); 10] = [
     ("auth_token", "the token of --auth-token-file"),
     ("connect_timeout", "--connect-timeout"),
+    ("hostname", "--hostname"),
     ("key", "the key"),
     ("lease_ttl", "--ttl"),
     ("lifetime", "--ttl"),
     ("limit", "--limit"),
+    ("request_timeout", "--request-timeout"),
+    ("separator", "--separator"),
     ("timeout", "--wait"),
 ];
 
@@ -131,16 +146,7 @@ fn invalid(error: &Error) -> String {
     named.unwrap_or_else(|| fault.to_owned())
 }
 
-/// An error's text without line breaks, whatever a server or a file name put into it.
+/// A text of somebody else's in one line, as a terminal may show it.
 pub(crate) fn one_line(text: &impl Display) -> String {
-    printable(&text.to_string())
-}
-
-/// The text without control characters, so that nobody's key can command a terminal.
-pub(crate) fn printable(text: &str) -> String {
-    let escaped = text.chars().map(|c| match c {
-        c if c.is_control() => c.escape_default().to_string(),
-        c => c.to_string(),
-    });
-    escaped.collect()
+    printable(&text.to_string()).into_owned()
 }

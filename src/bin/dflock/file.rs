@@ -5,24 +5,36 @@ use std::io::{self, BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::time::SystemTime;
 
+use dflockd_client::file::Builder;
 use dflockd_client::{ErrorKind, FileLock, LockState};
 
-use crate::args::{File, FileAction, Holding};
+use crate::args::{Claims, File, FileAction, Holding};
 use crate::exit::{BUSY, Failure, UNAVAILABLE, one_line};
 use crate::hold::hold;
 use crate::table::seconds;
 
 pub(crate) async fn file(file: &File) -> Result<u8, Failure> {
     match (&file.action, &file.path, &file.holding) {
-        (Some(FileAction::Status { path }), ..) => status(path),
-        (Some(FileAction::Break { path, yes }), ..) => take_away(path, *yes),
-        (None, Some(path), Some(holding)) => run(path, holding).await,
+        (Some(FileAction::Status { path, claims }), ..) => status(path, claims),
+        (Some(FileAction::Break { path, yes, claims }), ..) => take_away(path, *yes, claims),
+        (None, Some(path), Some(holding)) => run(path, &file.claims, holding).await,
         _ => Err(Failure::usage("give a lock file and a command; see dflock file --help")),
     }
 }
 
-async fn run(path: &Path, holding: &Holding) -> Result<u8, Failure> {
+fn builder(path: &Path, claims: &Claims) -> Builder {
     let mut builder = FileLock::builder(path);
+    if let Some(hostname) = &claims.hostname {
+        builder = builder.hostname(hostname);
+    }
+    if let Some(separator) = &claims.separator {
+        builder = builder.separator(separator);
+    }
+    builder
+}
+
+async fn run(path: &Path, claims: &Claims, holding: &Holding) -> Result<u8, Failure> {
+    let mut builder = builder(path, claims);
     if let Some(ttl) = holding.ttl {
         builder = builder.lifetime(ttl);
     }
@@ -41,8 +53,8 @@ struct Found {
     content: Option<Vec<u8>>,
 }
 
-fn look(path: &Path) -> Result<Found, Failure> {
-    let lock = FileLock::builder(path).build().map_err(Failure::of_file)?;
+fn look(path: &Path, claims: &Claims) -> Result<Found, Failure> {
+    let lock = builder(path, claims).build().map_err(Failure::of_file)?;
     let free = || Found { text: "unlocked".to_owned(), is_held: false, content: None };
     let state = lock.state().map_err(Failure::of_file)?;
     if state == LockState::Unlocked {
@@ -71,14 +83,14 @@ fn look(path: &Path) -> Result<Found, Failure> {
     Ok(Found { text: format!("{word}: {holder}; {until}"), is_held: word != "expired", content })
 }
 
-fn status(path: &Path) -> Result<u8, Failure> {
-    let found = look(path)?;
+fn status(path: &Path, claims: &Claims) -> Result<u8, Failure> {
+    let found = look(path, claims)?;
     writeln!(io::stdout(), "{}", found.text).map_err(|error| Failure::output(&error))?;
     Ok(if found.is_held { BUSY } else { 0 })
 }
 
-fn take_away(path: &Path, yes: bool) -> Result<u8, Failure> {
-    let found = look(path)?;
+fn take_away(path: &Path, yes: bool, claims: &Claims) -> Result<u8, Failure> {
+    let found = look(path, claims)?;
     let Some(content) = found.content else {
         return Err(Failure::new(UNAVAILABLE, format!("{} is not locked", one_line(&path.display()))));
     };

@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::args::{Holding, OnLost};
 use crate::child::{Manner, Rest, Running};
-use crate::exit::{BUSY, Failure, LOST, SIGNALLED, UNAVAILABLE, one_line, printable};
+use crate::exit::{BUSY, Failure, LOST, SIGNALLED, UNAVAILABLE, one_line};
 use crate::output::say;
 use crate::signals::Signals;
 use crate::waiting::waiting;
@@ -99,7 +99,7 @@ pub(crate) async fn hold(
 /// What the command finds in its environment; nothing of an outer `dflock`'s shines through.
 fn variables(guard: &LeaseGuard, limit: Option<u64>) -> Vec<(&'static str, Option<String>)> {
     vec![
-        ("DFLOCK_KEY", Some(guard.key().to_string())),
+        ("DFLOCK_KEY", Some(guard.key().to_text().into_owned())),
         ("DFLOCK_TOKEN_FENCE", guard.fence().map(|fence| fence.get().to_string())),
         ("DFLOCK_GRANTOR", Some(guard.grantor().to_string())),
         ("DFLOCK_TTL", Some(guard.ttl().as_secs().to_string())),
@@ -149,6 +149,5 @@ fn tell_lost(reason: LostReason, guard: &LeaseGuard, command: &mut Running, on_l
     if let Some(signal) = signal {
         command.end(signal);
     }
-    let key = printable(&guard.key().to_string());
-    say(&format!("the lease on \"{key}\" is lost: {reason}; {done}"));
+    say(&format!("the lease on \"{}\" is lost: {reason}; {done}", guard.key()));
 }

@@ -6,6 +6,7 @@ mod connection;
 mod exit;
 mod family;
 mod file;
+mod files;
 mod hold;
 mod output;
 mod pages;

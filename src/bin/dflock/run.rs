@@ -7,7 +7,7 @@ use crate::exit::Failure;
 use crate::hold::hold;
 
 pub(crate) async fn run(run: &Run) -> Result<u8, Failure> {
-    let client = run.connection.client(run.holding.ttl, run.retry)?;
+    let client = run.connection.ready()?.client(run.holding.ttl, run.retry)?;
     let patience = run.holding.patience();
     let what = format!("{:?}", run.key);
     match run.limit {

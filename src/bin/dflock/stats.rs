@@ -1,13 +1,15 @@
 //! `dflock stats`, `ping` and `shard`: what servers say, printed once.
 
-use std::io::{self, Write};
+use std::io::{self, BufWriter, Write};
 
 use anstyle::{AnsiColor, Style};
 use dflockd_client::{Error, StatsResult, command, stable_hash_shard};
+use futures::future::join_all;
 use tokio::time::Instant;
 
 use crate::args::{Ping, Shard, Stats};
-use crate::exit::{Failure, UNAVAILABLE, printable};
+use crate::connection::Server;
+use crate::exit::{Failure, UNAVAILABLE, one_line};
 use crate::output::say;
 use crate::table::{Row, aligned, merged, summary};
 
@@ -17,16 +19,15 @@ const WAITED_FOR: Style = AnsiColor::Yellow.on_default();
 type Told = (String, Result<StatsResult, Error>);
 
 pub(crate) async fn stats(stats: &Stats) -> Result<u8, Failure> {
-    let clients = stats.connection.client_per_server()?;
-    let asking = clients.iter().map(|(server, client)| async move {
-        let outcome = client.stats().await.map(|mut all| all.swap_remove(0));
-        (server.name(), outcome)
-    });
-    let told: Vec<Told> = futures::future::join_all(asking).await;
+    let ready = stats.connection.ready()?;
+    let asking =
+        ready.servers().iter().map(async |server: &Server| (server.name(), ready.stats(server).await));
+    let told: Vec<Told> = join_all(asking).await;
     if stats.all_shards {
         return each(&told, stats.json);
     }
-    let all = merged(told.into_iter().map(|(_, outcome)| outcome).collect::<Result<Vec<_>, _>>()?);
+    let of_server = |(server, outcome): Told| outcome.map_err(|error| Failure::of_server(&server, error));
+    let all = merged(told.into_iter().map(of_server).collect::<Result<Vec<_>, _>>()?);
     print(|out| if stats.json { writeln!(out, "{}", all.to_json()) } else { table(out, &all) })?;
     Ok(0)
 }
@@ -53,8 +54,9 @@ fn each(told: &[Told], json: bool) -> Result<u8, Failure> {
         })?;
     }
     let mut code = 0;
-    for error in told.iter().filter_map(|(_, outcome)| outcome.as_ref().err()) {
-        let failure = Failure::from(error.clone());
+    for (server, outcome) in told {
+        let Err(error) = outcome else { continue };
+        let failure = Failure::of_server(server, error.clone());
         say(&failure.line.unwrap_or_default());
         code = failure.code;
     }
@@ -78,21 +80,22 @@ fn table(out: &mut dyn Write, stats: &StatsResult) -> io::Result<()> {
 }
 
 pub(crate) async fn ping(ping: &Ping) -> Result<u8, Failure> {
-    let mut code = 0;
-    for server in &ping.connection.servers {
+    let ready = ping.connection.ready()?;
+    let asking = ready.servers().iter().map(async |server: &Server| {
         let began = Instant::now();
-        let answer = async {
-            let conn = ping.connection.open(server).await?;
-            let opened = began.elapsed();
-            let began = Instant::now();
-            command::ping(&conn).await?;
-            Ok::<_, Failure>((opened, began.elapsed()))
-        };
-        match answer.await {
+        let conn = ready.open(server).await?;
+        let opened = began.elapsed();
+        let began = Instant::now();
+        command::ping(&conn).await?;
+        Ok::<_, Error>((opened, began.elapsed()))
+    });
+    let mut code = 0;
+    // All at once: each that is away takes its time.
+    for (server, answer) in ready.servers().iter().map(Server::name).zip(join_all(asking).await) {
+        match answer.map_err(|error| Failure::of_server(&server, error)) {
             Ok((opened, answered)) => {
-                print(|out| writeln!(out, "{}: {answered:.1?} (connected in {opened:.1?})", server.name()))?
+                print(|out| writeln!(out, "{server}: {answered:.1?} (connected in {opened:.1?})"))?;
             }
-            Err(failure) if ping.connection.servers.len() == 1 => return Err(failure),
             Err(failure) => {
                 say(&failure.line.unwrap_or_default());
                 code = failure.code;
@@ -107,12 +110,13 @@ pub(crate) fn shard(shard: &Shard) -> Result<u8, Failure> {
     let key = dflockd_client::Key::parse(&shard.key).map_err(Error::from)?;
     let at = stable_hash_shard(&key.to_text(), servers.len());
     let server = servers.get(at).ok_or_else(|| Failure::new(UNAVAILABLE, "there is no server"))?;
-    print(|out| writeln!(out, "{} (shard {at} of {})", printable(&server.name()), servers.len()))?;
+    print(|out| writeln!(out, "{} (shard {at} of {})", one_line(&server.name()), servers.len()))?;
     Ok(0)
 }
 
 /// Writes to stdout, in colour where it is a terminal that wants it.
 fn print(write: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
-    let mut out = anstream::stdout().lock();
+    // A line at a time would take long where there are a million.
+    let mut out = BufWriter::new(anstream::stdout().lock());
     write(&mut out).and_then(|()| out.flush()).map_err(|error| Failure::output(&error))
 }

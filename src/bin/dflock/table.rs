@@ -3,10 +3,8 @@
 
 use std::time::Duration;
 
-use dflockd_client::StatsResult;
+use dflockd_client::{StatsResult, printable};
 use unicode_width::UnicodeWidthStr;
-
-use crate::exit::printable;
 
 /// A key that is held or waited for.
 #[derive(Clone, Debug, PartialEq)]
@@ -48,7 +46,7 @@ impl Row {
 
     /// The key as a terminal may show it.
     pub(crate) fn shown(&self) -> String {
-        printable(&self.key)
+        printable(&self.key).into_owned()
     }
 
     pub(crate) fn held(&self) -> String {
@@ -74,18 +72,27 @@ pub(crate) fn merged(all: impl IntoIterator<Item = StatsResult>) -> StatsResult 
 
 /// `3 connections, 2 keys held, 1 waiting`
 pub(crate) fn summary(stats: &StatsResult) -> String {
-    let rows = Row::all(stats);
-    let held = rows.iter().filter(|row| row.holders > 0).count();
-    let waiters: u64 = rows.iter().map(|row| row.waiters).sum();
+    let (locks, semaphores) = (&stats.locks, &stats.semaphores);
+    let held = locks.iter().filter(|lock| lock.owner_conn_id != 0).count()
+        + semaphores.iter().filter(|semaphore| semaphore.holders > 0).count();
+    let waiters =
+        locks.iter().map(|lock| lock.waiters).chain(semaphores.iter().map(|s| s.waiters)).sum::<u64>();
     let idle = stats.idle_locks.len() + stats.idle_semaphores.len();
     let connections = usize::try_from(stats.connections).unwrap_or(usize::MAX);
     let (connections, held) = (count(connections, "connection"), count(held, "key"));
     format!("{connections}, {held} held, {waiters} waiting, {idle} idle")
 }
 
-/// `1 key`, `2 keys`
+/// `1 key`, `2 keys`, `1,000,000 keys`
 pub(crate) fn count(n: usize, what: &str) -> String {
-    format!("{n} {what}{}", if n == 1 { "" } else { "s" })
+    format!("{} {what}{}", grouped(n), if n == 1 { "" } else { "s" })
+}
+
+/// `1,000,000`
+pub(crate) fn grouped(n: usize) -> String {
+    let digits = n.to_string();
+    let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+    groups.join(",")
 }
 
 /// A span in whole seconds, rounded up, as people write it: `90s` is `1m 30s`.
@@ -128,6 +135,19 @@ mod tests {
         let want = [("1/1", 3, "2s"), ("0/1", 1, "-"), ("2/3", 0, "-")];
         assert_eq!(told, want.map(|(held, waiters, ttl)| (held.to_owned(), waiters, ttl.to_owned())));
         assert_eq!(summary(&stats), "2 connections, 2 keys held, 4 waiting, 0 idle");
+    }
+
+    #[test]
+    fn large_numbers_are_read_in_groups() {
+        for (n, text) in [
+            (0, "0 keys"),
+            (1, "1 key"),
+            (999, "999 keys"),
+            (1000, "1,000 keys"),
+            (1_234_567, "1,234,567 keys"),
+        ] {
+            assert_eq!(count(n, "key"), text);
+        }
     }
 
     #[test]

@@ -8,7 +8,7 @@ use tokio::task::spawn_blocking;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use crate::exit::printable;
+use crate::exit::one_line;
 use crate::output;
 
 /// A wait that is over sooner is not worth a word.
@@ -30,7 +30,7 @@ pub(crate) async fn waiting<T>(what: &str, acquire: impl Future<Output = T>) -> 
         outcome = &mut acquire => return outcome,
         () = sleep(SHORT) => {}
     }
-    let (what, since, cleared) = (printable(what), Instant::now() - SHORT, Cleared);
+    let (what, since, cleared) = (one_line(&what), Instant::now() - SHORT, Cleared);
     let mut frames = interval(FRAME);
     frames.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let outcome = loop {

@@ -19,7 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::Done;
 use crate::net::BoxStream;
 use crate::proto::{Family, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
-use crate::types::Token;
+use crate::types::{Token, printable};
 
 /// How long a session whose last user is gone may take to finish what is under way.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
@@ -378,7 +378,7 @@ fn released(request: &Request, reply: Reply, done: Option<Done>, server: &Arc<st
             done.tell(outcome.map_err(|error| named(error.on_server(server), request)));
         }
         (None, Request::Release { key, token, .. }, Reply::Refused(status)) => {
-            tracing::debug!(%key, fence = ?token.fence(), %status, "released a lease that was gone already");
+            tracing::debug!(%key, fence = ?token.fence(), status = %printable(&status.to_string()), "released a lease that was gone already");
         }
         (None, ..) => {}
     }

@@ -9,20 +9,22 @@ mod view;
 use std::io::{self, IsTerminal};
 use std::time::Duration;
 
-use dflockd_client::{LockClient, StatsResult};
+use dflockd_client::StatsResult;
+use futures::future::join_all;
 use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event, KeyEventKind};
 use rustix::process::Signal;
 use tokio::sync::mpsc::{Receiver, Sender, channel};
-use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::args::Top;
+use crate::connection::{Ready, Server};
 use crate::exit::{Failure, SIGNALLED, UNAVAILABLE, one_line};
 use crate::signals::Signals;
 use model::Model;
 
-/// A server that takes longer to answer is called silent.
-const PATIENCE: Duration = Duration::from_secs(3);
+/// How often it is drawn anew where nothing happens.
+const REDRAW: Duration = Duration::from_secs(1);
 
 /// The shortest interval: more would be a load on the servers.
 const SHORTEST: Duration = Duration::from_millis(100);
@@ -41,13 +43,17 @@ pub(crate) async fn top(top: &Top) -> Result<u8, Failure> {
         let line = format!("--interval is {:?}, the least is {SHORTEST:?}", top.interval);
         return Err(Failure::usage(line));
     }
-    let clients = top.connection.client_per_server()?;
-    let signals = Signals::listen().map_err(|error| unusable(&error))?;
-    let model = Model::new(clients.iter().map(|(server, _)| server.name()));
-    let (tell, news) = channel(64);
-    for (shard, (_, client)) in clients.into_iter().enumerate() {
-        tokio::spawn(ask(shard, client, top.interval, tell.clone()));
+    if top.connection.reads_stdin() {
+        return Err(Failure::usage("top reads the keyboard; it cannot take a file from standard input"));
     }
+    let ready = top.connection.ready()?;
+    let signals = Signals::listen().map_err(|error| unusable(&error))?;
+    let servers = ready.servers();
+    let model = Model::new(servers.iter().map(Server::name));
+    let (tell, news) = channel(64);
+    let asking = servers.iter().enumerate();
+    let asking =
+        join_all(asking.map(|(shard, server)| ask(shard, &ready, server, top.interval, tell.clone())));
     let terminal = ratatui::try_init().map_err(|error| unusable(&error))?;
     let _restored = Restored;
     // It ends with the process: reading the keyboard cannot be broken off.
@@ -58,20 +64,19 @@ pub(crate) async fn top(top: &Top) -> Result<u8, Failure> {
             }
         }
     });
-    show(terminal, model, news, signals).await
+    tokio::select! {
+        outcome = show(terminal, model, news, signals) => outcome,
+        _ = asking => Ok(0),
+    }
 }
 
 /// Asks one server for ever, each time at the latest when the interval is over.
-async fn ask(shard: usize, client: LockClient, every: Duration, tell: Sender<News>) {
+async fn ask(shard: usize, ready: &Ready<'_>, server: &Server, every: Duration, tell: Sender<News>) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let answer = match timeout(PATIENCE, client.stats()).await {
-            Ok(Ok(mut stats)) => Ok(stats.swap_remove(0)),
-            Ok(Err(error)) => Err(one_line(&error)),
-            Err(_) => Err(format!("no answer within {PATIENCE:?}")),
-        };
+        let answer = ready.stats(server).await.map_err(|error| one_line(&error));
         if tell.send(News::Answer(shard, answer)).await.is_err() {
             return;
         }
@@ -91,6 +96,7 @@ async fn show(
         let news = tokio::select! {
             news = news.recv() => news,
             signal = signals.next() => return end(signal),
+            () = sleep(REDRAW) => continue,
         };
         match news {
             None => return Ok(0),

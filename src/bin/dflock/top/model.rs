@@ -10,6 +10,9 @@ use tokio::time::Instant;
 
 use crate::table::{Row, summary};
 
+/// How many rows are shown.
+pub(super) const MOST: usize = 1000;
+
 /// What the rows are sorted by. Most, oldest and soonest come first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Sort {
@@ -26,7 +29,9 @@ pub(super) enum Standing {
     Asked,
     Up {
         summary: String,
-        rows: Vec<Row>,
+        rows: Vec<Known>,
+        /// When that came: a long table takes its time.
+        at: Instant,
     },
     /// It fails, and that is why.
     Down(String),
@@ -36,13 +41,17 @@ pub(super) enum Standing {
 pub(super) struct Server {
     pub(super) name: String,
     pub(super) standing: Standing,
-    /// Since when each key has been seen with the same holder.
-    seen: HashMap<String, Seen>,
+}
+
+/// A row, and since when it has been seen with the same holder if it has one.
+#[derive(Debug)]
+pub(super) struct Known {
+    row: Row,
+    seen: Option<Seen>,
 }
 
 #[derive(Clone, Copy, Debug)]
 struct Seen {
-    owner: Option<i64>,
     since: Instant,
     /// It was held before anybody looked.
     at_least: bool,
@@ -75,7 +84,7 @@ pub(super) struct Model {
 
 impl Model {
     pub(super) fn new(names: impl IntoIterator<Item = String>) -> Self {
-        let server = |name| Server { name, standing: Standing::Asked, seen: HashMap::new() };
+        let server = |name| Server { name, standing: Standing::Asked };
         let servers = names.into_iter().map(server).collect();
         Self { servers, sort: Sort::Waiters, reversed: false, only: None, selected: 0 }
     }
@@ -86,25 +95,29 @@ impl Model {
         let stats = match answer {
             Ok(stats) => stats,
             Err(fault) => {
+                // What was seen is forgotten: it may come back with other holders under the same numbers.
                 server.standing = Standing::Down(fault);
-                server.seen.clear(); // it may come back with other holders under the same numbers
                 return;
             }
         };
-        let at_least = !matches!(server.standing, Standing::Up { .. });
-        let rows = Row::all(&stats);
-        let held = rows.iter().filter(|row| row.holders > 0);
-        let seen = held.map(|row| {
-            let before = server.seen.get(&row.key).filter(|seen| seen.owner == row.owner);
-            let seen = before.copied().unwrap_or(Seen { owner: row.owner, since: now, at_least });
-            (row.key.clone(), seen)
-        });
-        server.seen = seen.collect();
-        server.standing = Standing::Up { summary: summary(&stats), rows };
+        let (before, at_least) = match &server.standing {
+            Standing::Up { rows, .. } => (rows.as_slice(), false),
+            Standing::Asked | Standing::Down(_) => (&[][..], true),
+        };
+        let before: HashMap<_, _> =
+            before.iter().map(|known| (known.row.key.as_str(), (known.row.owner, known.seen))).collect();
+        let known = |row: Row| {
+            let same = before.get(row.key.as_str()).filter(|(owner, _)| *owner == row.owner);
+            let seen = same.and_then(|(_, seen)| *seen).unwrap_or(Seen { since: now, at_least });
+            Known { seen: (row.holders > 0).then_some(seen), row }
+        };
+        let rows = Row::all(&stats).into_iter().map(known).collect();
+        server.standing = Standing::Up { summary: summary(&stats), rows, at: now };
     }
 
-    /// The rows to show, in their order.
-    pub(super) fn lines(&self, now: Instant) -> Vec<Line<'_>> {
+    /// The first of the rows to show, in their order, and how many there are in all: a table of a
+    /// million keys is for nobody to scroll through.
+    pub(super) fn lines(&self, now: Instant) -> (Vec<Line<'_>>, usize) {
         let shown =
             self.servers.iter().enumerate().filter(|(shard, _)| self.only.is_none_or(|only| only == *shard));
         let mut lines: Vec<_> = shown
@@ -113,8 +126,8 @@ impl Model {
                     Standing::Up { rows, .. } => rows.as_slice(),
                     Standing::Asked | Standing::Down(_) => &[],
                 };
-                rows.iter().map(move |row| {
-                    let age = server.seen.get(&row.key).map(|seen| Age {
+                rows.iter().map(move |Known { row, seen }| {
+                    let age = seen.map(|seen| Age {
                         span: now.saturating_duration_since(seen.since),
                         at_least: seen.at_least,
                     });
@@ -122,12 +135,18 @@ impl Model {
                 })
             })
             .collect();
-        lines.sort_by(|one, other| {
+        let in_order = |one: &Line<'_>, other: &Line<'_>| {
             let order = self.order(one, other);
             let order = if self.reversed { order.reverse() } else { order };
             order.then_with(|| one.row.key.cmp(&other.row.key)).then(one.shard.cmp(&other.shard))
-        });
-        lines
+        };
+        let all = lines.len();
+        if all > MOST {
+            lines.select_nth_unstable_by(MOST, in_order);
+            lines.truncate(MOST);
+        }
+        lines.sort_by(in_order);
+        (lines, all)
     }
 
     fn order(&self, one: &Line<'_>, other: &Line<'_>) -> Ordering {

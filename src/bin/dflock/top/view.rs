@@ -1,5 +1,8 @@
 //! How `top` looks: the servers, the keys, and what can be pressed. Knows of no terminal.
 
+use std::borrow::Cow;
+use std::time::Duration;
+
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Layout, Rect};
 use ratatui::style::{Color, Modifier, Style};
@@ -7,8 +10,11 @@ use ratatui::text::{Line as Text, Span};
 use ratatui::widgets::{Block, Cell, Paragraph, Row as TableRow, Table, TableState};
 use tokio::time::Instant;
 
-use crate::table::{count, seconds};
+use crate::table::{count, grouped, seconds};
 use crate::top::model::{Age, Line, Model, Server, Sort, Standing};
+
+/// A server's answer that is older is marked so: the next one takes its time.
+const OLD: Duration = Duration::from_secs(5);
 
 const HELP: &str = "w waiting  a age  t ttl  k key  r reverse  Tab server  ↑↓ scroll  q quit";
 
@@ -25,24 +31,31 @@ pub(super) fn draw(frame: &mut Frame<'_>, model: &mut Model, now: Instant) {
     let [head, body, foot] =
         Layout::vertical([Constraint::Length(servers), Constraint::Min(3), Constraint::Length(1)])
             .areas(frame.area());
-    draw_servers(frame, model, head);
+    draw_servers(frame, model, now, head);
     draw_keys(frame, model, now, body);
     frame.render_widget(Paragraph::new(HELP).style(Style::new().add_modifier(Modifier::DIM)), foot);
 }
 
-fn draw_servers(frame: &mut Frame<'_>, model: &Model, area: Rect) {
+fn draw_servers(frame: &mut Frame<'_>, model: &Model, now: Instant, area: Rect) {
     let first = model.only.unwrap_or(0).saturating_sub(usize::from(area.height).saturating_sub(1));
     let lines = model.servers.iter().enumerate().skip(first);
-    let lines: Vec<_> = lines.map(|(shard, server)| server_line(model, shard, server)).collect();
+    let lines: Vec<_> = lines.map(|(shard, server)| server_line(model, shard, server, now)).collect();
     frame.render_widget(Paragraph::new(lines), area);
 }
 
-fn server_line<'a>(model: &Model, shard: usize, server: &'a Server) -> Text<'a> {
+fn server_line<'a>(model: &Model, shard: usize, server: &'a Server, now: Instant) -> Text<'a> {
     let marker = if model.only == Some(shard) { "▸" } else { " " };
     let (word, style, rest) = match &server.standing {
-        Standing::Asked => ("...", Style::new(), ""),
-        Standing::Up { summary, .. } => ("up", coloured(Color::Green), summary.as_str()),
-        Standing::Down(fault) => ("down", coloured(Color::Red), fault.as_str()),
+        Standing::Asked => ("...", Style::new(), Cow::Borrowed("")),
+        Standing::Up { summary, at, .. } => {
+            let old = now.saturating_duration_since(*at);
+            let rest = match old < OLD {
+                true => Cow::Borrowed(summary.as_str()),
+                false => Cow::Owned(format!("{summary}, {} ago", whole_seconds(old))),
+            };
+            ("up", coloured(Color::Green), rest)
+        }
+        Standing::Down(fault) => ("down", coloured(Color::Red), Cow::Borrowed(fault.as_str())),
     };
     Text::from(vec![
         Span::raw(format!("{marker}{shard} ")),
@@ -55,7 +68,7 @@ fn server_line<'a>(model: &Model, shard: usize, server: &'a Server) -> Text<'a> 
 }
 
 fn draw_keys(frame: &mut Frame<'_>, model: &mut Model, now: Instant, area: Rect) {
-    let lines = model.lines(now);
+    let (lines, all) = model.lines(now);
     let selected = model.selected.min(lines.len().saturating_sub(1));
     let arrow = |sort| match (model.sort == sort, model.reversed) {
         (false, _) => "",
@@ -82,7 +95,11 @@ fn draw_keys(frame: &mut Frame<'_>, model: &mut Model, now: Instant, area: Rect)
         None => "all servers".to_owned(),
         Some(shard) => model.servers[shard].name.clone(),
     };
-    let title = format!(" {}, {what} ", count(lines.len(), "key"));
+    let cut = match all - lines.len() {
+        0 => String::new(),
+        cut => format!(", the first {}, {} more not shown", grouped(lines.len()), grouped(cut)),
+    };
+    let title = format!(" {}, {what}{cut} ", count(all, "key"));
     let table = Table::new(lines.iter().map(key_row), widths)
         .header(TableRow::new(header).style(Style::new().add_modifier(Modifier::BOLD)))
         .row_highlight_style(Style::new().add_modifier(Modifier::REVERSED))
@@ -102,6 +119,9 @@ fn key_row(line: &Line<'_>) -> TableRow<'static> {
 
 /// A plus says that it was held before anybody looked.
 fn age(age: Age) -> String {
-    let span = std::time::Duration::from_secs(age.span.as_secs());
-    format!("{}{}", seconds(span), if age.at_least { "+" } else { "" })
+    format!("{}{}", whole_seconds(age.span), if age.at_least { "+" } else { "" })
+}
+
+fn whole_seconds(span: Duration) -> String {
+    seconds(Duration::from_secs(span.as_secs()))
 }
