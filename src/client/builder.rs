@@ -149,7 +149,7 @@ impl<T: Target> Builder<T> {
         self
     }
 
-    /// Over how many connections per server the work of all tasks goes that need not wait: tries,
+    /// Over how many connections per server, and per runtime, the work of all tasks goes that need not wait: tries,
     /// renewals, releases, and the leases that come of it; at least 1. One carries a hundred
     /// thousand leases. With more, fewer leases share the fate of each. Defaults to 1.
     pub fn shared_connections(mut self, connections: usize) -> Self {
@@ -157,7 +157,7 @@ impl<T: Target> Builder<T> {
         self
     }
 
-    /// How many connections per server there may be; more than
+    /// How many connections per server there may be, on all runtimes together; more than
     /// [`shared_connections`](Self::shared_connections), since a busy key is waited for on a
     /// connection of its own, which then carries the lease. Whoever needs one more waits for it, up
     /// to the connect timeout, and then fails with

@@ -33,6 +33,7 @@ use std::time::Duration;
 use crate::client::check::{check_auth_token, check_server, check_time, lease_seconds, server_name};
 use crate::client::conn::AsyncConn;
 use crate::client::outcome;
+use crate::client::runtime::here;
 use crate::client::tls::ClientTls;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{BoxStream, Dial, TcpDial};
@@ -85,6 +86,7 @@ pub async fn open_conn(
 
 /// Runs `connecting` under the connect timeout.
 pub(crate) async fn within<T>(limit: Duration, connecting: impl Future<Output = Result<T>>) -> Result<T> {
+    here()?;
     tokio::time::timeout(limit, connecting)
         .await
         .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, format!("no connection within {limit:?}"))))

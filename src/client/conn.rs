@@ -12,6 +12,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter, ReadHalf, 
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
+use crate::client::runtime::here;
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{BoxStream, Stream};
 use crate::process::Origin;
@@ -34,6 +35,12 @@ const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 /// still to come could be taken for another's: every later command fails at once with
 /// [`ErrorKind::ConnectionClosed`].
 ///
+/// A TCP or TLS stream belongs to the runtime that opened it: its commands fail with
+/// [`ErrorKind::Io`] once that is shut down, and wait while a current-thread runtime is not driven.
+/// Time limits need a tokio runtime: outside any, a command that has one fails with
+/// [`ErrorKind::InvalidInput`], with nothing sent.
+///
+/// # Examples
 /// ```
 /// use std::time::Duration;
 /// use dflockd_client::AsyncConn;
@@ -152,6 +159,9 @@ impl AsyncConn {
     ) -> Result<T> {
         let request = encode(cmd, key, arg)?;
         let longest = if cmd == "stats" { self.max_stats_bytes } else { self.max_reply };
+        if read_timeout.is_some() {
+            here()?;
+        }
         let mut slot = self.halves.lock().await;
         let mut closing = self.closing.subscribe();
         let mut halves = match slot.take() {
@@ -184,8 +194,13 @@ impl AsyncConn {
     pub async fn close(&self) {
         self.closing.send_replace(true);
         if let Some(mut halves) = self.halves.lock().await.take() {
-            // Nobody waits for the goodbye: a peer that does not take it is gone as well.
-            let _ = timeout(CLOSE_LIMIT, halves.writer.shutdown()).await;
+            // Nobody waits for the goodbye: a peer that does not take it is gone as well. Outside a runtime
+            // there is no clock, and it is said once.
+            if here().is_ok() {
+                let _ = timeout(CLOSE_LIMIT, halves.writer.shutdown()).await;
+            } else {
+                let _ = halves.writer.shutdown().now_or_never();
+            }
         }
     }
 

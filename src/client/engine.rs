@@ -10,6 +10,7 @@ use tokio::time::Instant;
 use crate::client::options::OnDisconnect;
 use crate::client::outcome;
 use crate::client::pool::{Berth, Pool};
+use crate::client::runtime::here;
 use crate::client::session::{Answer, Orphan, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Done, Engine, Incident, LostReason};
@@ -36,7 +37,7 @@ pub(crate) struct ServerLease {
 
 impl ServerLease {
     fn orphan(&self) -> Orphan {
-        Orphan { key: self.key.clone(), token: self.token.clone(), family: self.family, rescued: false }
+        Orphan { key: self.key.clone(), token: self.token.clone(), family: self.family, rescue: None }
     }
 
     fn berth(&self) -> MutexGuard<'_, Option<Berth>> {
@@ -71,6 +72,7 @@ impl ServerLease {
     async fn renew_once(&self) -> Result<Duration> {
         let (key, token) = (self.key.clone(), self.token.clone());
         let request = Request::Renew { key, token, lease: Some(self.ttl), family: self.family };
+        here()?;
         let session = self.attached().await?;
         let answer = session.call(request, Instant::now(), RENEW_LIMIT).await;
         answer.map_err(|failure| failure.error).map(Answer::claim).and_then(outcome::renewed)
@@ -101,6 +103,14 @@ impl Engine for ServerLease {
         }
     }
 
+    fn cut(&self) {
+        let berth = self.berth().take();
+        if let Some(berth) = berth {
+            self.pool.leases.leave(self.number);
+            berth.leave_behind();
+        }
+    }
+
     fn lost(&self, now: Instant) -> Option<LostReason> {
         if self.reattaches() { None } else { self.berth().as_ref()?.session().lost(now) }
     }
@@ -119,15 +129,11 @@ impl Engine for ServerLease {
 /// end of its runtime.
 impl Drop for ServerLease {
     fn drop(&mut self) {
-        let berth = self.berth.get_mut().unwrap_or_else(PoisonError::into_inner).take();
-        match berth {
-            Some(berth) if berth.session().is_ours() => {
-                self.pool.leases.leave(self.number);
-                berth.leave_behind();
-            }
-            // A forked process leaves all of it alone.
-            Some(berth) => std::mem::forget(berth),
-            None => {}
+        let berth = self.berth.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if berth.as_ref().is_none_or(|berth| berth.session().is_ours()) {
+            return self.cut();
         }
+        // A forked process leaves all of it alone.
+        std::mem::forget(berth.take());
     }
 }

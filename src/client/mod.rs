@@ -15,6 +15,7 @@ mod outcome;
 mod pool;
 mod resource;
 mod retry;
+mod runtime;
 mod semaphore;
 mod session;
 mod settings;
@@ -46,6 +47,25 @@ pub use settings::Settings;
 /// Cheap to clone; clones share everything. Connections that carry no lease are kept for the next
 /// acquire, and pinged while they wait for it.
 ///
+/// # Runtimes
+/// Each operation needs a tokio runtime with time and I/O enabled, and fails with
+/// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside any. One client serves any number of runtimes:
+/// in a static, say, for many `#[tokio::test]` functions. Each runtime uses connections of its own, which
+/// close with it; [`max_connections`](Builder::max_connections) counts them all.
+///
+/// A lease belongs to the runtime that acquired it. It is renewed there, and its renewals by hand and
+/// its release go out there, whichever runtime or thread asks: on a current-thread runtime, only while
+/// that is driven. Where it is not, `renew` and `release` fail with
+/// [`Timeout`](crate::ErrorKind::Timeout) after 5 s, a guard that is dropped queues its release, and the
+/// lease is lost at its deadline. Where that runtime is shut down, its leases are lost at once.
+/// [`close`](Self::close) closes the connections of all runtimes, and fails with `Timeout` where
+/// one of these is not driven.
+///
+/// Tasks of one runtime that wait for the same key get it in order; between runtimes, as between processes,
+/// the server keeps the order. A wait on a runtime that is not driven may be granted without being taken:
+/// the key is then held until the server's ttl has passed.
+///
+/// # Examples
 /// ```
 /// use dflockd_client::LockClient;
 /// # use dflockd_client::server::{Server, ServerConfig};
@@ -163,16 +183,18 @@ impl LockClient {
 
     /// Closes the client and all its clones, in order: what waits ends, and what comes later is
     /// refused, with [`ClientClosed`](crate::ErrorKind::ClientClosed); every lease is lost, for the
-    /// reason [`ClientClosed`](crate::LostReason::ClientClosed), and let go; then the connections
-    /// close. Takes 5 s at most.
+    /// reason [`ClientClosed`](crate::LostReason::ClientClosed), and let go; so is each grant that
+    /// crosses this, and each place in a queue given up; then the connections close. Takes 5 s at most.
     ///
     /// It need not be called: connections also close when the client, its locks and their guards are
     /// all gone.
     ///
     /// # Errors
     /// The first release that failed, or [`Timeout`](crate::ErrorKind::Timeout) when the server did
-    /// not answer in time. The client is closed all the same; a lease that could not be let go runs
-    /// out by itself.
+    /// not answer in time, when the runtime of a connection is not driven, or when a future that has been
+    /// granted a lease is neither polled nor dropped; [`InvalidInput`](crate::ErrorKind::InvalidInput)
+    /// outside a tokio runtime, with nothing closed. Otherwise the client is closed all the same; a lease that
+    /// could not be let go runs out by itself.
     ///
     /// # Cancel safety
     /// Once polled, the client is closed. Dropping the future leaves connections open until the

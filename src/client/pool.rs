@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout, timeout_at};
 
@@ -21,7 +22,8 @@ use crate::client::fences::FenceWatch;
 use crate::client::leases::Leases;
 use crate::client::metrics::{Meter, Metrics};
 use crate::client::options::{Options, Server};
-use crate::client::session::{Home, Orphan, Session};
+use crate::client::runtime::here;
+use crate::client::session::{Home, Orphan, Rescue, Session, Trace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Done, Tally};
 use crate::process::Origin;
@@ -45,6 +47,8 @@ pub(crate) struct Pool {
     /// Which servers have said that they are shutting down.
     draining: Vec<Arc<AtomicBool>>,
     closed: watch::Sender<bool>,
+    /// How many releases go by another connection than that of their grant.
+    rescues: Arc<watch::Sender<usize>>,
     origin: Origin,
 }
 
@@ -71,36 +75,39 @@ impl Pool {
             shelves,
             draining,
             closed: watch::Sender::new(false),
+            rescues: Arc::default(),
             origin: Origin::here(),
         })
     }
 
-    /// A place on a shared connection, if one is open with room for it at `now`. It is for requests
-    /// that the server answers at once.
+    /// A place on a shared connection of this runtime, if one is open with room for it at `now`. It is
+    /// for requests that the server answers at once.
     pub(crate) fn board_open(self: &Arc<Self>, shard: usize, now: Instant) -> Option<Berth> {
-        let session = if self.is_closed() { None } else { self.shelf(shard).pick(now) }?;
+        let session = self.shelf(shard).pick(here().ok()?, now)?;
         Some(Berth::new(self, shard, session, true))
     }
 
     /// The same, on one that is dialled if need be.
     pub(crate) async fn board(self: &Arc<Self>, shard: usize) -> Result<Berth> {
+        let here = here()?;
         loop {
             self.check_open()?;
             let dial = {
                 let mut shelf = self.shelf(shard);
-                match shelf.pick(Instant::now()) {
+                match shelf.pick(here, Instant::now()) {
                     Some(session) => return Ok(Berth::new(self, shard, session, true)),
-                    None => shelf.join_dial(self, shard),
+                    None => shelf.join_dial(self, shard, here),
                 }
             };
+            // A connection that nobody takes a place on, in the end, may be one too many.
+            let _tidy = Tidy { pool: self, shard, here };
             match dial.await {
-                // It may have ended already: whoever sends over it is told so.
-                Ok(session) if self.shelf(shard).seat(&session) => {
+                Ok(session) if self.shelf(shard).pick_dialled(&session) => {
                     return Ok(Berth::new(self, shard, session, true));
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    let other = self.shelf(shard).pick_any();
+                    let other = self.shelf(shard).pick_any(here);
                     return other.map(|session| Berth::new(self, shard, session, true)).ok_or(error);
                 }
             }
@@ -110,23 +117,39 @@ impl Pool {
     /// A connection of one's own, for a request that may wait, or for a lease that is to have it: an
     /// idle one, or one that is dialled.
     pub(crate) async fn board_alone(self: &Arc<Self>, shard: usize) -> Result<Berth> {
+        let here = here()?;
         self.check_open()?;
-        let (session, permit) = self.idle_or_dialled(shard).await?;
-        session.take(permit);
+        let permit = self.room(shard).await?;
+        let session = self.idle_or_dialled(shard, here, permit).await?;
         Ok(Berth::new(self, shard, session, false))
     }
 
-    async fn idle_or_dialled(self: &Arc<Self>, shard: usize) -> Result<(Session, OwnedSemaphorePermit)> {
-        let permit = self.room(shard).await?;
-        let idle = self.shelf(shard).pop_idle();
-        let session = match idle {
-            Some(session) => session,
-            None => self.dial(shard).await?,
+    /// The next connection that tasks share.
+    async fn dial_shared(self: &Arc<Self>, shard: usize, here: runtime::Id) -> Result<Session> {
+        let reserved = self.shelf(shard).reserved();
+        let permit = match reserved {
+            Some(permit) => permit,
+            None => self.room(shard).await?,
         };
-        Ok((session, permit))
+        let session = self.idle_or_dialled(shard, here, permit).await?;
+        self.shelf(shard).share(&session);
+        Ok(session)
     }
 
-    /// Room for one more connection beside the shared ones.
+    async fn idle_or_dialled(
+        self: &Arc<Self>,
+        shard: usize,
+        here: runtime::Id,
+        permit: OwnedSemaphorePermit,
+    ) -> Result<Session> {
+        let taken = self.shelf(shard).take_idle(here, permit);
+        match taken {
+            Ok(session) => Ok(session),
+            Err(permit) => self.dial(shard, permit).await,
+        }
+    }
+
+    /// Room for one more connection, once there is some.
     async fn room(&self, shard: usize) -> Result<OwnedSemaphorePermit> {
         let room = self.shelf(shard).room();
         if let Ok(permit) = room.clone().try_acquire_owned() {
@@ -149,16 +172,17 @@ impl Pool {
         self.shelves[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn dial(self: &Arc<Self>, shard: usize) -> Result<Session> {
+    async fn dial(self: &Arc<Self>, shard: usize, permit: OwnedSemaphorePermit) -> Result<Session> {
         let server = &self.options.servers[shard];
         let conn = self.connect(server).await.map_err(|error| error.on_server(&server.name))?;
         let stream = conn.into_stream()?;
-        self.check_open()?;
         tracing::debug!(server = %server.name, "connected");
         self.meter.dialled();
         self.draining[shard].store(false, Ordering::Relaxed);
         let (pool, options, tally) = (Arc::downgrade(self), self.options.clone(), self.meter.tally().clone());
-        let rescue = Arc::new(move |orphan, done| {
+        let rescues = self.rescues.clone();
+        let rescue = Arc::new(move |mut orphan: Orphan, done| {
+            orphan.rescue = Some(Rescue::begin(&rescues));
             // A release outlives the client that it came from.
             let pool = pool.upgrade().filter(|pool| !pool.is_closed());
             let pool = pool.unwrap_or_else(|| Self::new(options.clone(), tally.clone()));
@@ -171,9 +195,9 @@ impl Pool {
             meter: self.meter.clone(),
             rescue,
         };
-        let session = Session::spawn(stream, home);
-        self.shelf(shard).opened(&session);
-        Ok(session)
+        let session = Session::spawn(stream, home, permit);
+        let is_open = self.shelf(shard).opened(&session);
+        if is_open { Ok(session) } else { Err(client_closed()) }
     }
 
     /// A connection that is ready for commands, within the connect timeout.
@@ -221,11 +245,13 @@ impl Pool {
     /// It is asked over a connection that carries nothing else, ever: a server frees what a connection
     /// held over which it cannot get rid of a reply, and this one may be too long for any buffer.
     pub(crate) async fn stats(&self, shard: usize) -> Result<StatsResult> {
+        here()?;
         let Options { request_timeout, max_stats_bytes, servers, .. } = &*self.options;
         let asking = async {
             self.check_process()?;
             self.check_open()?;
             let _room = self.room(shard).await?;
+            self.shelf(shard).make_room();
             let conn = self.connect(&servers[shard]).await?;
             let conn = conn.request_timeout(*request_timeout).max_stats_bytes(*max_stats_bytes);
             command::stats(&conn).await
@@ -258,26 +284,56 @@ impl Pool {
         }
     }
 
-    /// Refuses what comes from now on, ends what waits, lets go of every lease, and closes the
-    /// connections once the server has answered.
+    /// Refuses what comes from now on, ends what waits, lets go of every lease, and waits until nothing
+    /// is left: no connection, nobody who could bring back a grant of one, no release on its way.
     pub(crate) async fn close(&self) -> Result<()> {
         self.check_process()?;
+        let here = here().map_err(|error| error.during("close"))?;
         self.closed.send_replace(true);
         let until = Instant::now() + CLOSE_LIMIT;
+        let traces: Vec<_> = (0..self.shelves.len()).flat_map(|shard| self.shelf(shard).close()).collect();
         let released = self.leases.release_all(until).await;
-        let sessions: Vec<_> = (0..self.shelves.len()).flat_map(|shard| self.shelf(shard).close()).collect();
-        sessions.iter().for_each(Session::close);
-        let closed = futures::future::join_all(sessions.iter().map(Session::closed));
-        let late = || Error::new(ErrorKind::Timeout, format!("not closed within {CLOSE_LIMIT:?}"));
-        let closed = timeout_at(until, closed).await.map(drop).map_err(|_| late().during("close"));
-        released.and(closed)
+        let settled = timeout_at(until, self.settled(&traces)).await.unwrap_or_else(|_| {
+            let left = traces.iter().filter(|trace| !trace.is_finished());
+            let elsewhere = if left.clone().any(|trace| trace.runtime() != here) {
+                "; one ends on the runtime that opened it, once that runs"
+            } else {
+                ""
+            };
+            let detail =
+                format!("not closed within {CLOSE_LIMIT:?}: {} connections{elsewhere}", left.count());
+            traces.iter().for_each(Trace::close);
+            Err(Error::new(ErrorKind::Timeout, detail))
+        });
+        released.and(settled).map_err(|error| error.during("close"))
+    }
+
+    async fn settled(&self, traces: &[Trace]) -> Result<()> {
+        let settled = futures::future::join_all(traces.iter().map(Trace::settled)).await;
+        // The sender is this pool's own.
+        let _ = self.rescues.subscribe().wait_for(|count| *count == 0).await;
+        settled.into_iter().collect()
     }
 
     pub(crate) fn metrics(&self) -> Metrics {
-        let open = (0..self.shelves.len()).flat_map(|shard| self.shelf(shard).open());
+        let traces = (0..self.shelves.len()).flat_map(|shard| self.shelf(shard).traces());
+        let open = traces.filter(Trace::is_open);
         let (connections, in_flight) =
             open.fold((0, 0), |(count, sum), session| (count + 1, sum + session.under_way()));
         self.meter.read(connections, in_flight, self.leases.len())
+    }
+}
+
+/// A caller who waits for a dial, whatever comes of it.
+struct Tidy<'a> {
+    pool: &'a Pool,
+    shard: usize,
+    here: runtime::Id,
+}
+
+impl Drop for Tidy<'_> {
+    fn drop(&mut self) {
+        self.pool.shelf(self.shard).tidy(self.here);
     }
 }
 

@@ -14,6 +14,7 @@ use crate::client::options::LeaseOptions;
 use crate::client::outcome::{self, Grant};
 use crate::client::pool::{Berth, InLine, Pool, client_closed};
 use crate::client::retry::is_worth_a_retry;
+use crate::client::runtime::here;
 use crate::client::session::Answer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Engine, LeaseGuard, LostReason};
@@ -178,7 +179,7 @@ impl Resource {
         timeout: Seconds,
         until: Option<Instant>,
     ) -> Result<LeaseGuard> {
-        let mut line = InLine::join(&self.pool, &self.key, self.limit);
+        let mut line = InLine::join(&self.pool, &self.key, self.limit)?;
         let mut left = timeout;
         if let Some(until) = until {
             timeout_at(until, line.turn()).await.map_err(|_| outcome::busy())?;
@@ -195,6 +196,10 @@ impl Resource {
 
     fn asks(&self, timeout: Seconds) -> Request {
         Request::Acquire { key: self.key.clone(), timeout, limit: self.limit, lease: self.lease.ttl }
+    }
+
+    fn waits(&self, timeout: Seconds) -> Request {
+        Request::Wait { key: self.key.clone(), timeout, family: Family::of(self.limit) }
     }
 
     pub(crate) async fn enqueue(&self) -> Result<Enqueued> {
@@ -216,7 +221,12 @@ impl Resource {
         let answer = berth.answer(reply).await?;
         if *answer.reply() == Reply::Queued {
             tracing::debug!(key = %self.key, "queued");
-            return Ok(Enqueued::Queued(Ticket(Some(Place { resource: self.clone(), berth }))));
+            // A wait of no time ends the registration: it answers `timeout`, or a grant that came meanwhile.
+            berth.session().queue(self.waits(Seconds::ZERO));
+            let ticket = Ticket(Some(Place { resource: self.clone(), berth }));
+            // A client that was closed before this had a place to give up left it to this.
+            self.pool.check_open()?;
+            return Ok(Enqueued::Queued(ticket));
         }
         self.settle(berth, answer, sent).await.map(Enqueued::Acquired)
     }
@@ -401,26 +411,26 @@ impl Ticket {
     /// ```
     pub async fn wait(mut self, timeout: Duration) -> Result<LeaseGuard> {
         let timeout = Seconds::ceil("timeout", timeout)?;
+        here().map_err(|error| error.during("wait").for_key(self.key()))?;
         let Place { resource, berth } = self.0.take().expect("a ticket has its place until it is consumed");
-        let (key, family) = (resource.key.clone(), Family::of(resource.limit));
-        let request = Request::Wait { key, timeout, family };
-        let pool = &resource.pool;
-        let granted = resource.wait_for_grant(berth, request, timeout, None);
-        let outcome = pool.unless_closed(granted).await;
+        let granted = async {
+            if !berth.session().unqueue() {
+                return Err(client_closed());
+            }
+            resource.wait_for_grant(berth, resource.waits(timeout), timeout, None).await
+        };
+        let outcome = resource.pool.unless_closed(granted).await;
         outcome.map_err(|error| error.during("wait").for_key(&resource.key))
     }
 }
 
 impl Drop for Ticket {
     fn drop(&mut self) {
-        if let Some(Place { resource, berth }) = self.0.take() {
-            if !berth.session().is_ours() {
-                return std::mem::forget((resource, berth));
+        if let Some(place) = self.0.take() {
+            if !place.berth.session().is_ours() {
+                return std::mem::forget(place);
             }
-            // A wait of no time ends the registration: it answers `timeout`, or a grant that came
-            // meanwhile, which is then released as one that nobody took.
-            let family = Family::of(resource.limit);
-            berth.session().call_soon(Request::Wait { key: resource.key, timeout: Seconds::ZERO, family });
+            place.berth.session().leave_queue();
         }
     }
 }

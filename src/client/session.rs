@@ -6,10 +6,12 @@ mod answer;
 mod driver;
 mod outbox;
 mod proof;
+mod trace;
 mod wire;
 
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use futures::task::AtomicWaker;
@@ -28,6 +30,7 @@ pub(crate) use answer::{Answer, Awaited, Failure, Orphan};
 use driver::Driver;
 use outbox::{Call, Caller, Outbox};
 use proof::Proof;
+pub(crate) use trace::{Rescue, Trace, WeakSession};
 use wire::Wire;
 
 /// How many requests may be under way on one session before it answers with an error.
@@ -42,7 +45,7 @@ pub(crate) struct Home {
     /// Whether the server has said that it is shutting down.
     pub(crate) draining: Arc<AtomicBool>,
     pub(crate) meter: Arc<Meter>,
-    /// Makes releases that this session can no longer make itself.
+    /// Makes releases that this session can no longer make itself, and marks them as such.
     pub(crate) rescue: Arc<dyn Fn(Orphan, Option<Done>) + Send + Sync>,
 }
 
@@ -56,7 +59,11 @@ struct Handles(Arc<Shared>);
 
 impl Drop for Handles {
     fn drop(&mut self) {
-        self.0.steer(CLOSING);
+        if self.0.origin.is_here() {
+            self.0.steer(CLOSING);
+            self.0.deserted.store(true, Ordering::Release);
+            self.0.ended.notify_waiters();
+        }
     }
 }
 
@@ -73,7 +80,14 @@ struct Shared {
     proof: Proof,
     /// Why the session ended, once it has.
     end: OnceLock<Error>,
+    /// Tells that the driver is done, or that the last handle has gone.
     ended: Notify,
+    /// Whether all handles are gone.
+    deserted: AtomicBool,
+    /// Whether the driver is handing out replies, some of which may bring more to do.
+    answers: AtomicBool,
+    /// What to ask before it closes, while it has a place in a queue.
+    leaves_queue: Mutex<Option<Request>>,
     /// Leases and requests that have a place on it, where places are shared.
     users: AtomicUsize,
     usage: Mutex<Usage>,
@@ -89,6 +103,8 @@ const CLOSING: u8 = 1;
 const ABANDONED: u8 = 2;
 /// Its connection is gone.
 const ENDED: u8 = 3;
+/// And everyone who waited for an answer has been told.
+const FINISHED: u8 = 4;
 
 /// What a connection is to its pool.
 enum Usage {
@@ -105,8 +121,9 @@ impl std::fmt::Debug for Session {
 }
 
 impl Session {
-    /// Spawns a driver over a stream on which the handshake is done.
-    pub(crate) fn spawn(stream: BoxStream, home: Home) -> Self {
+    /// Spawns a driver over a stream on which the handshake is done. The permit is kept until the
+    /// connection [rests](Self::rest), or has ended.
+    pub(crate) fn spawn(stream: BoxStream, home: Home, permit: OwnedSemaphorePermit) -> Self {
         let now = Instant::now();
         let shared = Arc::new(Shared {
             proof: Proof::new(home.keepalive, now),
@@ -118,8 +135,11 @@ impl Session {
             course: AtomicU8::new(OPEN),
             end: OnceLock::new(),
             ended: Notify::new(),
+            deserted: AtomicBool::new(false),
+            answers: AtomicBool::new(false),
+            leaves_queue: Mutex::new(None),
             users: AtomicUsize::new(0),
-            usage: Mutex::new(Usage::Taken(None)),
+            usage: Mutex::new(Usage::Taken(Some(permit))),
             set_alarm: AtomicBool::new(false),
         });
         let handle = Arc::new(Handles(shared.clone()));
@@ -152,16 +172,12 @@ impl Session {
         Awaited { reply, limit, alarm: (!is_bounded).then(|| Box::pin(sleep(limit))) }
     }
 
-    /// Sends a request whose reply nobody waits for; a grant in it is released.
-    pub(crate) fn call_soon(&self, request: Request) {
-        self.shared().send(Call { request, caller: Caller::Nobody, sent: Instant::now() });
-    }
-
     /// Releases a grant without waiting, by another session where this one cannot any more.
     /// A caller who waits for the answer is sent away when his time is up.
     pub(crate) fn release(&self, orphan: Orphan, now: Instant, done: Option<Done>) {
-        let caller = Caller::Releases { done, rescued: orphan.rescued };
-        self.shared().send(Call { request: orphan.release(), caller, sent: now });
+        let Orphan { key, token, family, rescue } = orphan;
+        let caller = Caller::Releases { done, rescue };
+        self.shared().send(Call { request: Request::Release { key, token, family }, caller, sent: now });
     }
 
     /// Gives up a wait that is under way: the server is told by a half-close, which takes the
@@ -175,10 +191,33 @@ impl Session {
         self.shared().steer(CLOSING);
     }
 
+    /// It has a place in a queue from now on, which this request gives up.
+    pub(crate) fn queue(&self, leave: Request) {
+        *self.shared().leaves_queue() = Some(leave);
+    }
+
+    /// It is to wait for what it queued for, and has no place to be given up any more. `false` where that
+    /// was given up already.
+    pub(crate) fn unqueue(&self) -> bool {
+        self.shared().leaves_queue().take().is_some()
+    }
+
+    /// Gives up the place in a queue, if it has one. Nobody waits for the reply; a grant in it is
+    /// released.
+    pub(crate) fn leave_queue(&self) {
+        self.shared().leave_queue();
+    }
+
     /// Somebody has it from now on, and the permit with it, which is given back when the connection
-    /// has nothing to do any more, or has ended.
-    pub(crate) fn take(&self, permit: OwnedSemaphorePermit) {
-        *self.shared().usage() = Usage::Taken(Some(permit));
+    /// has nothing to do any more, or has ended. One that has closed takes none.
+    pub(crate) fn take(&self, permit: OwnedSemaphorePermit) -> Result<(), OwnedSemaphorePermit> {
+        let mut usage = self.shared().usage();
+        // Looked at behind the lock, as the driver does that closes one that was idle for too long.
+        if self.is_closed() {
+            return Err(permit);
+        }
+        *usage = Usage::Taken(Some(permit));
+        Ok(())
     }
 
     /// Nobody has it any more: it ends by itself at this time, unless it is taken before.
@@ -186,6 +225,11 @@ impl Session {
         *self.shared().usage() = Usage::Idle(until);
         self.shared().set_alarm.store(true, Ordering::Release);
         self.shared().waker.wake();
+    }
+
+    /// Where the driver runs.
+    pub(crate) fn runtime(&self) -> runtime::Id {
+        self.shared().runtime
     }
 
     /// Whether the driver runs where the caller does: then its clock is as good as one of his own.
@@ -200,10 +244,6 @@ impl Session {
 
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
-    }
-
-    pub(crate) fn downgrade(&self) -> WeakSession {
-        WeakSession(Arc::downgrade(&self.0))
     }
 
     /// Whether the session takes no other request.
@@ -230,29 +270,17 @@ impl Session {
         }
     }
 
-    /// How many requests have no reply yet.
-    pub(crate) fn under_way(&self) -> usize {
-        self.shared().outbox().len()
+    /// Whether nothing is under way, nor about to be.
+    pub(crate) fn is_quiet(&self) -> bool {
+        let outbox = self.shared().outbox();
+        // Looked at behind the lock, behind which the driver takes what it answers, and puts what comes
+        // of that.
+        outbox.len() == 0 && !self.shared().answers.load(Ordering::Acquire)
     }
 
     /// Resolves when the connection has ended.
     pub(crate) async fn closed(&self) {
-        let shared = self.shared();
-        // Listens before it looks, so that no end falls between.
-        let ended = shared.ended.notified();
-        if shared.end.get().is_none() {
-            ended.await;
-        }
-    }
-}
-
-/// A session that this does not keep open.
-pub(crate) struct WeakSession(Weak<Handles>);
-
-impl WeakSession {
-    /// The session, unless it is about to end, or has.
-    pub(crate) fn upgrade(&self) -> Option<Session> {
-        self.0.upgrade().map(Session).filter(|session| !session.is_closed())
+        self.shared().reached(|shared| shared.course() == FINISHED).await;
     }
 }
 
@@ -276,6 +304,31 @@ impl Shared {
     fn outbox(&self) -> MutexGuard<'_, Outbox> {
         // Nothing panics while it is locked.
         self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn leaves_queue(&self) -> MutexGuard<'_, Option<Request>> {
+        // Nothing panics while it is locked.
+        self.leaves_queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Answers whether it had a place in a queue.
+    fn leave_queue(&self) -> bool {
+        let Some(request) = self.leaves_queue().take() else { return false };
+        self.send(Call { request, caller: Caller::Nobody, sent: Instant::now() });
+        true
+    }
+
+    /// Resolves when the driver is done, or the last handle has gone, and this is so.
+    async fn reached(&self, is_so: impl Fn(&Self) -> bool) {
+        loop {
+            let mut ended = pin!(self.ended.notified());
+            // Listens before it looks, so that no end falls between.
+            ended.as_mut().enable();
+            if is_so(self) {
+                return;
+            }
+            ended.await;
+        }
     }
 
     fn usage(&self) -> MutexGuard<'_, Usage> {
@@ -337,10 +390,8 @@ impl Shared {
                 let unsent = unsent.then(|| Box::new(request));
                 drop(caller.send(Err(Failure { error: error.clone(), unsent })));
             }
-            (Caller::Releases { done, rescued: false }, Request::Release { key, token, family })
-                if unsent =>
-            {
-                (self.home.rescue)(Orphan { key, token, family, rescued: true }, done);
+            (Caller::Releases { done, rescue: None }, Request::Release { key, token, family }) if unsent => {
+                (self.home.rescue)(Orphan { key, token, family, rescue: None }, done);
             }
             (Caller::Releases { done: Some(done), .. }, request) => {
                 done.tell(Err(named(error.clone(), &request).on_server(&self.home.server)));

@@ -91,6 +91,10 @@ pub(crate) trait Engine: Send + Sync + 'static {
     /// Lets go, without waiting and without needing a runtime; tells `done` how it went.
     fn release(&self, now: Instant, done: Done);
 
+    /// Gives up what keeps a lease that was forgotten, whose grantor is not told.
+    #[cfg_attr(not(feature = "client"), allow(dead_code))]
+    fn cut(&self) {}
+
     /// Whether a caller who waits for a release is told in time that there is no answer. Else he must
     /// look at the clock himself.
     fn minds_the_time(&self) -> bool;

@@ -8,6 +8,7 @@ use std::task::Poll;
 use std::time::Duration;
 
 use futures::FutureExt;
+use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
@@ -171,7 +172,8 @@ impl Lease {
     /// # Errors
     /// [`ErrorKind::LeaseLost`] when the lease was lost before the answer came;
     /// [`ErrorKind::NotHeld`] when it was released or forgotten, or when the server rejects the
-    /// renewal, which loses the lease; otherwise what kept the answer away, which does not.
+    /// renewal, which loses the lease; otherwise what kept the answer away, which does not;
+    /// [`ErrorKind::InvalidInput`] outside a tokio runtime, where it is a server's lease.
     ///
     /// # Cancel safety
     /// A renewal that was sent may still take effect; the deadline then stays the earlier one.
@@ -248,7 +250,9 @@ impl Lease {
     /// # Errors
     /// [`ErrorKind::LeaseLost`] when the lease was lost before (the server is told all the same);
     /// [`ErrorKind::NotHeld`] when the server knows no such holder any more, or the lease was
-    /// released before; otherwise what kept the answer away: the lease then runs out by itself.
+    /// released before; otherwise what kept the answer away: the lease then runs out by itself;
+    /// [`ErrorKind::InvalidInput`] outside a tokio runtime, where its answer cannot be waited for: it is
+    /// sent all the same.
     ///
     /// # Cancel safety
     /// Once polled, the release is on its way even if the future is dropped.
@@ -280,6 +284,10 @@ impl Lease {
         let until = now + RELEASE_LIMIT;
         let minds_the_time = self.0.engine.minds_the_time();
         self.0.release(now, Some(Releaser { tell, until }));
+        if Handle::try_current().is_err() {
+            let unheard = "it is on its way, but no tokio runtime runs this, so its answer is not waited for";
+            return Err(self.0.teller.error("release", ErrorKind::InvalidInput, unheard));
+        }
         let outcome = if minds_the_time {
             told.await.ok()
         } else {
@@ -322,6 +330,8 @@ impl Lease {
         self.0.lose(reason);
         if self.0.claim_release() {
             self.0.release(now, Some(caller));
+        } else {
+            self.0.engine.cut();
         }
     }
 }

@@ -111,7 +111,7 @@ impl Drop for Berth {
         if !self.shared {
             self.pool.shelf(self.shard).put_idle(session.clone());
         } else if session.users().fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.pool.shelf(self.shard).unused(session);
+            self.pool.shelf(self.shard).tidy(session.runtime());
         }
     }
 }

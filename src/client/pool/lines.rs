@@ -1,16 +1,22 @@
 //! Who of this client waits for the same key: they line up here, in order, and the first of them
-//! alone waits at the server. Knows of no connection.
+//! alone waits at the server. Each runtime has lines of its own, so that one that does not run holds
+//! up no other; between them, the server keeps the order. Knows of no connection.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use tokio::runtime;
+
 use crate::client::pool::Pool;
+use crate::client::runtime::here;
+use crate::error::Result;
 use crate::types::{Key, Limit};
 
-/// What is waited for: users of another limit do not line up, since the server refuses them.
-type Goal = (Key, Option<Limit>);
+/// What is waited for, and where: users of another limit do not line up, since the server refuses
+/// them.
+type Goal = (Key, Option<Limit>, runtime::Id);
 
 /// The lines of one client.
 #[derive(Default)]
@@ -28,10 +34,10 @@ impl Lines {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether somebody waits.
+    /// Whether somebody waits on this runtime.
     pub(crate) fn is_waited_for(&self, key: &Key, limit: Option<Limit>) -> bool {
         let lines = self.lines();
-        !lines.is_empty() && lines.contains_key(&(key.clone(), limit))
+        !lines.is_empty() && here().is_ok_and(|here| lines.contains_key(&(key.clone(), limit, here)))
     }
 
     fn join(&self, goal: &Goal) -> Arc<Semaphore> {
@@ -63,10 +69,10 @@ pub(crate) struct InLine {
 
 impl InLine {
     /// Goes to the end of the line.
-    pub(crate) fn join(pool: &Arc<Pool>, key: &Key, limit: Option<Limit>) -> Self {
-        let goal = (key.clone(), limit);
+    pub(crate) fn join(pool: &Arc<Pool>, key: &Key, limit: Option<Limit>) -> Result<Self> {
+        let goal = (key.clone(), limit, here()?);
         let first = pool.lines.join(&goal);
-        Self { pool: pool.clone(), goal, first, turn: None }
+        Ok(Self { pool: pool.clone(), goal, first, turn: None })
     }
 
     /// Waits until nobody stands before.

@@ -1,46 +1,67 @@
 //! One server's connections: which are shared, which are idle, which dial is under way. Plain
 //! bookkeeping, under the pool's lock.
+//!
+//! What a connection is for, its place here says, and nothing else: it stands among the shared ones,
+//! or among the idle ones, or nowhere, where one lease or one wait has it to itself, or where it takes
+//! nobody new. Places on a connection are taken here alone, and only on one that stands among the
+//! shared ones, which it does not leave for the idle ones while anybody has a place on it. So a lease
+//! never comes to share a connection with a wait.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared, WeakShared};
-use tokio::sync::Semaphore;
+use tokio::runtime;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
 use crate::client::options::Options;
 use crate::client::pool::Pool;
-use crate::client::session::{Session, WeakSession};
+use crate::client::session::{Session, Trace, WeakSession};
 use crate::error::Result;
 
 /// A dial that several wait for. When all of them are gone, so is the dial.
 pub(super) type Dialling = Shared<BoxFuture<'static, Result<Session>>>;
 
 pub(super) struct Shelf {
+    bays: Vec<Bay>,
+    /// All that may be open, whoever has them.
+    opened: Vec<WeakSession>,
+    /// Each open connection that is not idle holds a permit of one of these; together with the idle
+    /// ones they never exceed both. The first is for shared connections alone, so that waits never
+    /// leave the others without one.
+    reserved: Arc<Semaphore>,
+    room: Arc<Semaphore>,
+    /// How many permits there are of both.
+    most: usize,
+    options: Arc<Options>,
+    closed: bool,
+}
+
+/// The connections of one runtime: their drivers run there, and no caller on another is given one.
+struct Bay {
+    runtime: runtime::Id,
     /// Each carries the requests and leases of many.
     shared: Vec<Session>,
     /// Nobody has them; the one that was used last is the last.
     idle: Vec<Session>,
     dialling: Option<WeakShared<BoxFuture<'static, Result<Session>>>>,
-    /// All that may be open, whoever has them.
-    opened: Vec<WeakSession>,
-    /// Room for connections beside the shared ones. Whoever has one of those holds a permit, so that
-    /// together with the idle ones they never exceed it.
-    room: Arc<Semaphore>,
-    options: Arc<Options>,
 }
 
 impl Shelf {
     pub(super) fn new(options: &Arc<Options>) -> Self {
-        let room = options.max_connections - options.shared_connections;
+        let cap = |permits: usize| permits.min(Semaphore::MAX_PERMITS);
+        let reserved = cap(options.shared_connections);
+        let room = cap(options.max_connections - options.shared_connections);
         Self {
-            shared: Vec::new(),
-            idle: Vec::new(),
-            dialling: None,
+            bays: Vec::new(),
             opened: Vec::new(),
-            room: Arc::new(Semaphore::new(room.min(Semaphore::MAX_PERMITS))),
+            reserved: Arc::new(Semaphore::new(reserved)),
+            room: Arc::new(Semaphore::new(room)),
+            most: reserved + room,
             options: options.clone(),
+            closed: false,
         }
     }
 
@@ -48,28 +69,52 @@ impl Shelf {
         self.room.clone()
     }
 
+    /// Room for a shared connection that need not wait for others to be done with theirs.
+    pub(super) fn reserved(&self) -> Option<OwnedSemaphorePermit> {
+        self.reserved.clone().try_acquire_owned().ok()
+    }
+
+    fn bay(&self, here: runtime::Id) -> Option<&Bay> {
+        self.bays.iter().find(|bay| bay.runtime == here)
+    }
+
+    /// The bay of a runtime, made if there is none. Those whose runtimes have ended go.
+    fn bay_made(&mut self, here: runtime::Id) -> &mut Bay {
+        let at = self.bays.iter().position(|bay| bay.runtime == here).unwrap_or_else(|| {
+            self.bays.retain_mut(Bay::is_used);
+            self.bays.push(Bay { runtime: here, shared: Vec::new(), idle: Vec::new(), dialling: None });
+            self.bays.len() - 1
+        });
+        &mut self.bays[at]
+    }
+
     /// A place on the shared connection with the fewest users; `None` where another connection is
     /// to be dialled first.
-    pub(super) fn pick(&mut self, now: Instant) -> Option<Session> {
-        self.shared.retain(|session| is_fit(session, now));
-        if self.shared.len() < self.options.shared_connections { None } else { self.least_used() }
+    pub(super) fn pick(&self, here: runtime::Id, now: Instant) -> Option<Session> {
+        let (count, session) = self.bay(here)?.least_used(now);
+        session.filter(|_| count >= self.options.shared_connections).filter(|session| self.seat(session))
     }
 
     /// A place on whichever shared connection there is, if none can be dialled.
-    pub(super) fn pick_any(&mut self) -> Option<Session> {
-        let now = Instant::now();
-        self.shared.retain(|session| is_fit(session, now));
-        self.least_used()
+    pub(super) fn pick_any(&self, here: runtime::Id) -> Option<Session> {
+        let (_, session) = self.bay(here)?.least_used(Instant::now());
+        session.filter(|session| self.seat(session))
     }
 
-    fn least_used(&self) -> Option<Session> {
-        let users = |session: &&Session| session.users().load(Ordering::Relaxed);
-        let session = self.shared.iter().min_by_key(users)?;
-        self.seat(session).then(|| session.clone())
+    /// A place on the connection that a dial brought, if it still stands among the shared ones. One that
+    /// has ended since has places for everyone: whoever sends over it is told so.
+    pub(super) fn pick_dialled(&self, session: &Session) -> bool {
+        if session.is_closed() {
+            session.users().fetch_add(1, Ordering::Relaxed);
+            return true;
+        }
+        let bay = self.bay(session.runtime());
+        let is_shared = bay.is_some_and(|bay| bay.shared.iter().any(|shared| shared.is_same(session)));
+        is_shared && self.seat(session)
     }
 
     /// Takes a place on a shared connection, if it has room.
-    pub(super) fn seat(&self, session: &Session) -> bool {
+    fn seat(&self, session: &Session) -> bool {
         let fits = session.users().load(Ordering::Relaxed) < self.options.max_leases_per_connection;
         if fits {
             session.users().fetch_add(1, Ordering::Relaxed);
@@ -78,77 +123,129 @@ impl Shelf {
     }
 
     /// The dial that brings the next shared connection; begun if nobody has.
-    pub(super) fn join_dial(&mut self, pool: &Arc<Pool>, shard: usize) -> Dialling {
-        let under_way = self.dialling.as_ref().and_then(WeakShared::upgrade);
+    pub(super) fn join_dial(&mut self, pool: &Arc<Pool>, shard: usize, here: runtime::Id) -> Dialling {
+        let bay = self.bay_made(here);
+        bay.shared.retain(|session| !session.is_closed());
+        let under_way = bay.dialling.as_ref().and_then(WeakShared::upgrade);
         if let Some(dialling) = under_way.filter(|dialling| dialling.peek().is_none()) {
             return dialling;
         }
-        let surplus = self.shared.len() >= self.options.shared_connections;
         let pool = pool.clone();
-        let dialling = async move {
-            let session = if surplus {
-                let (session, permit) = pool.idle_or_dialled(shard).await?;
-                session.take(permit);
-                session
-            } else {
-                pool.dial(shard).await?
-            };
-            pool.shelf(shard).shared.push(session.clone());
-            Ok(session)
-        };
-        let dialling = dialling.boxed().shared();
-        self.dialling = dialling.downgrade();
+        let dialling = async move { pool.dial_shared(shard, here).await }.boxed().shared();
+        bay.dialling = dialling.downgrade();
         dialling
     }
 
-    pub(super) fn opened(&mut self, session: &Session) {
-        self.opened.retain(|opened| opened.upgrade().is_some());
-        self.opened.push(session.downgrade());
+    /// Puts a connection that nobody has among the shared ones.
+    pub(super) fn share(&mut self, session: &Session) {
+        if !self.closed {
+            self.bay_made(session.runtime()).shared.push(session.clone());
+        }
     }
 
-    /// All that are open.
-    pub(super) fn open(&self) -> Vec<Session> {
+    /// Enters a connection that was opened; `false` where the client was closed meanwhile.
+    #[must_use]
+    pub(super) fn opened(&mut self, session: &Session) -> bool {
+        self.opened.retain(|opened| opened.upgrade().is_some());
+        self.opened.push(session.downgrade());
+        !self.closed
+    }
+
+    /// All whose drivers run, or that somebody has.
+    pub(super) fn traces(&self) -> Vec<Trace> {
         self.opened.iter().filter_map(WeakSession::upgrade).collect()
     }
 
-    /// The idle connection that was used last. One that is owed a reply may be gone.
-    pub(super) fn pop_idle(&mut self) -> Option<Session> {
+    /// The idle connection that was used last, of those to which nothing is owed: it is no longer idle,
+    /// and holds the permit from now on. Where there is none, one may be dialled with the permit.
+    pub(super) fn take_idle(
+        &mut self,
+        here: runtime::Id,
+        mut permit: OwnedSemaphorePermit,
+    ) -> Result<Session, OwnedSemaphorePermit> {
         let now = Instant::now();
-        self.idle.retain(|session| is_fit(session, now));
-        let free = self.idle.iter().rposition(|session| session.under_way() == 0);
-        free.map(|at| self.idle.remove(at))
+        let bay = self.bay_made(here);
+        bay.idle.retain(|session| is_fit(session, now));
+        while let Some(at) = bay.idle.iter().rposition(Session::is_quiet) {
+            let session = bay.idle.remove(at);
+            match session.take(permit) {
+                Ok(()) => return Ok(session),
+                Err(left) => permit = left,
+            }
+        }
+        self.make_room();
+        Err(permit)
+    }
+
+    /// Whoever holds a permit is about to dial: an idle connection that is one too many then goes, whoever
+    /// could have used it.
+    pub(super) fn make_room(&mut self) {
+        let held = self.most - self.reserved.available_permits() - self.room.available_permits();
+        let idle: usize = self.bays.iter().map(|bay| bay.idle.len()).sum();
+        if held + idle > self.most
+            && let Some(bay) = self.bays.iter_mut().find(|bay| !bay.idle.is_empty())
+        {
+            bay.idle.remove(0);
+        }
     }
 
     /// Nobody has this connection any more.
     pub(super) fn put_idle(&mut self, session: Session) {
         let now = Instant::now();
-        if is_fit(&session, now) {
+        if !self.closed && is_fit(&session, now) {
             session.rest(now + self.options.idle_timeout);
-            self.idle.push(session);
+            self.bay_made(session.runtime()).idle.push(session);
         }
     }
 
-    /// Nobody uses this shared connection any more: one too many becomes idle.
-    pub(super) fn unused(&mut self, session: &Session) {
-        if self.shared.len() > self.options.shared_connections
-            && session.users().load(Ordering::Relaxed) == 0
-            && let Some(at) = self.shared.iter().position(|shared| shared.is_same(session))
+    /// Shared connections of a runtime that are too many, and that nobody uses, become idle.
+    pub(super) fn tidy(&mut self, here: runtime::Id) {
+        let few = self.options.shared_connections;
+        let Some(bay) = self.bays.iter_mut().find(|bay| bay.runtime == here && bay.shared.len() > few) else {
+            return;
+        };
+        let now = Instant::now();
+        let is_unused = |session: &Session| session.users().load(Ordering::Relaxed) == 0;
+        bay.shared.retain(|session| !(session.is_closed() || is_unused(session) && session.is_shaky(now)));
+        let mut surplus = Vec::new();
+        while bay.shared.len() > few
+            && let Some(at) = bay.shared.iter().rposition(is_unused)
         {
-            let session = self.shared.remove(at);
-            self.put_idle(session);
+            surplus.push(bay.shared.remove(at));
         }
+        surplus.into_iter().for_each(|session| self.put_idle(session));
     }
 
     /// No more requests for this connection: the server is about to close it.
     pub(super) fn retire(&mut self, session: &Session) {
-        self.shared.retain(|shared| !shared.is_same(session));
+        for bay in &mut self.bays {
+            bay.shared.retain(|shared| !shared.is_same(session));
+        }
     }
 
-    /// Hands over all that are open.
-    pub(super) fn close(&mut self) -> Vec<Session> {
-        self.shared.clear();
-        self.idle.clear();
-        self.open()
+    /// Keeps none from now on. Hands over all that are there.
+    pub(super) fn close(&mut self) -> Vec<Trace> {
+        self.closed = true;
+        self.bays.clear();
+        self.traces()
+    }
+}
+
+impl Bay {
+    fn is_used(&mut self) -> bool {
+        self.shared.retain(|session| !session.is_closed());
+        self.idle.retain(|session| !session.is_closed());
+        let dials = self.dialling.as_ref().is_some_and(|dialling| dialling.upgrade().is_some());
+        dials || !self.shared.is_empty() || !self.idle.is_empty()
+    }
+
+    /// How many shared connections are fit for use, and the one of them with the fewest users.
+    fn least_used(&self, now: Instant) -> (usize, Option<Session>) {
+        let users = |session: &Session| session.users().load(Ordering::Relaxed);
+        let mut count = 0;
+        let fit = self.shared.iter().filter(|session| is_fit(session, now)).inspect(|_| count += 1);
+        let least = fit.min_by_key(|session| users(session)).cloned();
+        (count, least)
     }
 }
 

@@ -8,7 +8,7 @@ use futures::FutureExt;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep};
 
-use super::{Session, shut_down};
+use super::{Rescue, Session, shut_down};
 use crate::client::outcome::Grant;
 use crate::error::{Error, ErrorKind};
 use crate::proto::{Family, Reply, Request};
@@ -97,17 +97,11 @@ impl Drop for Answer {
 }
 
 /// A grant that nobody took: whoever gets it releases it.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub(crate) struct Orphan {
     pub(crate) key: Key,
     pub(crate) token: Token,
     pub(crate) family: Family,
-    /// Whether its release was passed on already, from a session that had ended.
-    pub(crate) rescued: bool,
-}
-
-impl Orphan {
-    pub(crate) fn release(self) -> Request {
-        Request::Release { key: self.key, token: self.token, family: self.family }
-    }
+    /// That its release was passed on already, from a session that had ended: it is once.
+    pub(crate) rescue: Option<Rescue>,
 }

@@ -10,8 +10,8 @@ use std::time::Duration;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
 use super::{
-    ABANDONED, Answer, CLOSING, Call, Caller, ENDED, Handles, OPEN, Orphan, Session, Shared, Usage, Wire,
-    named, shut_down,
+    ABANDONED, Answer, CLOSING, Call, Caller, ENDED, FINISHED, Handles, OPEN, Orphan, Session, Shared, Usage,
+    Wire, named, shut_down,
 };
 use crate::client::conn::{closed_by_peer, unasked};
 use crate::client::outcome;
@@ -21,10 +21,9 @@ use crate::net::BoxStream;
 use crate::proto::{Family, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
 use crate::types::{Token, printable};
 
-/// How long a session whose last user is gone may take to finish what is under way.
+/// How long a session whose last user is gone may take to finish what is under way, and how long an
+/// abandoned wait listens for a grant that crossed it.
 const FINISH_LIMIT: Duration = Duration::from_secs(5);
-/// How long an abandoned wait listens for a grant that crossed it.
-const ABANDON_LIMIT: Duration = Duration::from_secs(1);
 /// How many replies are handed out before their callers have a turn. What they ask next is then on
 /// its way while the rest is handed out, so that neither side waits for the other.
 const TURN: usize = 32;
@@ -140,7 +139,9 @@ impl Driver {
     /// was among those that they answer.
     fn receive(&mut self, most: usize) -> Result<bool> {
         let now = Instant::now();
+        self.shared.answers.store(true, Ordering::Relaxed);
         let waited = self.receive_at(now, most);
+        self.shared.answers.store(false, Ordering::Release);
         self.shared.home.meter.round_trips(self.trips.drain(..));
         waited
     }
@@ -196,7 +197,8 @@ impl Driver {
         if self.shared.course() == ABANDONED {
             return (self.shared.home.rescue)(orphan, None);
         }
-        self.admit(orphan.release());
+        let Orphan { key, token, family, .. } = orphan;
+        self.admit(Request::Release { key, token, family });
     }
 
     /// Asks something of the driver's own, whether or not it takes more from others.
@@ -231,7 +233,7 @@ impl Driver {
             return Instant::now() + keepalive;
         }
         let next = (outbox.last_call() + keepalive).min(self.shared.proof.ends());
-        let idle = self.idle_until().filter(|_| outbox.len() == 0);
+        let idle = self.idle_until().filter(|until| outbox.len() == 0 || *until > Instant::now());
         idle.map_or(next, |idle| idle.min(next))
     }
 
@@ -253,9 +255,8 @@ impl Driver {
             let detail = format!("the server answered nothing for {:?}", 2 * keepalive);
             return Err(Error::new(ErrorKind::Timeout, detail));
         }
-        if is_idle && self.idle_until().is_some_and(|until| now >= until) {
+        if is_idle && self.close_idle(now) {
             tracing::debug!(server = %self.shared.home.server, "a connection that nobody needs is closed");
-            self.shared.steer(CLOSING);
         } else if !waits && now >= last_call + keepalive {
             self.admit(Request::Ping);
         }
@@ -268,6 +269,16 @@ impl Driver {
             Usage::Idle(until) => Some(until),
             Usage::Taken(_) => None,
         }
+    }
+
+    /// Closes a connection that nobody has had for long. Whoever takes it looks behind the same lock.
+    fn close_idle(&self, now: Instant) -> bool {
+        let usage = self.shared.usage();
+        let is_over = matches!(*usage, Usage::Idle(until) if now >= until);
+        if is_over {
+            self.shared.steer(CLOSING);
+        }
+        is_over
     }
 
     async fn listen_for_crossing_grant(&mut self) -> Error {
@@ -290,8 +301,9 @@ impl Driver {
                 }
             }
         });
-        let _: Result<Result<()>, _> = timeout(ABANDON_LIMIT, listening).await;
-        Error::new(ErrorKind::ConnectionClosed, "its wait was given up")
+        let ended: Result<Result<()>, _> = timeout(FINISH_LIMIT, listening).await;
+        let kind = if ended.is_ok() { ErrorKind::ConnectionClosed } else { ErrorKind::Timeout };
+        Error::new(kind, "its wait was given up")
     }
 
     /// Sends what is left, and closes this way of the stream.
@@ -307,12 +319,13 @@ impl Driver {
         // The first end stands; this is the only one who sets it.
         let _ = self.shared.end.set(end.clone());
         self.shared.steer(ENDED);
-        self.shared.ended.notify_waiters();
         *self.shared.usage() = Usage::Taken(None);
         let left = self.shared.outbox().end(self.wire.sent());
         for (call, unsent) in left {
             self.shared.fail(call, &end, unsent);
         }
+        self.shared.steer(FINISHED);
+        self.shared.ended.notify_waiters();
     }
 }
 
@@ -390,5 +403,5 @@ fn orphan(request: Request, token: &Token) -> Option<Orphan> {
         Request::Wait { key, family, .. } => (key, family),
         _ => return None,
     };
-    Some(Orphan { key, token: token.clone(), family, rescued: false })
+    Some(Orphan { key, token: token.clone(), family, rescue: None })
 }

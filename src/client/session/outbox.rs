@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Answer, Failure};
+use super::{Answer, Failure, Rescue};
 use crate::lease::Done;
 use crate::proto::Request;
 
@@ -50,7 +50,7 @@ pub(super) enum Caller {
     /// Nobody waits for a release, but somebody may want to know how it went.
     Releases {
         done: Option<Done>,
-        rescued: bool,
+        rescue: Option<Rescue>,
     },
     Nobody,
 }
