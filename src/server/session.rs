@@ -3,6 +3,8 @@
 
 mod commands;
 mod outgoing;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -59,18 +61,7 @@ pub(super) async fn serve(shared: Arc<Shared>, stream: impl Stream) {
 }
 
 pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, stream: impl Stream) {
-    let mut session = Session {
-        stream,
-        inbox: BytesMut::new(),
-        chunk: READ_CHUNK,
-        out: Outgoing::default(),
-        decoder: FrameDecoder::new(),
-        authenticated: shared.door().auth_token.is_none(),
-        line_started: Instant::now(),
-        ended: Ended::ByServer,
-        shared,
-        connected,
-    };
+    let mut session = Session::new(shared, connected, stream);
     let shared = session.shared.clone();
     let stopped = async {
         // Wakes the session as well, which looks at the phase whenever it is polled.
@@ -105,6 +96,21 @@ struct Session<S> {
 }
 
 impl<S> Session<S> {
+    fn new(shared: Arc<Shared>, connected: Connected, stream: S) -> Self {
+        Self {
+            stream,
+            inbox: BytesMut::new(),
+            chunk: READ_CHUNK,
+            out: Outgoing::default(),
+            decoder: FrameDecoder::new(),
+            authenticated: shared.door().auth_token.is_none(),
+            line_started: Instant::now(),
+            ended: Ended::ByServer,
+            shared,
+            connected,
+        }
+    }
+
     /// When the line that has begun must have ended.
     fn line_limit(&self) -> Instant {
         self.line_started + self.shared.config.read_limit()
@@ -188,9 +194,7 @@ impl<S: Stream> Session<S> {
                         return Err(self.at_end().await);
                     }
                     let n = Ended::unless_read(read)?;
-                    if self.inbox.len() == self.inbox.capacity() {
-                        self.chunk = READ_CHUNK_BUSY;
-                    }
+                    self.fit_chunk(n);
                     let fresh = &self.inbox[self.inbox.len() - n..];
                     if memchr::memchr(b'\n', fresh).is_some() {
                         self.line_started = Instant::now();
@@ -211,6 +215,16 @@ impl<S: Stream> Session<S> {
                 () = self.shared.life.has_reached(Phase::Draining), if !draining => {}
                 () = sleep(DRAIN_LOOK), if draining => {}
             }
+        }
+    }
+
+    /// Reads more at once from a peer that sends much, and keeps no room for that once it does not.
+    fn fit_chunk(&mut self, n: usize) {
+        if self.inbox.len() == self.inbox.capacity() {
+            self.chunk = READ_CHUNK_BUSY;
+        } else if n < READ_CHUNK && self.chunk == READ_CHUNK_BUSY {
+            self.chunk = READ_CHUNK;
+            self.inbox = BytesMut::from(&self.inbox[..]);
         }
     }
 

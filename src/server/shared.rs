@@ -1,12 +1,13 @@
 //! What all connections of a server share: the table under its lock, the waits that it answers,
 //! the count of connections, and the phase that the server is in.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use tokio::sync::{Notify, oneshot, watch};
+use tokio::sync::{Notify, Semaphore, oneshot, watch};
 use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
@@ -17,8 +18,7 @@ use crate::server::config::ServerConfig;
 use crate::server::door::Door;
 use crate::server::fence::{FenceCounter, token_mint};
 use crate::server::phase::{Life, Phase};
-use crate::server::stats::StatsJson;
-use crate::server::table::{ConnId, Grant, LockTable, TableConfig, WaiterId};
+use crate::server::table::{ConnId, Grant, LockTable, StatsList, TableConfig, WaiterId};
 use crate::server::warnings::Warnings;
 use crate::types::{Key, Seconds};
 
@@ -37,6 +37,9 @@ pub(super) struct Shared {
     pub(super) life: Life,
     pub(super) warnings: Warnings,
     upkeep: AtomicBool,
+    /// Whose turn it is to look at a part of the table for `stats`: many that ask at once take no more
+    /// of the server's time than one does.
+    pub(super) stats_turn: Semaphore,
     /// Told when a connection has left more behind than goes in one part.
     leaving: Arc<Notify>,
 }
@@ -45,7 +48,8 @@ type Outcome = Result<Grant, Status>;
 
 struct State {
     table: LockTable,
-    waits: HashMap<WaiterId, oneshot::Sender<Outcome>>,
+    /// Not hashed: a table that grows moves all that it has.
+    waits: BTreeMap<WaiterId, oneshot::Sender<Outcome>>,
 }
 
 impl Shared {
@@ -77,12 +81,13 @@ impl Shared {
         Ok(Arc::new(Self {
             config,
             door: Mutex::new(door),
-            state: Mutex::new(State { table, waits: HashMap::new() }),
+            state: Mutex::new(State { table, waits: BTreeMap::new() }),
             next_conn: AtomicU64::new(1),
             connections: watch::Sender::new(0),
             life: Life::default(),
             warnings: Warnings::default(),
             upkeep: AtomicBool::new(false),
+            stats_turn: Semaphore::new(1),
             leaving: Arc::default(),
         }))
     }
@@ -130,24 +135,30 @@ impl Shared {
     }
 
     pub(super) fn stats(&self) -> StatsResult {
-        let stats = self.state().table.stats(Instant::now().into_std());
-        StatsResult { connections: *self.connections.borrow(), ..stats }
-    }
-
-    /// The reply to `stats`. A long table is looked at part by part: each key's row is true of a
-    /// moment, not all rows of the same, and no other command waits for more than a part.
-    pub(super) async fn stats_json(&self) -> String {
-        let (mut json, mut from) = (StatsJson::default(), 0);
+        let mut stats = StatsResult { connections: self.open(), ..StatsResult::default() };
+        let mut from = 0;
         loop {
-            let (now, places) = (Instant::now().into_std(), from..from + PART);
-            let (part, more) = self.state().table.stats_part(now, places);
-            json.add(&part);
+            let (part, more) = self.stats_part(from..from + PART, None);
+            stats.locks.extend(part.locks);
+            stats.semaphores.extend(part.semaphores);
+            stats.idle_locks.extend(part.idle_locks);
+            stats.idle_semaphores.extend(part.idle_semaphores);
             if !more {
-                return json.finish(*self.connections.borrow());
+                return stats;
             }
             from += PART;
-            yield_now().await;
         }
+    }
+
+    /// The table's keys in a range of places; whether there are more behind it.
+    pub(super) fn stats_part(&self, places: Range<usize>, only: Option<StatsList>) -> (StatsResult, bool) {
+        let now = Instant::now().into_std();
+        self.state().table.stats_part(now, places, only)
+    }
+
+    /// How many connections are open.
+    pub(super) fn open(&self) -> u64 {
+        *self.connections.borrow()
     }
 
     /// Refuses new grants, and all that wait. A large table takes its time: the rest goes in parts.

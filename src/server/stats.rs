@@ -1,45 +1,64 @@
-//! The JSON of `stats`, made of parts: a table of a million keys is neither locked nor written in
-//! one go. Knows of no table and no connection.
+//! The reply to `stats`, made of parts: a table of a million keys is neither looked at nor kept in one
+//! piece. Does not depend on the table's lock or a connection.
 
 use serde::Serialize;
 
 use crate::proto::StatsResult;
+use crate::server::table::StatsList;
 
-/// Rows as JSON so far, by list.
-#[derive(Default)]
-pub(super) struct StatsJson {
-    locks: String,
-    semaphores: String,
-    idle_locks: String,
-    idle_semaphores: String,
+/// The lists, in their order on the wire.
+pub(super) const LISTS: [StatsList; 4] =
+    [StatsList::Locks, StatsList::Semaphores, StatsList::IdleLocks, StatsList::IdleSemaphores];
+
+/// A reply that has begun: appends to `out` what comes next.
+pub(super) struct StatsReply {
+    /// Whether the list that was begun has rows.
+    rows: bool,
 }
 
-impl StatsJson {
-    /// Appends the part's rows.
-    pub(super) fn add(&mut self, part: &StatsResult) {
-        append(&mut self.locks, &part.locks);
-        append(&mut self.semaphores, &part.semaphores);
-        append(&mut self.idle_locks, &part.idle_locks);
-        append(&mut self.idle_semaphores, &part.idle_semaphores);
+impl StatsReply {
+    pub(super) fn begin(connections: u64, out: &mut Vec<u8>) -> Self {
+        out.extend_from_slice(format!("ok {{\"connections\":{connections}").as_bytes());
+        Self { rows: false }
     }
 
-    /// The whole.
-    pub(super) fn finish(self, connections: u64) -> String {
-        let Self { locks, semaphores, idle_locks, idle_semaphores } = self;
-        format!(
-            r#"{{"connections":{connections},"locks":[{locks}],"semaphores":[{semaphores}],"idle_locks":[{idle_locks}],"idle_semaphores":[{idle_semaphores}]}}"#
-        )
+    pub(super) fn begin_list(&mut self, list: StatsList, out: &mut Vec<u8>) {
+        out.extend_from_slice(match list {
+            StatsList::Locks => b",\"locks\":[",
+            StatsList::Semaphores => b",\"semaphores\":[",
+            StatsList::IdleLocks => b",\"idle_locks\":[",
+            StatsList::IdleSemaphores => b",\"idle_semaphores\":[",
+        });
+        self.rows = false;
     }
-}
 
-fn append<T: Serialize>(list: &mut String, rows: &[T]) {
-    // Structs of strings and finite numbers always serialise.
-    let json = serde_json::to_string(rows).unwrap_or_default();
-    let rows = json.trim_start_matches('[').trim_end_matches(']');
-    if !list.is_empty() && !rows.is_empty() {
-        list.push(',');
+    /// Appends the part's rows of this list.
+    pub(super) fn rows(&mut self, list: StatsList, part: &StatsResult, out: &mut Vec<u8>) {
+        match list {
+            StatsList::Locks => self.append(&part.locks, out),
+            StatsList::Semaphores => self.append(&part.semaphores, out),
+            StatsList::IdleLocks => self.append(&part.idle_locks, out),
+            StatsList::IdleSemaphores => self.append(&part.idle_semaphores, out),
+        }
     }
-    list.push_str(rows);
+
+    pub(super) fn end_list(&mut self, out: &mut Vec<u8>) {
+        out.push(b']');
+    }
+
+    pub(super) fn end(self, out: &mut Vec<u8>) {
+        out.extend_from_slice(b"}\n");
+    }
+
+    fn append<T: Serialize>(&mut self, rows: &[T], out: &mut Vec<u8>) {
+        for row in rows {
+            if std::mem::replace(&mut self.rows, true) {
+                out.push(b',');
+            }
+            // Structs of strings and finite numbers always serialise, and a vector takes it all.
+            let _ = serde_json::to_writer(&mut *out, row);
+        }
+    }
 }
 
 #[cfg(test)]
@@ -64,12 +83,19 @@ mod tests {
         let all = ["a", "[b", "c]", "\"d\\", "e"];
         let whole = StatsResult { connections: 9, ..part(&all) };
         for cuts in [&[][..], &[0], &[2], &[1, 1, 3], &[5]] {
-            let (mut json, mut from) = (StatsJson::default(), 0);
-            for cut in cuts.iter().copied().chain([all.len()]) {
-                json.add(&part(&all[from..cut]));
-                from = cut;
+            let mut out = Vec::new();
+            let mut reply = StatsReply::begin(9, &mut out);
+            for list in LISTS {
+                reply.begin_list(list, &mut out);
+                let mut from = 0;
+                for cut in cuts.iter().copied().chain([all.len()]) {
+                    reply.rows(list, &part(&all[from..cut]), &mut out);
+                    from = cut;
+                }
+                reply.end_list(&mut out);
             }
-            assert_eq!(json.finish(9), whole.to_json(), "{cuts:?}");
+            reply.end(&mut out);
+            assert_eq!(String::from_utf8(out).unwrap(), format!("ok {}\n", whole.to_json()), "{cuts:?}");
         }
     }
 }

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use self::holders::{HolderSlot, Holders};
 use self::keys::{KeySlot, Keys};
 use self::leaving::Leaving;
+pub use self::stats::StatsList;
 use self::waiters::Waiters;
 use crate::proto::Status;
 use crate::types::{Key, Limit, Seconds, Token};
@@ -133,7 +134,8 @@ pub struct LockTable {
 }
 
 impl LockTable {
-    /// An empty table; `mint` makes each grant's token, or `None` where no fence can be had.
+    /// An empty table; `mint` makes each grant's token, with a fence that no other has, or `None`
+    /// where no fence can be had.
     pub fn new(config: TableConfig, mint: Box<dyn FnMut() -> Option<Token> + Send>) -> Self {
         Self {
             config,
@@ -193,6 +195,7 @@ impl LockTable {
         let found = self.keys.find(key);
         if let Some(slot) = found {
             self.refresh(now, slot);
+            self.refresh_registered(now, conn, slot);
             if self.registrations.contains_key(&(conn, slot)) {
                 return Place::Refused(Status::AlreadyEnqueued);
             }
@@ -297,16 +300,19 @@ impl LockTable {
             self.evict(slot, holder);
             touched.push(slot);
         }
-        let more = touched.len() == most;
+        let mut steps = touched.len();
         self.hand_on_all(now, touched);
-        // As long as no token can be minted, one key's failure speaks for the rest.
-        while let Some(slot) = self.stalled.first().copied() {
-            self.hand_on(now, slot);
-            if self.stalled.contains(&slot) {
-                break;
+        while steps < most
+            && let Some(slot) = self.stalled.first().copied()
+        {
+            let left = self.hand_on(now, slot);
+            // As long as no token can be minted, one key's failure speaks for the rest.
+            if left == 0 && self.stalled.contains(&slot) {
+                return false;
             }
+            steps = steps.saturating_add(left.max(1));
         }
-        more
+        steps >= most
     }
 
     /// Drops keys idle for `gc_max_idle`; costs what is dropped.

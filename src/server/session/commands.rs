@@ -1,15 +1,19 @@
 //! What each command does: to the table, and to the connection where it waits.
 
 use tokio::io::AsyncReadExt;
+use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{AUTH_PAUSE, Ended, READ_CHUNK, Session};
 use crate::net::Stream;
-use crate::proto::{Reply, Request, Status};
+use crate::proto::{Reply, Request, StatsResult, Status};
 use crate::server::shared::Wait;
+use crate::server::stats::{LISTS, StatsReply};
 use crate::server::table::{Answer, Grant, Place, WaiterId};
 use crate::types::{Key, Limit, Seconds};
 
+/// How many keys `stats` looks at before it writes: what it keeps of them has a bound.
+const STATS_PART: usize = 128;
 /// How much may be read ahead of a command that waits.
 const READ_AHEAD: usize = 64 * 1024;
 
@@ -22,10 +26,7 @@ impl<S: Stream> Session<S> {
         match request {
             Request::Auth { .. } => {}
             Request::Ping => self.out.reply(&Reply::Done),
-            Request::Stats => {
-                let stats = self.shared.stats_json().await;
-                self.out.reply(&Reply::Stats(stats));
-            }
+            Request::Stats => return self.stats().await,
             Request::Acquire { key, timeout, limit, lease } => {
                 let limit = limit.unwrap_or(Limit::ONE);
                 return self.acquire(key, timeout, limit, lease).await;
@@ -51,6 +52,43 @@ impl<S: Stream> Session<S> {
                 self.out.reply(&renewed.map_or(Reply::Refused(Status::Error), Reply::Renewed));
             }
         }
+        Ok(())
+    }
+
+    /// Answers `stats`. A table that is not looked at in one piece is gone through once for each list,
+    /// and what was seen is written before the next look: this keeps no more than a part of it, however
+    /// large the table and however slow the peer. Each row is true of a moment, not all of the same: a
+    /// key that changes meanwhile may stand in two lists, or in none.
+    async fn stats(&mut self) -> Result<(), Ended> {
+        let shared = self.shared.clone();
+        let (all, more) = shared.stats_part(0..STATS_PART, None);
+        if !more {
+            let all = StatsResult { connections: shared.open(), ..all };
+            self.out.reply(&Reply::Stats(all.to_json()));
+            return Ok(());
+        }
+        let mut reply = StatsReply::begin(shared.open(), self.out.bytes());
+        for list in LISTS {
+            reply.begin_list(list, self.out.bytes());
+            let (mut from, mut more) = (0, true);
+            while more {
+                // Never closed. Kept over the turn of all others, or many would take one each.
+                let turn = shared.stats_turn.acquire().await;
+                let part;
+                (part, more) = shared.stats_part(from..from + STATS_PART, Some(list));
+                reply.rows(list, &part, self.out.bytes());
+                from += STATS_PART;
+                yield_now().await;
+                drop(turn);
+                if self.out.is_full() {
+                    self.flush().await?;
+                }
+            }
+            reply.end_list(self.out.bytes());
+        }
+        reply.end(self.out.bytes());
+        // The time limit of lines does not run meanwhile.
+        self.line_started = Instant::now();
         Ok(())
     }
 
@@ -86,8 +124,7 @@ impl<S: Stream> Session<S> {
         // White space round it does not count, as with every argument. The right one is UTF-8.
         let given = std::str::from_utf8(token).map_or(token, |token| token.trim().as_bytes());
         let right = self.shared.door().auth_token;
-        let right = right.as_deref().map_or("", str::trim);
-        if !same(right.as_bytes(), given) {
+        if !right.is_some_and(|right| same(right.trim().as_bytes(), given)) {
             return Err(self.deny().await);
         }
         self.authenticated = true;

@@ -16,6 +16,10 @@ use crate::types::{Key, Token};
 
 /// How many bytes of replies are gathered before they are written.
 const BATCH: usize = 32 * 1024;
+/// How much of that a slow peer must take within the write timeout: a slow link is no dead one.
+const SLICE: usize = 8 * 1024;
+/// How much room is kept for the next ones: there may be many connections, and most are idle.
+const KEPT: usize = 1024;
 
 #[derive(Default)]
 pub(super) struct Outgoing {
@@ -38,39 +42,55 @@ impl Outgoing {
         self.grants.push((self.bytes.len(), key, token));
     }
 
+    /// Where a reply is appended that is made in parts.
+    pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
+        &mut self.bytes
+    }
+
     /// Whether there is enough for a batch.
     pub(super) fn is_full(&self) -> bool {
         self.bytes.len() >= BATCH
     }
 
-    /// Writes everything, unless the peer takes nothing for so long.
+    /// Writes everything, unless the peer takes longer than this for a slice of it.
     pub(super) async fn flush(&mut self, stream: &mut impl Stream, limit: Duration) -> Result<(), Ended> {
         if self.bytes.is_empty() {
             return Ok(());
         }
         // Most peers take it at once: no need for a timer.
-        let written = match self.write(stream).now_or_never() {
-            Some(written) => Ok(written),
-            None => timeout(limit, self.write(stream)).await,
-        };
-        match written {
-            Ok(Ok(())) => {
-                self.bytes.clear();
-                self.grants.clear();
-                self.written = 0;
-                Ok(())
-            }
-            Ok(Err(error)) => Err(Ended::by(&error)),
-            Err(_) => {
+        let mut written = self.write(stream, usize::MAX).now_or_never();
+        while written.is_none() {
+            let slice = self.written + SLICE;
+            let Ok(more) = timeout(limit, self.write(stream, slice)).await else {
                 tracing::debug!("write timeout: closing a connection");
-                Err(Ended::ByServer)
-            }
+                return Err(Ended::ByServer);
+            };
+            written = (more.is_err() || self.written == self.bytes.len()).then_some(more);
         }
+        if let Some(Err(error)) = written {
+            return Err(Ended::by(&error));
+        }
+        self.empty();
+        Ok(())
     }
 
-    /// Writes `bytes`, and keeps count of where it broke off.
-    async fn write(&mut self, stream: &mut impl Stream) -> io::Result<()> {
-        while self.written < self.bytes.len() {
+    /// How many bytes are kept, used or not.
+    #[cfg(test)]
+    pub(super) fn kept(&self) -> usize {
+        self.bytes.capacity() + self.grants.capacity() * size_of::<(usize, Key, Token)>()
+    }
+
+    fn empty(&mut self) {
+        self.bytes.clear();
+        self.bytes.shrink_to(KEPT);
+        self.grants.clear();
+        self.grants.shrink_to(KEPT / size_of::<(usize, Key, Token)>());
+        self.written = 0;
+    }
+
+    /// Writes `bytes` at least so far, and keeps count of where it broke off.
+    async fn write(&mut self, stream: &mut impl Stream, until: usize) -> io::Result<()> {
+        while self.written < self.bytes.len().min(until) {
             match stream.write(&self.bytes[self.written..]).await? {
                 0 => return Err(io::ErrorKind::WriteZero.into()),
                 n => self.written += n,

@@ -1,13 +1,13 @@
 //! The grants in force, found by key and token, by connection and by deadline. Knows of no queue
 //! and no limit but whether it is 1.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::ConnId;
 use super::keys::{Entry, KeySlot};
 use super::slab::Slab;
-use crate::types::{Limit, Token};
+use crate::types::{Fence, Limit, Token};
 
 /// Where a holder lies; taken again by another once the holder is gone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -35,7 +35,8 @@ pub(super) struct Holders {
     by_conn: BTreeSet<(ConnId, HolderSlot)>,
     /// Of keys with a limit above 1 alone: the entry of a lock names its holder itself.
     shared: BTreeSet<(KeySlot, Instant, HolderSlot)>,
-    shared_tokens: HashMap<(KeySlot, Token), HolderSlot>,
+    /// By the fence that each token carries. Not hashed: a table that grows moves all that it has.
+    shared_fences: BTreeMap<(KeySlot, Fence), HolderSlot>,
 }
 
 impl Holders {
@@ -45,7 +46,7 @@ impl Holders {
             by_deadline: BTreeSet::new(),
             by_conn: BTreeSet::new(),
             shared: BTreeSet::new(),
-            shared_tokens: HashMap::new(),
+            shared_fences: BTreeMap::new(),
         }
     }
 
@@ -55,16 +56,15 @@ impl Holders {
 
     pub(super) fn insert(&mut self, entry: &mut Entry, holder: Holder) -> HolderSlot {
         let (conn, key, deadline) = (holder.conn, holder.key, holder.deadline);
-        let token = (entry.limit != Limit::ONE).then(|| holder.token.clone());
+        let fence = holder.token.fence();
         let slot = HolderSlot(self.slab.insert(holder));
         self.by_deadline.insert((deadline, slot));
         self.by_conn.insert((conn, slot));
-        match token {
-            None => entry.holder = Some(slot),
-            Some(token) => {
-                self.shared.insert((key, deadline, slot));
-                self.shared_tokens.insert((key, token), slot);
-            }
+        if entry.limit == Limit::ONE {
+            entry.holder = Some(slot);
+        } else {
+            self.shared.insert((key, deadline, slot));
+            self.shared_fences.extend(fence.map(|fence| ((key, fence), slot)));
         }
         entry.holders += 1;
         slot
@@ -78,7 +78,7 @@ impl Holders {
             entry.holder = None;
         } else {
             self.shared.remove(&(holder.key, holder.deadline, slot));
-            self.shared_tokens.remove(&(holder.key, holder.token.clone()));
+            holder.token.fence().and_then(|fence| self.shared_fences.remove(&(holder.key, fence)));
         }
         entry.holders -= 1;
         Some(holder)
@@ -98,10 +98,11 @@ impl Holders {
     }
 
     pub(super) fn find(&self, entry: &Entry, key: KeySlot, token: &Token) -> Option<HolderSlot> {
-        if entry.limit == Limit::ONE {
-            return entry.holder.filter(|slot| self.get(*slot).is_some_and(|holder| holder.token == *token));
-        }
-        self.shared_tokens.get(&(key, token.clone())).copied()
+        let slot = match entry.limit {
+            Limit::ONE => entry.holder?,
+            _ => *self.shared_fences.get(&(key, token.fence()?))?,
+        };
+        self.get(slot).filter(|holder| holder.token == *token).map(|_| slot)
     }
 
     /// A holder whose lease has run out, on any key.

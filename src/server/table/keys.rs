@@ -44,14 +44,23 @@ struct Indexed {
     hash: u32,
 }
 
+/// Into how many tables the index is cut. One that grows moves all that it has: that of a million keys
+/// would take milliseconds.
+const SHARDS: usize = 256;
+
 /// What a hash table wants, which looks at the lowest bits and at the highest.
 fn spread(hash: u32) -> u64 {
     u64::from(hash) << 32 | u64::from(hash)
 }
 
+/// Bits that the table within does not look at, as long as it is small.
+fn shard(hash: u32) -> usize {
+    (hash >> 16) as usize % SHARDS
+}
+
 pub(super) struct Keys {
     entries: Slab<Entry>,
-    index: HashTable<Indexed>,
+    index: Vec<HashTable<Indexed>>,
     // Keys come from strangers: std's hasher keeps them from aiming at one bucket.
     hasher: RandomState,
     idle: BTreeSet<(Instant, KeySlot)>,
@@ -60,7 +69,8 @@ pub(super) struct Keys {
 impl Keys {
     pub(super) fn new() -> Self {
         let hasher = RandomState::new();
-        Self { entries: Slab::new(), index: HashTable::new(), hasher, idle: BTreeSet::new() }
+        let index = (0..SHARDS).map(|_| HashTable::new()).collect();
+        Self { entries: Slab::new(), index, hasher, idle: BTreeSet::new() }
     }
 
     pub(super) fn len(&self) -> usize {
@@ -77,7 +87,7 @@ impl Keys {
         let same = |indexed: &Indexed| {
             indexed.hash == hash && self.entries.get(indexed.slot).is_some_and(|entry| entry.key == *key)
         };
-        self.index.find(spread(hash), same).map(|indexed| KeySlot(indexed.slot))
+        self.index[shard(hash)].find(spread(hash), same).map(|indexed| KeySlot(indexed.slot))
     }
 
     /// Adds a key that [`find`](Self::find) does not know.
@@ -85,7 +95,8 @@ impl Keys {
         let (holder, idle_since) = (None, None);
         let entry = Entry { key: key.clone(), limit, holder, holders: 0, waiters: 0, idle_since };
         let (slot, hash) = (self.entries.insert(entry), self.hash(key));
-        self.index.insert_unique(spread(hash), Indexed { slot, hash }, |indexed| spread(indexed.hash));
+        let again = |indexed: &Indexed| spread(indexed.hash);
+        self.index[shard(hash)].insert_unique(spread(hash), Indexed { slot, hash }, again);
         KeySlot(slot)
     }
 
@@ -132,7 +143,8 @@ impl Keys {
             self.idle.pop_first();
             let Some(entry) = self.entries.remove(slot.0) else { continue };
             let hash = self.hash(&entry.key);
-            if let Ok(found) = self.index.find_entry(spread(hash), |indexed| indexed.slot == slot.0) {
+            let index = &mut self.index[shard(hash)];
+            if let Ok(found) = index.find_entry(spread(hash), |indexed| indexed.slot == slot.0) {
                 found.remove();
             }
         }

@@ -9,19 +9,52 @@ use super::keys::Entry;
 use crate::proto::{HeldLock, HeldSemaphore, IdleKey, StatsResult};
 use crate::types::Limit;
 
+/// A list of `stats`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StatsList {
+    /// Keys of limit 1 that are held or waited for.
+    Locks,
+    /// Keys of another limit that are held or waited for.
+    Semaphores,
+    /// Keys of limit 1 that are not in use.
+    IdleLocks,
+    /// Keys of another limit that are not in use.
+    IdleSemaphores,
+}
+
+impl StatsList {
+    /// Returns the list that the key stands in.
+    fn of(entry: &Entry) -> Self {
+        match (entry.idle_since, entry.limit) {
+            (None, Limit::ONE) => Self::Locks,
+            (None, _) => Self::Semaphores,
+            (Some(_), Limit::ONE) => Self::IdleLocks,
+            (Some(_), _) => Self::IdleSemaphores,
+        }
+    }
+}
+
 impl LockTable {
     /// What is held, waited for and idle; `connections` is the caller's to fill in.
     pub fn stats(&self, now: Instant) -> StatsResult {
-        self.stats_part(now, 0..usize::MAX).0
+        self.stats_part(now, 0..usize::MAX, None).0
     }
 
-    /// [`stats`](Self::stats) of the keys in a range of places, and whether there are places behind
-    /// it. A key keeps its place until it is collected.
-    pub fn stats_part(&self, now: Instant, places: Range<usize>) -> (StatsResult, bool) {
+    /// [`stats`](Self::stats) of the keys in a range of places, of one list or of all, and whether
+    /// there are places behind it. A key keeps its place until it is collected.
+    pub fn stats_part(
+        &self,
+        now: Instant,
+        places: Range<usize>,
+        only: Option<StatsList>,
+    ) -> (StatsResult, bool) {
         let mut stats = StatsResult::default();
         let more = places.end < self.keys.places();
         for entry in self.keys.range(places) {
-            self.stats_of(now, entry, &mut stats);
+            let list = StatsList::of(entry);
+            if only.is_none_or(|only| only == list) {
+                self.stats_of(now, entry, &mut stats);
+            }
         }
         (stats, more)
     }

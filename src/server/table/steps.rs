@@ -12,6 +12,9 @@ use crate::types::{Key, Limit, Seconds, Token};
 
 /// How many lost registrations a connection is told of at least.
 const LOST_KEPT: usize = 1024;
+/// How many holders of one key are evicted at once, and how many waiters granted it: with a limit of a
+/// million there may be as many.
+const STEP: usize = 512;
 
 impl LockTable {
     /// Takes the key if it has room and nobody waits. Refuses by limits first, then by the queue's
@@ -75,6 +78,7 @@ impl LockTable {
         Some((slot, self.holders.find(self.keys.get(slot)?, slot, token)?))
     }
 
+    /// Starts the lease afresh, unless it has expired.
     pub(super) fn extend(
         &mut self,
         now: Instant,
@@ -82,6 +86,7 @@ impl LockTable {
         holder: HolderSlot,
         lease: Seconds,
     ) -> Option<Token> {
+        self.holders.get(holder).filter(|holder| holder.deadline > now)?;
         self.holders.extend(self.keys.get(slot)?, holder, deadline(now, lease))
     }
 
@@ -135,14 +140,26 @@ impl LockTable {
         }
     }
 
-    /// Evicts what has run out on the key and hands it on.
+    /// Evicts what has run out on the key and hands it on: of very much a step's worth, and the sweep
+    /// does the rest.
     pub(super) fn refresh(&mut self, now: Instant, slot: KeySlot) {
-        while let Some(entry) = self.keys.get(slot)
-            && let Some(holder) = self.holders.expired_of(entry, slot, now)
-        {
+        for _ in 0..STEP {
+            let Some(entry) = self.keys.get(slot) else { break };
+            let Some(holder) = self.holders.expired_of(entry, slot, now) else { break };
             self.evict(slot, holder);
         }
         self.hand_on(now, slot);
+    }
+
+    /// Evicts the connection's own registered grant of the key if that has expired.
+    pub(super) fn refresh_registered(&mut self, now: Instant, conn: ConnId, slot: KeySlot) {
+        if let Some(Registration::Holding { holder, .. }) = self.registrations.get(&(conn, slot))
+            && let holder = *holder
+            && self.holders.get(holder).is_some_and(|held| held.deadline <= now)
+        {
+            self.evict(slot, holder);
+            self.hand_on(now, slot);
+        }
     }
 
     /// Takes the key from everyone who holds it, as if their leases had run out; tells how many did.
@@ -160,24 +177,26 @@ impl LockTable {
         count
     }
 
-    /// Grants what room there is to those who wait, in their order. The last step of every change
-    /// to a key: it also decides whether the key is idle.
-    pub(super) fn hand_on(&mut self, now: Instant, slot: KeySlot) {
+    /// Grants what room there is to those who wait, in their order, and returns how many left the queue.
+    /// The last step of every change to a key: it also decides whether the key is idle. A key that has
+    /// more to grant than goes in one step, or no token for it, is left with the stalled.
+    pub(super) fn hand_on(&mut self, now: Instant, slot: KeySlot) -> usize {
         self.stalled.remove(&slot);
+        let mut steps = 0;
         while self.keys.get(slot).is_some_and(|entry| entry.has_room())
             && let Some(id) = self.waiters.first(slot)
         {
-            if self.waiters.get(id).is_some_and(|waiter| self.leaving.contains_key(&waiter.conn)) {
-                self.leave_queue(id);
-                continue;
-            }
-            let Some(token) = (self.mint)() else {
+            let leaves = self.waiters.get(id).is_some_and(|waiter| self.leaving.contains_key(&waiter.conn));
+            let token = if leaves || steps == STEP { None } else { (self.mint)() };
+            if steps == STEP || (token.is_none() && !leaves) {
                 self.stalled.insert(slot);
-                return;
-            };
-            let Some(waiter) = self.leave_queue(id) else { return };
+                return steps;
+            }
+            steps += 1;
+            let Some(waiter) = self.leave_queue(id) else { return steps };
+            let Some(token) = token else { continue };
             let (conn, lease) = (waiter.conn, waiter.lease);
-            let Some(holder) = self.hold(now, slot, conn, token.clone(), lease) else { return };
+            let Some(holder) = self.hold(now, slot, conn, token.clone(), lease) else { return steps };
             if waiter.attended {
                 self.waiters.deliver(id, waiter, Ok(Grant { token, lease }));
             } else {
@@ -186,6 +205,7 @@ impl LockTable {
             }
         }
         self.keys.settle(now, slot);
+        steps
     }
 
     pub(super) fn hand_on_all(&mut self, now: Instant, slots: Vec<KeySlot>) {

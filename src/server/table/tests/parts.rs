@@ -53,7 +53,7 @@ fn stats_in_parts_name_every_key_once() {
     let t = expired();
     let (mut rows, mut from) = (Vec::new(), 0);
     loop {
-        let (part, more) = t.table.stats_part(t.now, from..from + 10);
+        let (part, more) = t.table.stats_part(t.now, from..from + 10, None);
         assert!(part.locks.len() <= 10);
         rows.extend(part.locks);
         if !more {
@@ -68,7 +68,7 @@ fn stats_in_parts_name_every_key_once() {
 #[test]
 fn a_part_of_stats_behind_the_last_place_is_empty() {
     let t = expired();
-    assert_eq!(t.table.stats_part(t.now, KEYS..KEYS + 10), (StatsResult::default(), false));
+    assert_eq!(t.table.stats_part(t.now, KEYS..KEYS + 10, None), (StatsResult::default(), false));
 }
 
 /// A connection that leaves: holders, with a waiter each; places in queues; registrations; lost ones.
