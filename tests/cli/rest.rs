@@ -9,22 +9,24 @@ use std::process::Command;
 use crate::dflockd::{Dflockd, until};
 use crate::support::{dflock, run, runs, start};
 
-/// Leaves one that runs in the command's group and an orphan in a session of its own behind, and
-/// prints the numbers of both.
-const LEAVES: &str = "exec 3>&1 >/dev/null 2>&1; sleep 1000 3>&- & echo $! >&3; \
-                      (setsid sh -c 'echo $$ >&3; exec 3>&-; exec sleep 1000' &); exit 4";
+/// Leaves one that runs in the command's group and an orphan in a session of its own behind, when the
+/// numbers of both stand in the files.
+const LEAVES: &str = "exec >&- 2>&-; sleep 1000 & echo $! >\"$1\"; \
+                      (setsid sh -c 'echo $$ >\"$0\"; exec sleep 1000' \"$2\" &); \
+                      until test -s \"$2\"; do sleep 0.01; done; exit 4";
 
 /// Runs it, and returns the numbers of the two.
 #[track_caller]
 fn left_by(flags: &[&str]) -> (String, String) {
     let server = Dflockd::start::<&str>(&[], &[]);
-    // The second one may come to print its number only after the script has ended.
-    let script = LEAVES.replace("exit 4", "exec 3>&-; sleep 0.3; exit 4");
-    let ended = run(&server, &[&["run", "k"], flags, &["--shell", &script]].concat());
+    let directory = tempfile::tempdir().expect("there is room");
+    let files = ["in-group", "apart"].map(|name| directory.path().join(name));
+    let [in_group, apart] = files.each_ref().map(|file| file.to_str().expect("text"));
+    let ended = run(&server, &[&["run", "k"], flags, &["--shell", LEAVES, in_group, apart]].concat());
     assert_eq!(ended.code, Some(4), "the command's own: {ended:?}");
-    let mut pids = ended.out.lines().map(str::to_owned);
     assert_eq!(run(&server, &["run", "--try", "k", "--", "true"]).code, Some(0), "the key is free");
-    (pids.next().expect("one"), pids.next().expect("another"))
+    let [in_group, apart] = files.map(|file| std::fs::read_to_string(file).expect("it is written"));
+    (in_group.trim().to_owned(), apart.trim().to_owned())
 }
 
 fn kill(pid: &str) {

@@ -7,6 +7,7 @@ mod exit;
 mod family;
 mod file;
 mod files;
+mod help;
 mod hold;
 mod output;
 mod pages;
