@@ -125,8 +125,8 @@
 //! its metadata), read it together with the object's version, stop if it is higher than yours, and
 //! write on the condition that the version has not changed (`If-Match`); if the condition fails,
 //! begin again. Fences are for locks: the holders of a semaphore have different ones at one time.
-//! They grow over a server's restarts where it has a `--fence-state-file`. A fence that falls is
-//! logged as a warning, once per key.
+//! They grow over a server's restarts where it has a `--fence-state-file`. A lock's fence that falls
+//! is logged as a warning, once per key.
 //!
 //! ## When the connection ends
 //!

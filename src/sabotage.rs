@@ -43,3 +43,44 @@ pub(crate) use switch::is_broken;
 pub(crate) const fn is_broken(_: Rule) -> bool {
     false
 }
+
+/// What a test waits for that looks at events: they are told on another thread.
+#[cfg(feature = "_sabotage")]
+mod events {
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::thread;
+    use std::time::{Duration, Instant};
+
+    static QUEUED: AtomicU64 = AtomicU64::new(0);
+    static TOLD: AtomicU64 = AtomicU64::new(0);
+
+    /// Blocks until every event that has happened in this process was told to its listener.
+    pub fn await_listeners() {
+        let (queued, start) = (QUEUED.load(Ordering::SeqCst), Instant::now());
+        while TOLD.load(Ordering::SeqCst) < queued {
+            assert!(start.elapsed() < Duration::from_secs(60), "a listener is stuck");
+            thread::sleep(Duration::from_micros(20));
+        }
+    }
+
+    #[cfg(any(feature = "client", feature = "file"))]
+    pub(crate) fn event_queued() {
+        QUEUED.fetch_add(1, Ordering::SeqCst);
+    }
+
+    #[cfg(any(feature = "client", feature = "file"))]
+    pub(crate) fn event_told() {
+        TOLD.fetch_add(1, Ordering::SeqCst);
+    }
+}
+
+#[cfg(feature = "_sabotage")]
+pub use events::await_listeners;
+#[cfg(all(feature = "_sabotage", any(feature = "client", feature = "file")))]
+pub(crate) use events::{event_queued, event_told};
+
+#[cfg(all(not(feature = "_sabotage"), any(feature = "client", feature = "file")))]
+pub(crate) const fn event_queued() {}
+
+#[cfg(all(not(feature = "_sabotage"), any(feature = "client", feature = "file")))]
+pub(crate) const fn event_told() {}

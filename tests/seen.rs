@@ -8,9 +8,11 @@ mod faces;
 mod peers;
 
 use std::io::Write;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 use std::time::Duration;
 
+use dflockd_client::sabotage::await_listeners;
 use dflockd_client::server::ServerConfig;
 use dflockd_client::test_util::TestServer;
 use dflockd_client::{Builder, ClientTarget, LeaseChange, LeaseEvent, LockClient, LostReason};
@@ -76,9 +78,14 @@ impl Events {
         (face.build(builder), events)
     }
 
+    fn all(&self) -> Vec<LeaseEvent> {
+        await_listeners();
+        self.0.lock().unwrap().clone()
+    }
+
     /// Their names, and the key and grantor of all.
     fn names(&self) -> Vec<&'static str> {
-        let events = self.0.lock().unwrap();
+        let events = self.all();
         assert!(
             events.iter().all(|event| event.key.to_string() == "k" && &*event.grantor == "127.0.0.1:6388")
         );
@@ -205,36 +212,82 @@ async fn nothing_secret_is_logged_or_printed(face: Face) {
     };
     server.builder().auth_token("open-sesamf").build().unwrap().stats().await.unwrap_err();
     sleep(60 * S).await;
-    let printed = format!("{}{error:?}{error}{client:?}{lock:?}{:?}", log.text(), events.0.lock().unwrap());
+    let printed = format!("{}{error:?}{error}{client:?}{lock:?}{:?}", log.text(), events.all());
     assert!(printed.len() > 1000);
     assert!(!printed.contains(&token), "a token is shown");
     assert!(!printed.contains(&token[..9]) && !printed.contains(&token[23..]), "a token is shown in part");
     assert!(!printed.contains("open-sesam"), "the auth token is shown");
 }
 
-#[tokio::test(start_paused = true)]
-async fn a_fence_that_falls_is_one_warning_per_key() {
-    let (log, _capturing) = Log::capture();
-    let dial = Peers::new(|_, _| {
-        peer(|far| async move {
+/// A client of a server that grants with these fences, whatever it is asked for.
+fn granting(fences: &'static [u64]) -> LockClient {
+    let dial = Peers::new(move |_, _| {
+        peer(move |far| async move {
             let mut wire = Wire::new(far);
-            for fence in [7, 9, 8, 3, 10_u64] {
-                wire.request().await;
-                wire.send(format!("ok {fence:016x}00112233445566aa 10\n")).await;
-                wire.request().await;
-                wire.send("ok\n").await;
+            let mut fences = fences.iter();
+            while let Some(request) = wire.request().await {
+                if request.starts_with("l ") || request.starts_with("sl ") {
+                    let fence = fences.next().unwrap();
+                    wire.send(format!("ok {fence:016x}00112233445566aa 10\n")).await;
+                } else {
+                    wire.send("ok\n").await;
+                }
             }
         })
     });
-    let lock = LockClient::builder().dial(dial).build().unwrap().lock("job").unwrap();
+    LockClient::builder().dial(dial).build().unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_fence_that_falls_is_one_warning_per_key() {
+    let (log, _capturing) = Log::capture();
+    let lock = granting(&[7, 9, 8, 3, 10]).lock("job").unwrap();
     for _ in 0..5 {
         lock.acquire().await.unwrap().release().await.unwrap();
+        sleep(S).await;
     }
     let warnings = log.lines(&["WARN"]);
     assert_eq!(warnings.len(), 1, "{warnings:?}");
     for part in ["the fence fell", "key=job", "fence=8", "highest=9", "127.0.0.1:6388"] {
         assert!(warnings[0].contains(part), "{part}: {warnings:?}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn fences_of_a_semaphore_are_not_compared_unless_it_is_a_lock() {
+    for (limit, warned) in [(2, 0), (1, 1)] {
+        let (log, _capturing) = Log::capture();
+        let slots = granting(&[9, 8]).semaphore("slots", limit).unwrap();
+        for _ in 0..2 {
+            slots.acquire().await.unwrap().release().await.unwrap();
+            sleep(S).await;
+        }
+        assert_eq!(log.lines(&["WARN", "the fence fell"]).len(), warned, "a limit of {limit}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn grants_that_crossed_are_no_fall() {
+    let (log, _capturing) = Log::capture();
+    // The second connection's grant is the older one, and is heard of later.
+    let dial = Peers::new(|_, dials| {
+        peer(move |far| async move {
+            let mut wire = Wire::new(far);
+            while let Some(request) = wire.request().await {
+                let is_acquire = request.starts_with("l ");
+                sleep(if is_acquire { S * (1 + dials as u32) } else { Duration::ZERO }).await;
+                let fence = 9 - dials;
+                let grant = format!("ok {fence:016x}00112233445566aa 100\n");
+                let renewed = if request.starts_with("n ") { "ok 100\n" } else { "ok\n" };
+                wire.send(if is_acquire { grant } else { renewed.into() }).await;
+            }
+        })
+    });
+    let lock = LockClient::builder().dial(dial).build().unwrap().lock("job").unwrap().isolated();
+    let (first, second) = tokio::join!(lock.acquire(), lock.acquire());
+    let fences = [first, second].map(|guard| guard.unwrap().fence().map(dflockd_client::Fence::get));
+    assert!(fences.contains(&Some(9)) && fences.contains(&Some(8)), "{fences:?}");
+    assert!(log.lines(&["WARN", "the fence fell"]).is_empty(), "{}", log.text());
 }
 
 async fn the_listener_hears_of_each_step_of_a_lease(face: Face) {
@@ -249,7 +302,7 @@ async fn the_listener_hears_of_each_step_of_a_lease(face: Face) {
     guard.release().await.unwrap();
     let names = events.names();
     assert_eq!((names[0], names[1], *names.last().unwrap()), ("granted", "renewed", "released"));
-    assert!(events.0.lock().unwrap().iter().all(|event| event.fence == fence));
+    assert!(events.all().iter().all(|event| event.fence == fence));
 
     drop(lock.acquire().await.unwrap());
     sleep(S).await;
@@ -284,5 +337,34 @@ async fn a_listener_that_panics_does_the_lease_no_harm() {
     sleep(100 * S).await;
     assert!(guard.is_held());
     guard.release().await.unwrap();
-    assert!(!log.lines(&["ERROR", "the listener to lease events panicked"]).is_empty());
+    await_listeners();
+    // Once, however often it does.
+    assert_eq!(log.lines(&["ERROR", "the listener to lease events panicked"]).len(), 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_listener_that_is_stuck_holds_up_no_lease_and_is_told_of_all_in_the_end() {
+    let server = TestServer::new();
+    let (go, gone) = mpsc::channel::<()>();
+    let (tell, told) = mpsc::channel();
+    let gone = Mutex::new(gone);
+    let builder = server.builder().renew_jitter(0.0).lease_ttl(10 * S).on_event(move |event| {
+        // Until the test is at its end.
+        let _ = gone.lock().unwrap().recv();
+        let thread = thread::current().name().map(str::to_owned);
+        tell.send((format!("{:?}", event.change), thread)).unwrap();
+    });
+    let client = builder.build().unwrap();
+    let guard = client.lock("k").unwrap().acquire().await.unwrap();
+    sleep(11 * S).await;
+    assert!(guard.is_held());
+    guard.release().await.unwrap();
+    assert!(server.stats().locks.is_empty());
+    assert_eq!((client.metrics().renewals, client.metrics().dropped_events), (2, 0));
+    drop(client);
+    drop(go);
+    let (events, threads): (Vec<_>, Vec<_>) = told.iter().unzip();
+    let (granted, renewed) = ("Granted { ttl: 10s }", "Renewed { ttl: 10s }");
+    assert_eq!(events, [granted, renewed, renewed, "Released"]);
+    assert!(threads.iter().all(|name| name.as_deref() == Some("dflockd-events")), "{threads:?}");
 }

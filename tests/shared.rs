@@ -499,7 +499,7 @@ async fn a_client_counts_what_it_does() {
     assert_eq!((metrics.acquires, metrics.waits, metrics.waiting, metrics.failures), (2, 1, 0, 1));
     assert_eq!((metrics.renewals, metrics.releases, metrics.in_flight), (1, 0, 0));
     assert_eq!(metrics.acquire_latency.count(), 2);
-    assert!(metrics.acquire_latency.max() < S);
+    assert_eq!(metrics.acquire_latency.max(), Duration::ZERO, "nothing was waited for");
     assert!(metrics.round_trip_latency.count() >= 5, "{metrics:?}");
     one.release().await.unwrap();
     server.cut();
@@ -509,6 +509,32 @@ async fn a_client_counts_what_it_does() {
     let metrics = locks.metrics();
     assert_eq!((metrics.releases, metrics.losses, metrics.leases), (1, 1, 0), "{metrics:?}");
     assert_eq!(rival.metrics().acquires, 1, "clients count for themselves");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_tells_how_long_its_acquires_and_its_requests_took() {
+    let server = TestServer::new();
+    let (locks, rival) = (server.locks(), server.elsewhere().locks());
+    let free = locks.lock("free").unwrap().acquire().await.unwrap();
+    let held = rival.lock("busy").unwrap().acquire().await.unwrap();
+    let lock = locks.lock("busy").unwrap();
+    let waiting = tokio::spawn(async move { lock.acquire().await.unwrap() });
+    sleep(2 * S).await;
+    held.release().await.unwrap();
+    let _held = waiting.await.unwrap();
+    let about = |took: Duration, told: Duration| took >= told && took <= told + told / 50;
+    let latency = locks.metrics().acquire_latency;
+    assert!(about(latency.max(), 2 * S) && about(latency.quantile(0.99), 2 * S), "{latency:?}");
+    assert!(about(latency.mean(), S) && latency.quantile(0.5) < S && latency.count() == 2, "{latency:?}");
+    // A request that is answered late.
+    assert!(locks.metrics().round_trip_latency.max() < S, "a wait is none");
+    server.partition();
+    let renewing = tokio::spawn(async move { free.renew().await.map(|_| free) });
+    sleep(3 * S).await;
+    server.heal();
+    let _free = renewing.await.unwrap().unwrap();
+    let latency = locks.metrics().round_trip_latency;
+    assert!(about(latency.max(), 3 * S) && latency.quantile(0.5) < S, "{latency:?}");
 }
 
 #[test]

@@ -227,27 +227,30 @@ impl<T: Target> Builder<T> {
         self
     }
 
-    /// Calls `listener` at everything that happens to a lease, for those who count. It is called
-    /// on the task that causes the event, so it must not block. Defaults to none.
+    /// Calls `listener` at everything that happens to a lease, for those who count. Defaults to none.
+    ///
+    /// It is called in order, on a thread that it has to itself, so it may block, and a panic in it is
+    /// logged: no lease waits for it. Up to 65,536 events are kept for it; what comes beyond that is dropped,
+    /// counted in [`Metrics::dropped_events`](crate::Metrics::dropped_events) and warned of. It is told of
+    /// what happened a moment later, then: ask the lease how it stands. What is left when the client and its
+    /// leases are gone is still told, but not what is left when the process ends.
     ///
     /// # Examples
     /// ```
     /// # use dflockd_client::test_util::TestServer;
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
     /// # let server = TestServer::new();
-    /// use dflockd_client::LeaseChange;
-    /// use std::sync::{Arc, atomic::{AtomicUsize, Ordering::Relaxed}};
-    /// let losses = Arc::new(AtomicUsize::new(0));
-    /// let counted = losses.clone();
+    /// use dflockd_client::{LeaseChange, LostReason};
+    /// let (tell, losses) = std::sync::mpsc::channel();
     /// let locks = server.builder().on_event(move |event| {
-    ///     if let LeaseChange::Lost(_) = event.change {
-    ///         counted.fetch_add(1, Relaxed);
+    ///     if let LeaseChange::Lost(reason) = event.change {
+    ///         tell.send(reason).unwrap_or_default();
     ///     }
     /// }).build()?;
     /// let guard = locks.lock("account:17")?.acquire().await?;
     /// server.cut();
     /// guard.lost().await;
-    /// assert_eq!(losses.load(Relaxed), 1);
+    /// assert_eq!(losses.recv(), Ok(LostReason::ConnectionClosed));
     /// # Ok(()) }
     /// ```
     pub fn on_event(mut self, listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {

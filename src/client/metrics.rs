@@ -42,6 +42,9 @@ pub struct Metrics {
     pub releases: u64,
     /// Leases whose release failed.
     pub release_failures: u64,
+    /// Events that the [listener](crate::Builder::on_event) was not told, because 65,536 waited for it
+    /// already.
+    pub dropped_events: u64,
     /// From the call of an acquire to its guard, waiting included.
     pub acquire_latency: Latency,
     /// From making a request that the server answers at once to its answer.
@@ -60,8 +63,8 @@ impl Latency {
     }
 
     fn record(&mut self, took: Duration) {
-        // It grows as needed: nothing is out of its range but what a u64 cannot hold either.
-        self.0.saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
+        // It grows as needed; a value that it has no memory to grow for is not worth an error.
+        let _ = self.0.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
     }
 
     /// How often it was done.
@@ -166,6 +169,7 @@ impl Meter {
             losses: count(&tally.lost),
             releases: count(&tally.released),
             release_failures: count(&tally.release_failed),
+            dropped_events: count(&tally.untold),
             acquire_latency: lock(&self.acquires).clone(),
             round_trip_latency: lock(&self.round_trips).clone(),
         }
@@ -183,5 +187,40 @@ pub(crate) struct WaitsOn<'a>(&'a AtomicUsize);
 impl Drop for WaitsOn<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_latency_is_told_to_two_digits_from_a_microsecond_to_a_year() {
+        let year = Duration::from_secs(365 * 24 * 3600);
+        for took in [1, 255, 256, 2_000, 2_000_000, 3_600_000_000]
+            .map(Duration::from_micros)
+            .into_iter()
+            .chain([year])
+        {
+            let mut latency = Latency::new();
+            latency.record(Duration::from_micros(1));
+            (0..99).for_each(|_| latency.record(took));
+            for told in [latency.quantile(0.5), latency.quantile(0.99), latency.max()] {
+                assert!(told >= took && told <= took + took / 100, "{took:?} is told as {told:?}");
+            }
+            assert!(
+                latency.mean() > took.mul_f64(0.98) && latency.mean() < took.mul_f64(1.02),
+                "{latency:?}"
+            );
+            assert_eq!((latency.count(), latency.quantile(0.001)), (100, Duration::from_micros(1)));
+        }
+    }
+
+    #[test]
+    fn the_longest_time_that_there_is_has_a_place() {
+        let mut latency = Latency::new();
+        latency.record(Duration::MAX);
+        assert!(latency.max() >= Duration::from_micros(u64::MAX / 100 * 99));
+        assert_eq!(latency.count(), 1);
     }
 }

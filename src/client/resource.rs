@@ -264,7 +264,7 @@ impl Resource {
         };
         let now = Instant::now();
         let is_stale = now - sent > (grant.lease / 10).min(self.pool.options.keepalive_interval);
-        Either::Left(ready(match self.engine(berth, &grant) {
+        Either::Left(ready(match self.engine(berth, &grant, (sent, now)) {
             Err(error) => Err(error),
             Ok(engine) if is_stale => {
                 return Either::Right(Box::pin(self.hold_renewed(engine, answer, grant)));
@@ -292,9 +292,13 @@ impl Resource {
         Err(error.on_server(&server))
     }
 
-    fn engine(&self, berth: Berth, grant: &Grant) -> Result<ServerLease> {
+    /// `heard` is when the grant was asked for, and when it came.
+    fn engine(&self, berth: Berth, grant: &Grant, heard: (Instant, Instant)) -> Result<ServerLease> {
         let ttl = Seconds::ceil("lease", grant.lease)?;
-        self.pool.fences.granted(&self.key, grant.token.fence(), berth.session().server());
+        // The holders of a semaphore have different fences at one time.
+        if self.limit.is_none_or(|limit| limit.get() == 1) {
+            self.pool.fences.granted(&self.key, grant.token.fence(), heard, berth.session().server());
+        }
         Ok(ServerLease {
             number: self.pool.leases.number(),
             shard: berth.shard(),

@@ -190,8 +190,9 @@ impl Builder {
     }
 
     /// Calls `listener` at everything that happens to a lease that
-    /// [`acquire`](FileLock::acquire) gave, on the task that causes it, so it must not block.
-    /// Defaults to none.
+    /// [`acquire`](FileLock::acquire) gave, in order, on a thread that it has to itself: it may block, and
+    /// no lease waits for it. Up to 65,536 events are kept for it; what comes beyond that is dropped, and
+    /// warned of. Defaults to none.
     pub fn on_event(mut self, listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
         self.terms.listener = Listener::new(listener);
         self

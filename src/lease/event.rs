@@ -1,7 +1,5 @@
 //! What happens to leases, told to whoever counts. Knows of no engine.
 
-use std::fmt;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,6 +9,7 @@ use tracing::Span;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::LostReason;
 use crate::lease::guard::Terms;
+use crate::lease::listener::Listener;
 use crate::lease::standing::Standing;
 use crate::types::{Fence, Key, printable};
 
@@ -57,24 +56,6 @@ pub enum LeaseChange {
     Forgotten,
 }
 
-/// Whoever listens. Called on the task that causes the event.
-#[derive(Clone, Default)]
-pub(crate) struct Listener(Option<Arc<Listen>>);
-
-type Listen = dyn Fn(&LeaseEvent) + Send + Sync;
-
-impl Listener {
-    pub(crate) fn new(listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
-        Self(Some(Arc::new(listener)))
-    }
-}
-
-impl fmt::Debug for Listener {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Listener" } else { "no Listener" })
-    }
-}
-
 /// Counts what happens to many leases.
 #[derive(Debug, Default)]
 pub(crate) struct Tally {
@@ -84,6 +65,7 @@ pub(crate) struct Tally {
     pub(crate) lost: AtomicU64,
     pub(crate) released: AtomicU64,
     pub(crate) release_failed: AtomicU64,
+    pub(crate) untold: AtomicU64,
 }
 
 impl Tally {
@@ -173,14 +155,14 @@ impl Teller {
         Error::new(kind, detail).during(operation).for_key(&self.key).on_server(&self.grantor)
     }
 
-    /// What the listener does wrong does the lease no harm.
     fn tell(&self, change: LeaseChange) {
         self.tally.count(&change);
-        let Some(listener) = &self.listener.0 else { return };
-        let (key, grantor) = (self.key.clone(), self.grantor.clone());
-        let event = LeaseEvent { key, fence: self.fence, grantor, change };
-        if catch_unwind(AssertUnwindSafe(|| listener(&event))).is_err() {
-            tracing::error!(parent: &self.span, "the listener to lease events panicked");
+        let event = || {
+            let (key, grantor) = (self.key.clone(), self.grantor.clone());
+            LeaseEvent { key, fence: self.fence, grantor, change }
+        };
+        if !self.listener.tell(event) {
+            self.tally.untold.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -10,8 +10,9 @@ use tracing::Instrument;
 
 use crate::error::Result;
 use crate::lease::engine::Engine;
-use crate::lease::event::{Listener, Tally, Teller};
+use crate::lease::event::{Tally, Teller};
 use crate::lease::handle::Lease;
+use crate::lease::listener::Listener;
 use crate::lease::renewal::{Pace, Renewal};
 use crate::lease::state::Shared;
 use crate::lease::task;

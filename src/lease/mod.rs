@@ -13,6 +13,8 @@ mod guard;
 #[cfg(any(feature = "client", feature = "file"))]
 mod handle;
 #[cfg(any(feature = "client", feature = "file"))]
+mod listener;
+#[cfg(any(feature = "client", feature = "file"))]
 mod signal;
 #[cfg(any(feature = "client", feature = "file"))]
 mod standing;
@@ -28,8 +30,8 @@ pub(crate) use {engine::Releaser, event::Tally, handle::WeakLease};
 #[cfg(any(feature = "client", feature = "file"))]
 pub(crate) use {
     engine::{Done, Engine, Incident},
-    event::Listener,
     guard::Terms,
+    listener::Listener,
 };
 #[cfg(any(feature = "client", feature = "file"))]
 pub use {
