@@ -57,6 +57,7 @@ impl Drop for Pool {
     fn drop(&mut self) {
         if !self.origin.is_here() {
             mem::forget(mem::take(&mut self.shelves));
+            mem::forget(self.rescues.clone());
             mem::forget(mem::replace(&mut self.closed, watch::Sender::new(true)));
         }
     }
