@@ -13,9 +13,10 @@ import tempfile
 import time
 import traceback
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 
+import flufl.lock._lockfile
 from flufl.lock import Lock, LockState, NotLockedError, TimeOutError
 
 CHECKS = []
@@ -219,6 +220,53 @@ def both_break_the_same_expired_locks_and_no_count_is_lost(tmp):
     expect(os.listdir(tmp) == ["counter"], os.listdir(tmp))
 
 
+def wait(path):
+    """Waits for a lock that it never breaks, as a process of its own; says which one, and when it has had it."""
+    flufl.lock._lockfile.CLOCK_SLOP = timedelta(days=1)
+    lock = Quick(path)
+    print(os.getpid(), lock.claimfile, flush=True)
+    lock.lock()
+    lock.unlock()
+    print("had it", flush=True)
+
+
+# A namespace of process numbers, and in it a number that no process out here is likely to have.
+ELSEWHERE = ["unshare", "--pid", "--fork", "--kill-child", "sh", "-c",
+             "until [ \"$(sh -c 'echo $$')\" -ge \"$FIRST\" ]; do :; done; \"$0\" \"$@\"; exit $?"]
+
+
+def free_number():
+    taken = {int(name) for name in os.listdir("/proc") if name.isdigit()}
+    return next(n for n in range(300, 30_000) if not taken.intersection(range(n, n + 100)))
+
+
+@check
+def a_waiter_of_pythons_in_another_process_namespace_keeps_its_claim(tmp):
+    if subprocess.run([*ELSEWHERE[:4], "true"], stderr=subprocess.DEVNULL).returncode:
+        print("!!! SKIPPED: this machine makes no namespace of process numbers")
+        return
+    path = tmp / "x.lck"
+    lock = Lock(str(path))
+    lock.lock()
+    command = [*ELSEWHERE, sys.executable, "-P", __file__, "--wait", path]
+    environment = os.environ | {"FIRST": str(free_number())}
+    waiter = subprocess.Popen(list(map(str, command)), stdout=subprocess.PIPE, text=True, env=environment)
+    pid, claim = waiter.stdout.readline().split(" ", 1)
+    claim = Path(claim.strip())
+    expect(not Path(f"/proc/{pid}").exists(), f"{pid} runs out here as well")
+    while not claim.exists():
+        time.sleep(0.01)
+    expire(claim)
+    expire(path)
+    holder = ours("hold", path)
+    expect(holder.stdout.readline() == "held\n", "it is broken")
+    expect(claim.exists(), "the waiter's claim stays")
+    holder.communicate("leave\n", timeout=60)
+    out, _ = waiter.communicate(timeout=60)
+    expect((waiter.returncode, out) == (0, "had it\n"), f"{waiter.returncode}: {out}")
+    expect(os.listdir(tmp) == [], os.listdir(tmp))
+
+
 def run(function):
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as tmp:
@@ -247,5 +295,7 @@ def main():
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--count"]:
         count(*sys.argv[2:])
+    elif sys.argv[1:2] == ["--wait"]:
+        wait(*sys.argv[2:])
     else:
         sys.exit(main())

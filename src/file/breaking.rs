@@ -7,7 +7,6 @@ use std::time::{Duration, SystemTime};
 use crate::error::Result;
 use crate::file::contender::{Contender, Stage, Step};
 use crate::file::disk::{self, Content, FileId};
-use crate::file::host;
 use crate::file::name::{self, ClaimName};
 use crate::types::printable;
 
@@ -75,7 +74,9 @@ impl Contender {
         // From now on it looks fresh to peers that know of no challenges, and they leave it alone.
         let lockfile = &self.settings.lockfile;
         let touched = disk::touch_exactly(lockfile, &judged, self.settings.expiry(self.settings.lifetime));
-        let Some(mtime) = touched.map_err(|e| self.settings.io("could not touch it", lockfile, e))? else {
+        let Some(mtime) =
+            touched.map_err(|e| self.settings.io("could not set the times of it", lockfile, e))?
+        else {
             return self.withdraw(id);
         };
         judged.stat.mtime = mtime;
@@ -158,7 +159,7 @@ impl Contender {
         Ok(entered)
     }
 
-    /// Removes the broken lock's claim, and the claims of processes of this machine that are dead.
+    /// Removes the broken lock's claim, and the claims of processes that are known to be dead.
     fn clean(&self, judged: &Content) -> Result<()> {
         if let Some(claim) = ClaimName::beside(&judged.text, &self.settings.lockfile) {
             self.remove_claim_of(&claim, judged)?;
@@ -166,8 +167,9 @@ impl Contender {
         for path in self.files()? {
             let Some(text) = name::bytes_of(&path) else { continue };
             let Some(claim) = self.parse(&text) else { continue };
-            let dead = claim.hostname == self.settings.hostname.as_bytes() && !host::is_alive(claim.pid);
-            if dead && self.stat(&path)?.is_some_and(|found| self.settings.is_expired(found.mtime)) {
+            if self.settings.is_dead(&claim)
+                && self.stat(&path)?.is_some_and(|found| self.settings.is_expired(found.mtime))
+            {
                 self.remove_other(&path)?;
             }
         }
@@ -204,5 +206,48 @@ impl Contender {
             std::thread::sleep(CONFIRM_PAUSE);
         }
         Ok(false)
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::FileLock;
+    use crate::file::mark::{Mark, tests::elsewhere};
+    use std::fs::{self, File};
+
+    fn old(path: &Path) {
+        let end = SystemTime::now() - Duration::from_secs(1000);
+        File::open(path).and_then(|file| file.set_modified(end)).unwrap();
+    }
+
+    #[test]
+    fn a_breaker_takes_away_the_claims_of_those_alone_that_it_knows_to_be_dead() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.lck");
+        let (here, elsewhere) = (Mark::here(), elsewhere());
+        let (own, dead) = (std::process::id(), u32::MAX);
+        let waiting = |host: &str, pid: u32, salt: u64| {
+            let claim = name::claim(&path, "|", host, pid, salt);
+            fs::write(&claim, name::bytes_of(&claim).unwrap()).unwrap();
+            old(&claim);
+            claim
+        };
+        // Python's numbers are random, and have no mark.
+        let stay = [
+            waiting("here", own, here.salt()),
+            waiting("here", dead, elsewhere.salt()),
+            waiting("here", dead, 17),
+            waiting("far", dead, here.salt()),
+        ];
+        let goes = waiting("here", dead, here.salt());
+        let broken = waiting("here", dead, elsewhere.salt());
+        fs::hard_link(&broken, &path).unwrap();
+
+        let lock = FileLock::builder(&path).hostname("here").build().unwrap();
+        assert!(lock.try_lock().unwrap());
+        assert!(stay.iter().all(|claim| claim.exists()), "{:?}", fs::read_dir(dir.path()).unwrap().count());
+        assert!(!goes.exists());
+        assert!(!broken.exists(), "the broken lock's own goes whoever made it");
     }
 }

@@ -57,7 +57,7 @@ pub(super) enum Step {
 
 impl Contender {
     pub(super) fn new(settings: Arc<Settings>) -> Self {
-        let (pid, salt) = (std::process::id(), fastrand::u64(0..=name::MOST_SALT));
+        let (pid, salt) = (std::process::id(), settings.mark.salt());
         let claim = name::claim(&settings.lockfile, &settings.separator, &settings.hostname, pid, salt);
         Self {
             challenge: name::challenge(&claim, &settings.separator),
@@ -126,7 +126,7 @@ impl Contender {
     pub(super) fn touch(&mut self, expiry: SystemTime) -> Result<()> {
         if self.expiry != expiry {
             disk::touch(&self.claim, expiry)
-                .map_err(|e| self.settings.io("could not touch", &self.claim, e))?;
+                .map_err(|e| self.settings.io("could not set the times of", &self.claim, e))?;
             self.expiry = expiry;
         }
         Ok(())
@@ -207,7 +207,7 @@ impl Contender {
             Ok(false) => return Ok(false),
             // What one may not touch one does not own.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(false),
-            Err(error) => return Err(self.settings.io("could not touch", &self.claim, error)),
+            Err(error) => return Err(self.settings.io("could not set the times of", &self.claim, error)),
         }
         // In this order: what was not over when it was seen to be ours was nobody's to break.
         let ours = self.is_ours(id)? && (self.settings.now() < self.expiry || self.confirm(id, expiry)?);

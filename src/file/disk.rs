@@ -108,7 +108,17 @@ pub(super) fn write(path: &Path, text: &[u8]) -> io::Result<FileId> {
 }
 
 pub(super) fn link(from: &Path, to: &Path) -> io::Result<()> {
-    fs::hard_link(from, to)
+    fs::hard_link(from, to).map_err(named)
+}
+
+/// An error of `link`, which becomes [`Unsupported`](io::ErrorKind::Unsupported) where it means that
+/// the file system has no hard links: by its number alone it may look like a lack of permission.
+fn named(error: io::Error) -> io::Error {
+    if !system::has_no_links(&error) {
+        return error;
+    }
+    let fault = format!("the file system has no hard links, without which there is no lock file: {error}");
+    io::Error::new(io::ErrorKind::Unsupported, fault)
 }
 
 pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
@@ -142,6 +152,7 @@ mod system {
     use std::time::{SystemTime, UNIX_EPOCH};
 
     use rustix::fs::{AtFlags, CWD, Timespec, Timestamps, utimensat};
+    use rustix::io::Errno;
 
     fn describe(metadata: &Metadata) -> io::Result<Stat> {
         Ok(Stat {
@@ -162,7 +173,16 @@ mod system {
     }
 
     pub(super) fn is_a_directory() -> io::Error {
-        rustix::io::Errno::ISDIR.into()
+        Errno::ISDIR.into()
+    }
+
+    /// File systems without hard links say so in each of these ways. A claim is its contender's own
+    /// and has one link, so that nothing else is meant by them.
+    pub(super) fn has_no_links(error: &io::Error) -> bool {
+        let found = Errno::from_io_error(error);
+        found.is_some_and(|errno| {
+            [Errno::PERM, Errno::OPNOTSUPP, Errno::NOTSUP, Errno::NOSYS, Errno::MLINK].contains(&errno)
+        })
     }
 
     pub(super) fn touch(path: &Path, time: SystemTime) -> io::Result<()> {
@@ -202,8 +222,34 @@ mod system {
         io::ErrorKind::IsADirectory.into()
     }
 
+    /// A file system without hard links, such as FAT, calls the function invalid or not supported.
+    pub(super) fn has_no_links(error: &io::Error) -> bool {
+        const ERROR_INVALID_FUNCTION: i32 = 1;
+        const ERROR_NOT_SUPPORTED: i32 = 50;
+        matches!(error.raw_os_error(), Some(ERROR_INVALID_FUNCTION | ERROR_NOT_SUPPORTED))
+    }
+
     pub(super) fn touch(path: &Path, time: SystemTime) -> io::Result<()> {
         let file = File::options().write(true).open(path)?;
         file.set_times(FileTimes::new().set_modified(time).set_accessed(time))
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use rustix::io::Errno;
+
+    #[test]
+    fn what_link_says_where_there_are_no_hard_links_is_told_apart_from_a_lack_of_permission() {
+        for errno in [Errno::PERM, Errno::OPNOTSUPP, Errno::NOSYS, Errno::MLINK] {
+            let error = named(errno.into());
+            assert_eq!(error.kind(), io::ErrorKind::Unsupported, "{errno:?}");
+            assert!(error.to_string().contains("no hard links"), "{error}");
+        }
+        for errno in [Errno::ACCESS, Errno::EXIST, Errno::NOENT, Errno::NOSPC, Errno::ROFS, Errno::STALE] {
+            let error = named(errno.into());
+            assert_eq!(error.raw_os_error(), Some(errno.raw_os_error()), "{errno:?}");
+        }
     }
 }

@@ -43,8 +43,10 @@
 //!   whoever comes next.
 //! - **What is no lock is never touched**: a file whose text has not the four fields of a claim stays
 //!   as it is, and whoever wants the lock times out.
-//! - **Nothing is left behind** by an error, a timeout or a dropped future; what the dead have left,
-//!   the next breaker takes away (claims of this machine's dead processes, and the broken lock's).
+//! - **Nothing is left behind** by an error, a timeout or a dropped future. Of what the dead have left,
+//!   the next breaker takes away the broken lock's claim, and those whose process is known to be dead.
+//! - **What may be a living one's stays.** A process number says nothing in another container, and a
+//!   host's name may be several machines': see "Who is dead".
 //! - **No order.** Waiters poll, each with pauses of its own from 1 ms up to
 //!   [`poll`](Builder::poll), so that luck decides who is next. A dflockd server hands out in order.
 //!
@@ -98,6 +100,21 @@
 //! A breaker that crashes leaves its challenge, and others wait for 5 s and the slop before they
 //! remove it.
 //!
+//! # Who is dead
+//!
+//! A lock is broken by its end alone, whoever is said to hold it. Only two things ask whether a process
+//! lives: [`LockState::Stale`], and the cleaning after a break. Both want to know for certain, which the
+//! host's name and the process number do not tell: containers share names, and count their processes
+//! from 1 each; machines without a name are all called `localhost`. So the random number in a claim
+//! that this crate makes begins with a mark, 28 bits of a checksum of the kernel's boot id and the
+//! namespace of process numbers (Linux). A claim with this process's own mark was made by a process of
+//! this kernel, since it was started, and in this namespace: only then its number counts. In all other
+//! cases the process is taken to live: the lock is not called stale, and the claim stays. That goes for
+//! every claim of Python's, for those from before a restart of the machine, and, on other systems than
+//! Linux, for all claims but this process's own. What so remains for good is a small file, which no
+//! contender minds; it may be removed by hand. (Two machines that were restored from one image of their
+//! memory have the mark in common: give them two names.)
+//!
 //! # From `flufl.lock`, name by name
 //!
 //! | There | Here | What differs |
@@ -110,7 +127,7 @@
 //! | `is_locked` | [`FileLock::is_locked`] | it refreshes as well, hence it can fail |
 //! | `with lock:` | [`FileLock::acquire`], and drop | dropping a `FileLock` leaves its lock; Python's garbage collector does not |
 //! | `details` | [`FileLock::details`] → [`Details`] | named fields |
-//! | `state`, `LockState` | [`FileLock::state`], [`LockState`] | the same six; a file that cannot be read is an error |
+//! | `state`, `LockState` | [`FileLock::state`], [`LockState`] | the same six; `Ours` and `Stale` only of claims that this crate has made, and known for certain, where Python goes by the process number; a file that cannot be read is an error |
 //! | `expiration` | [`FileLock::expiration`] | [`NotLocked`](crate::ErrorKind::NotLocked) where there is no file |
 //! | `lifetime` | [`FileLock::lifetime`], [`FileLock::set_lifetime`] | at least 1 s |
 //! | `lockfile`, `claimfile`, `hostname` | [`FileLock::lockfile`], [`FileLock::claimfile`], [`FileLock::hostname`] | the host's name can be [set](Builder::hostname) |
@@ -132,8 +149,8 @@
 //! # Windows
 //!
 //! The calls are there for Windows as well, and `^` is the separator. Which processes live is not
-//! known there: all count as living, so that [`LockState::Stale`] never shows, and claims that waiters
-//! left behind stay.
+//! known there: all count as living, so that [`LockState::Stale`] never shows, and claims that dead
+//! waiters left behind stay.
 
 mod breaking;
 mod contender;
@@ -141,6 +158,7 @@ mod disk;
 mod engine;
 mod host;
 mod lock;
+mod mark;
 mod name;
 mod query;
 mod settings;

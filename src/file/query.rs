@@ -5,7 +5,6 @@ use std::time::SystemTime;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::disk::{self, Content};
-use crate::file::host;
 use crate::file::name::{self, ClaimName};
 use crate::file::settings::Settings;
 
@@ -15,7 +14,7 @@ use crate::file::settings::Settings;
 pub struct Details {
     /// The holder's machine.
     pub hostname: String,
-    /// The holder's process on that machine.
+    /// The holder's process, as it is numbered where it runs: in a container, from 1.
     pub pid: u32,
     /// The lock file, as the holder spells its path.
     pub lockfile: PathBuf,
@@ -31,9 +30,10 @@ pub enum LockState {
     Ours,
     /// This process had it, and it has expired: the next contender may break it.
     OursExpired,
-    /// A process of this machine had it that does not run any more.
+    /// A process of this machine had it that does not run any more. Only what is known for certain
+    /// is called so: the holder is one of this crate's, and runs where this process runs.
     Stale,
-    /// Another process of this machine has it, and it has expired.
+    /// Another process of a machine of this name has it, and it has expired.
     TheirsExpired,
     /// Another process of this machine has it, or a process of another machine, or the file at the
     /// path is not a lock.
@@ -87,16 +87,67 @@ impl Settings {
         let Some(name) = ClaimName::parse(&found.text, &self.separator) else {
             return Ok(LockState::Unknown);
         };
-        if name.hostname != self.hostname.as_bytes() {
+        if !self.is_of_this_host(&name) {
             return Ok(LockState::Unknown);
         }
         let expired = found.stat.mtime < self.now();
-        Ok(match (name.pid == std::process::id(), expired) {
+        Ok(match (self.mark.is_own(&name), expired) {
             (true, false) => LockState::Ours,
             (true, true) => LockState::OursExpired,
-            (false, _) if !host::is_alive(name.pid) => LockState::Stale,
+            (false, _) if self.is_dead(&name) => LockState::Stale,
             (false, true) => LockState::TheirsExpired,
             (false, false) => LockState::Unknown,
         })
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use crate::FileLock;
+    use crate::file::mark::{Mark, tests::elsewhere};
+    use std::fs;
+    use std::time::Duration;
+
+    #[test]
+    fn a_process_number_counts_for_nothing_unless_the_claim_was_made_here() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x.lck");
+        let lock = FileLock::builder(&path).hostname("here").build().unwrap();
+        let (here, elsewhere) = (Mark::here(), elsewhere());
+        let (own, init, dead) = (std::process::id(), 1, u32::MAX);
+        let python = 17;
+        let cases = [
+            (own, here.salt(), LockState::Ours, LockState::OursExpired),
+            (init, here.salt(), LockState::Unknown, LockState::TheirsExpired),
+            (dead, here.salt(), LockState::Stale, LockState::Stale),
+            // The first process of two containers has one number, and so may any other.
+            (own, elsewhere.salt(), LockState::Unknown, LockState::TheirsExpired),
+            (dead, elsewhere.salt(), LockState::Unknown, LockState::TheirsExpired),
+            (own, python, LockState::Unknown, LockState::TheirsExpired),
+            (dead, python, LockState::Unknown, LockState::TheirsExpired),
+        ];
+        for (pid, salt, fresh, expired) in cases {
+            let claim = name::claim(&path, "|", "here", pid, salt);
+            fs::write(&path, name::bytes_of(&claim).unwrap()).unwrap();
+            for (end, state) in
+                [(SystemTime::now() + Duration::from_secs(1000), fresh), (SystemTime::UNIX_EPOCH, expired)]
+            {
+                fs::File::open(&path).and_then(|file| file.set_modified(end)).unwrap();
+                assert_eq!(lock.state().unwrap(), state, "{}", claim.display());
+            }
+        }
+    }
+
+    #[test]
+    fn what_a_process_elsewhere_holds_is_unknown_to_it_and_it_to_that_process() {
+        let dir = tempfile::tempdir().unwrap();
+        let build = || FileLock::builder(dir.path().join("x.lck")).hostname("here");
+        let (near, far) = (build().build().unwrap(), build().mark(elsewhere()).build().unwrap());
+        near.lock(None).unwrap();
+        assert_eq!((near.state().unwrap(), far.state().unwrap()), (LockState::Ours, LockState::Unknown));
+        near.unlock().unwrap();
+        far.lock(None).unwrap();
+        assert_eq!((near.state().unwrap(), far.state().unwrap()), (LockState::Unknown, LockState::Ours));
     }
 }

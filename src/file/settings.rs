@@ -8,8 +8,10 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::file::host;
 use crate::file::lock::FileLock;
-use crate::file::{host, name};
+use crate::file::mark::Mark;
+use crate::file::name::{self, ClaimName};
 use crate::lease::{LeaseEvent, Listener, Terms};
 use crate::types::{Key, MAX_SECONDS};
 
@@ -36,6 +38,7 @@ pub(super) struct Settings {
     pub(super) poll: Duration,
     pub(super) retry_errnos: Vec<i32>,
     pub(super) terms: Terms,
+    pub(super) mark: Mark,
     clock: Arc<Clock>,
 }
 
@@ -67,6 +70,16 @@ impl Settings {
         let mut prefix = self.lockfile.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
         prefix.extend_from_slice(self.separator.as_bytes());
         prefix
+    }
+
+    /// Whether a claim bears this machine's name, which another one may have as well.
+    pub(super) fn is_of_this_host(&self, claim: &ClaimName<'_>) -> bool {
+        claim.hostname == self.hostname.as_bytes()
+    }
+
+    /// Returns `true` if the process that has made the claim is known to be dead.
+    pub(super) fn is_dead(&self, claim: &ClaimName<'_>) -> bool {
+        self.is_of_this_host(claim) && self.mark.is_dead(claim)
     }
 
     /// An error about this lock.
@@ -112,6 +125,8 @@ pub struct Builder {
     poll: Duration,
     slop: Duration,
     terms: Terms,
+    /// Where this process runs; only tests say something else.
+    mark: Option<Mark>,
 }
 
 impl Builder {
@@ -127,6 +142,7 @@ impl Builder {
             poll: Duration::from_millis(250),
             slop: Duration::from_secs(10),
             terms: Terms::default(),
+            mark: None,
         }
     }
 
@@ -153,8 +169,9 @@ impl Builder {
         self
     }
 
-    /// This machine's name in claims. Two containers that share a directory need two names, or each
-    /// takes the other's processes for its own. Defaults to what Python's `socket.getfqdn` says,
+    /// This machine's name in claims. Containers that share a directory should have names of their
+    /// own: messages name the holder's, and Python goes by it (it takes the processes of every
+    /// machine of its name for its neighbours). Defaults to what Python's `socket.getfqdn` says,
     /// which may ask a name server, once in a process, and wait for it.
     pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
         self.hostname = Some(hostname.into());
@@ -198,6 +215,12 @@ impl Builder {
         self
     }
 
+    #[cfg(all(test, unix))]
+    pub(super) fn mark(mut self, mark: Mark) -> Self {
+        self.mark = Some(mark);
+        self
+    }
+
     /// Checks every setting and makes the lock, with a claim of its own. Touches no file.
     ///
     /// # Errors
@@ -222,6 +245,7 @@ impl Builder {
             poll: self.poll,
             retry_errnos: self.retry_errnos,
             terms: self.terms,
+            mark: self.mark.unwrap_or_else(Mark::here),
             clock: self.clock,
         }))
     }

@@ -146,5 +146,21 @@ fn a_claim_bears_the_names_that_are_given() {
 fn a_missing_directory_is_told_with_what_to_do() {
     let ended = ended(&mut bare(&["file", "/no/such/directory/a.lck", "--", "true"]));
     assert_eq!(ended.code, Some(69));
-    assert!(ended.line().contains("directory"), "{ended:?}");
+    assert!(ended.line().ends_with("; is its directory there?"), "{ended:?}");
+}
+
+#[test]
+fn a_file_system_without_hard_links_is_no_matter_of_permission() {
+    let lock = Lock::new();
+    let mut command = Command::new("strace");
+    command.args(["-f", "-qq", "-o", "/dev/null", "-e", "inject=?link,linkat:error=EPERM"]);
+    command.args([env!("CARGO_BIN_EXE_dflock"), "file", &lock.path(), "--", "true"]);
+    if !Command::new("strace").args(["-o", "/dev/null", "true"]).status().is_ok_and(|s| s.success()) {
+        println!("!!! SKIPPED: there is no strace that works");
+        return;
+    }
+    let ended = ended(&mut command);
+    assert_eq!((ended.code, lock.files()), (Some(69), 0));
+    assert!(ended.line().contains("the file system has no hard links"), "{ended:?}");
+    assert!(ended.line().ends_with("; name a file on another file system"), "{ended:?}");
 }

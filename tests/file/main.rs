@@ -5,6 +5,8 @@
 mod basics;
 mod faults;
 mod guards;
+mod namespaces;
 mod processes;
 mod roles;
 mod support;
+mod systems;

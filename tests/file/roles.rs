@@ -20,6 +20,8 @@ fn play() {
         "hold" => hold(&path),
         "take turns" => take_turns(&path),
         "try" => try_once(&path),
+        "wait" => wait(&path),
+        "look" => look(&path),
         "crowd" => crowd(&path),
         role => panic!("there is no role {role:?}"),
     }
@@ -49,6 +51,21 @@ fn hold(path: &Path) {
     if listen().is_some() {
         say(&format!("{:?}", lock.unlock().map_err(|error| error.kind())));
     }
+}
+
+/// Says which process it is, and what it takes the lock for.
+fn look(path: &Path) {
+    let state = builder(path).build().unwrap().state().unwrap();
+    say(&format!("{} sees {state:?}", std::process::id()));
+}
+
+/// Says which process it is, waits for the lock, which it never breaks, and says that it has it.
+fn wait(path: &Path) {
+    let lock = builder(path).slop(Duration::from_secs(100_000)).build().unwrap();
+    say(&std::process::id().to_string());
+    say(&format!("{:?}", lock.lock(None).map_err(|error| error.kind())));
+    lock.unlock().unwrap();
+    say("left");
 }
 
 /// For each name that it is told: takes that lock, logs that it comes and goes, and says so.

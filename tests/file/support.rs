@@ -44,6 +44,17 @@ impl Place {
         names
     }
 
+    /// The claim of a process that waits for the lock, once it is there.
+    pub(crate) fn claim_of(&self, host: &str, pid: u32) -> PathBuf {
+        let start = format!("x.lck|{host}|{pid}|");
+        loop {
+            if let Some(name) = self.files().into_iter().find(|name| name.starts_with(&start)) {
+                return self.dir().join(name);
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
     /// A lock whose holder is gone long since.
     pub(crate) fn abandoned(&self, name: &str) -> PathBuf {
         let path = self.0.path().join(name);

@@ -19,9 +19,16 @@ struct Rules {
     rename_challenge: bool,
     /// A late holder keeps the lock only when no challenge stands.
     late_looks: bool,
+    /// A breaker takes away the claims of those alone whose process it can see to be dead.
+    marks: bool,
 }
 
-const ALL: Rules = Rules { survey: true, challenge_first: true, rename_challenge: true, late_looks: true };
+const ALL: Rules =
+    Rules { survey: true, challenge_first: true, rename_challenge: true, late_looks: true, marks: true };
+
+/// Contenders from here on run where the others cannot see them, and the others' process numbers
+/// mean nothing to them.
+const ELSEWHERE: usize = 2;
 
 /// A claim's file: whose, and which of its takes. The last owner died before the world began.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -63,6 +70,8 @@ struct World {
     /// Who has set its end last.
     touched_by: usize,
     broken: bool,
+    /// The claim of one that lives was taken away by another.
+    robbed: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -85,6 +94,7 @@ impl World {
             expired: true,
             touched_by: CONTENDERS,
             broken: false,
+            robbed: false,
         }
     }
 
@@ -160,6 +170,7 @@ impl World {
                     return Some(());
                 }
                 self.broken = true;
+                self.robbed |= self.clean(who, rules);
                 return self.take(who);
             }
             Stage::Holding => {
@@ -187,6 +198,15 @@ impl World {
             Stage::Dead => return None,
         };
         Some(())
+    }
+
+    /// Takes away the claims of those whose process is not to be seen; `true` if one of them lives.
+    /// All claims may be old: their owners may be slow, or stopped.
+    fn clean(&self, who: usize, rules: Rules) -> bool {
+        let is_seen = |other: usize| (other < ELSEWHERE) == (who < ELSEWHERE);
+        let is_alive = |other: usize| self.stages[other] != Stage::Dead;
+        let goes = |other: usize| if is_seen(other) { !is_alive(other) } else { !rules.marks };
+        (0..CONTENDERS).any(|other| other != who && goes(other) && is_alive(other))
     }
 
     fn apply(&mut self, action: Action, rules: Rules) -> Option<()> {
@@ -254,6 +274,7 @@ impl Model for Breaking {
                     |who: usize| world.stages[who] != Stage::Holding || world.lock == Some(world.own(who));
                 (0..CONTENDERS).all(has)
             }),
+            Property::always("what is a living one's is left to it", |_, world: &World| !world.robbed),
             Property::sometimes("a broken lock is held", |_, world: &World| {
                 world.broken && world.holders() == 1
             }),
@@ -282,12 +303,13 @@ fn of_all_who_break_a_lock_file_one_holds_it_whoever_stops_or_dies_where() {
 }
 
 #[test]
-fn without_any_one_of_the_rules_of_breaking_two_hold_it() {
-    let without: [Rules; 4] = [
+fn without_any_one_of_the_rules_of_breaking_two_hold_it_or_one_loses_its_claim() {
+    let without: [Rules; 5] = [
         Rules { survey: false, ..ALL },
         Rules { challenge_first: false, ..ALL },
         Rules { rename_challenge: false, ..ALL },
         Rules { late_looks: false, ..ALL },
+        Rules { marks: false, ..ALL },
     ];
     for rules in without {
         assert!(!broken(rules).is_empty(), "{rules:?} is as safe as all");

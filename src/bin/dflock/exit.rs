@@ -108,9 +108,7 @@ impl Failure {
                 Self::usage(invalid(&error).replace("set another one", "give another --separator"))
             }
             ErrorKind::Timeout => Self::advised(BUSY, &error, "try later, or wait longer (--wait)"),
-            ErrorKind::Io => {
-                Self::advised(UNAVAILABLE, &error, "is its directory there, and may you write to it?")
-            }
+            ErrorKind::Io => Self::advised(UNAVAILABLE, &error, disk_advice(&error)),
             _ => Self::advised(UNAVAILABLE, &error, ""),
         }
     }
@@ -118,6 +116,25 @@ impl Failure {
     fn advised(code: u8, error: &Error, advice: &str) -> Self {
         let separator = if advice.is_empty() { "" } else { "; " };
         Self::new(code, format!("{}{separator}{advice}", one_line(error)))
+    }
+}
+
+/// What to do about a file system that refuses.
+fn disk_advice(error: &Error) -> &'static str {
+    use io::ErrorKind::{
+        NotFound, PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull, Unsupported,
+    };
+    // What only an owner may do is no matter of the directory.
+    const EPERM: i32 = 1;
+    let cause = std::error::Error::source(error).and_then(|cause| cause.downcast_ref::<io::Error>());
+    match cause.map(io::Error::kind) {
+        Some(NotFound) => "is its directory there?",
+        Some(PermissionDenied) if cause.and_then(io::Error::raw_os_error) == Some(EPERM) => "",
+        Some(PermissionDenied) => "may you write to its directory?",
+        Some(Unsupported) => "name a file on another file system",
+        Some(ReadOnlyFilesystem) => "name a file where it can be written",
+        Some(StorageFull | QuotaExceeded) => "make room",
+        _ => "",
     }
 }
 
