@@ -41,7 +41,7 @@ async fn acquire_over(what: &str, first: impl Fn() -> End + Send + Sync + 'stati
     let server = server();
     let lock = lock(Peers::first(first, &server));
     let start = Instant::now();
-    let error = lock.acquire_within(5 * S).await.expect_err(what);
+    let error = lock.acquire_within(60 * S).await.expect_err(what);
     let took = start.elapsed();
     let text = error.to_string();
     assert!(text.starts_with("acquire of \"k\" on 127.0.0.1:6388: "), "{what}: {text}");
@@ -96,11 +96,11 @@ async fn a_server_that_says_nothing_is_given_up_after_two_keepalive_intervals() 
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_server_that_does_not_end_a_wait_is_given_up_30_s_after_the_timeout() {
+async fn a_server_that_does_not_end_a_wait_is_given_up_a_second_after_the_timeout() {
     let lock = lock(Peers::new(|_, nth| script(if nth == 0 { &["timeout\n"] } else { &[] }, false)));
     let start = Instant::now();
     let error = lock.acquire_within(5 * S).await.unwrap_err();
-    assert_eq!((error.kind(), start.elapsed()), (ErrorKind::Timeout, 35 * S), "{error}");
+    assert_eq!((error.kind(), start.elapsed()), (ErrorKind::Timeout, 6 * S), "{error}");
 }
 
 #[tokio::test(start_paused = true)]
@@ -141,7 +141,7 @@ async fn a_line_without_end_is_a_protocol_error_past_1_mib() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn half_a_line_and_then_silence_ends_with_the_time_limit() {
+async fn half_a_line_and_then_silence_is_silence() {
     let (error, took) = acquire_over("half a line", || script(&["ok 0000"], false)).await;
     assert_eq!((error.kind(), took), (ErrorKind::Timeout, 20 * S));
 }

@@ -81,7 +81,7 @@ async fn those_who_want_the_first_connection_share_its_dial_and_its_failure() {
     let dials = dial.dials();
     let locks = LockClient::builder().dial(dial).connect_timeout(3 * S).build().unwrap();
     let start = Instant::now();
-    let waiting: Vec<_> = (0..50).map(|n| waits(&locks, &format!("key-{n}"), S)).collect();
+    let waiting: Vec<_> = (0..50).map(|n| waits(&locks, &format!("key-{n}"), 5 * S)).collect();
     for outcome in join_all(waiting).await {
         let error = outcome.unwrap().unwrap_err();
         assert!(error.to_string().contains("no connection within 3s"), "{error}");

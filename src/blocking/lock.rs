@@ -106,7 +106,8 @@ impl SyncDistributedLock {
         LeaseGuard::by(&self.runtime, TWIN, async move { lock.acquire().await })
     }
 
-    /// Waits for the lock, up to `timeout` in whole seconds, rounded up (`l`).
+    /// Waits for the lock, up to `timeout` (`l`), and ends within a second more, whether or not
+    /// the server answers.
     ///
     /// # Errors
     /// As [`AsyncDistributedLock::acquire_within`].

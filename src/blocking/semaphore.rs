@@ -90,7 +90,8 @@ impl SyncDistributedSemaphore {
         LeaseGuard::by(&self.runtime, TWIN, async move { semaphore.acquire().await })
     }
 
-    /// Waits for a slot, up to `timeout` in whole seconds, rounded up (`sl`).
+    /// Waits for a slot, up to `timeout` (`sl`), and ends within a second more, whether or not
+    /// the server answers.
     ///
     /// # Errors
     /// As [`AsyncDistributedSemaphore::acquire_within`].

@@ -44,8 +44,8 @@ impl Ticket {
         self.ticket.key()
     }
 
-    /// Waits up to `timeout` for the grant (`w`, `sw`), in whole seconds, rounded up. The place is
-    /// given up when the time runs out.
+    /// Waits up to `timeout` for the grant (`w`, `sw`). The place is given up when the time runs out,
+    /// and the answer is there within a second more, whether or not the server answers.
     ///
     /// # Errors
     /// As [`Ticket::wait`](crate::Ticket::wait).

@@ -118,7 +118,8 @@ impl<T: Target> Builder<T> {
         self
     }
 
-    /// How long connecting may take, TLS and authentication included; above 0. Defaults to 10 s.
+    /// How long connecting may take, TLS and authentication included; above 0. An acquire with less
+    /// time than that ends all the same when its own is up. Defaults to 10 s.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.given.connect_timeout = timeout;
         self
@@ -190,8 +191,9 @@ impl<T: Target> Builder<T> {
         self
     }
 
-    /// How long an acquire waits in the queue, in whole seconds, rounded up; 0 is a try. Defaults
-    /// to 10 s.
+    /// How long an acquire waits for the key. It ends within a second more, connecting included,
+    /// whether or not the server answers: the server counts in whole seconds, rounded up. 0 is a try,
+    /// which has the [request timeout](Self::request_timeout). Defaults to 10 s.
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.given.acquire_timeout = timeout;
         self
@@ -318,8 +320,9 @@ impl<T: Target> Builder<T> {
         if let Some(retry) = &given.retry {
             retry.check()?;
         }
+        Seconds::ceil("acquire_timeout", given.acquire_timeout)?;
         let lease = LeaseOptions {
-            acquire_timeout: Seconds::ceil("acquire_timeout", given.acquire_timeout)?,
+            acquire_timeout: given.acquire_timeout,
             ttl: lease_seconds("lease_ttl", given.lease_ttl)?,
             terms: given.terms,
             retry: given.retry,

@@ -230,12 +230,17 @@ impl fmt::Debug for AsyncConn {
 impl Halves {
     async fn exchange(&mut self, request: &[u8], longest: usize) -> Result<String> {
         self.expect_silence()?;
+        let Self { reader, writer } = self;
         let sending = async {
-            self.writer.write_all(request).await?;
-            self.writer.flush().await
+            let sent = match writer.write_all(request).await {
+                Ok(()) => writer.flush().await,
+                failed => failed,
+            };
+            sent.map_err(|cause| Error::io("could not send the request", cause))
         };
-        sending.await.map_err(|cause| Error::io("could not send the request", cause))?;
-        self.read_line(longest).await
+        // Read meanwhile: the peer may have something of its own to get rid of first, as TLS does.
+        let ((), line) = futures::future::try_join(sending, read_line(reader, longest)).await?;
+        Ok(line)
     }
 
     /// A peer that closed, or that speaks unasked, is found out before anything is sent to it.
@@ -247,30 +252,26 @@ impl Halves {
             Some(Err(cause)) => Err(Error::io("the connection failed before the request was sent", cause)),
         }
     }
+}
 
-    async fn read_line(&mut self, longest: usize) -> Result<String> {
-        let mut decoder = LineDecoder::new();
-        loop {
-            let chunk = self.reader.fill_buf().await;
-            let chunk = chunk.map_err(|cause| Error::io("could not read the reply", cause))?;
-            if chunk.is_empty() {
-                let whole = decoder.at_boundary();
-                return Err(closed_by_peer(if whole {
-                    "without a reply"
-                } else {
-                    "in the middle of a reply"
-                }));
-            }
-            let (mut rest, len) = (chunk, chunk.len());
-            let line = decoder.next_owned(&mut rest, longest);
-            let used = len - rest.len();
-            self.reader.consume(used);
-            match line {
-                None => {}
-                Some(Ok(line)) => return text(line),
-                Some(Err(fault)) => {
-                    return Err(Error::new(ErrorKind::Protocol, "reply too long").caused_by(fault));
-                }
+async fn read_line(reader: &mut BufReader<ReadHalf<BoxStream>>, longest: usize) -> Result<String> {
+    let mut decoder = LineDecoder::new();
+    loop {
+        let chunk = reader.fill_buf().await;
+        let chunk = chunk.map_err(|cause| Error::io("could not read the reply", cause))?;
+        if chunk.is_empty() {
+            let whole = decoder.at_boundary();
+            return Err(closed_by_peer(if whole { "without a reply" } else { "in the middle of a reply" }));
+        }
+        let (mut rest, len) = (chunk, chunk.len());
+        let line = decoder.next_owned(&mut rest, longest);
+        let used = len - rest.len();
+        reader.consume(used);
+        match line {
+            None => {}
+            Some(Ok(line)) => return text(line),
+            Some(Err(fault)) => {
+                return Err(Error::new(ErrorKind::Protocol, "reply too long").caused_by(fault));
             }
         }
     }

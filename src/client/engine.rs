@@ -7,6 +7,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
+use crate::client::deadline::Deadline;
 use crate::client::options::OnDisconnect;
 use crate::client::outcome;
 use crate::client::pool::{Berth, Pool};
@@ -17,7 +18,7 @@ use crate::lease::{Done, Engine, Incident, LostReason};
 use crate::proto::{Family, Request};
 use crate::types::{Key, Seconds, Token};
 
-/// How long a renewal waits for its reply.
+/// How long a renewal may take.
 const RENEW_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct ServerLease {
@@ -55,13 +56,13 @@ impl ServerLease {
     }
 
     /// The connection to renew over: another one, where the old one ended and that is no loss.
-    async fn attached(&self) -> Result<Session> {
+    async fn attached(&self, deadline: &Deadline) -> Result<Session> {
         let let_go = || Error::new(ErrorKind::NotHeld, "it was let go");
         let session = self.session().ok_or_else(let_go)?;
         if !self.reattaches() || session.lost(Instant::now()).is_none() {
             return Ok(session);
         }
-        let berth = self.pool.board(self.shard).await?;
+        let berth = deadline.bounds("connection", self.pool.board(self.shard)).await?;
         tracing::debug!(key = %self.key, server = %self.grantor(), "the lease moves to another connection");
         let session = berth.session().clone();
         // Dropped outside the lock.
@@ -73,8 +74,9 @@ impl ServerLease {
         let (key, token) = (self.key.clone(), self.token.clone());
         let request = Request::Renew { key, token, lease: Some(self.ttl), family: self.family };
         here()?;
-        let session = self.attached().await?;
-        let answer = session.call(request, Instant::now(), RENEW_LIMIT).await;
+        let deadline = &Deadline::of_request(Instant::now(), RENEW_LIMIT);
+        let session = self.attached(deadline).await?;
+        let answer = session.call(request, Instant::now(), deadline).await;
         answer.map_err(|failure| failure.error).map(Answer::claim).and_then(outcome::renewed)
     }
 }

@@ -9,7 +9,7 @@ use crate::client::resource::{Enqueued, Resource};
 use crate::client::{LockClient, Settings};
 use crate::error::Result;
 use crate::lease::LeaseGuard;
-use crate::types::{Key, Seconds};
+use crate::types::Key;
 
 /// A lock on one key: one holder at a time in the whole fleet, first in, first out.
 ///
@@ -95,8 +95,9 @@ impl AsyncDistributedLock {
     /// Waits for the lock, up to the acquire timeout that was built in (`l`).
     ///
     /// # Errors
-    /// [`Timeout`](crate::ErrorKind::Timeout) when the key stays busy, the server cannot be
-    /// reached within the connect timeout, or its answer is 30 s overdue;
+    /// [`Timeout`](crate::ErrorKind::Timeout) when the key stays busy
+    /// ([`is_busy`](crate::Error::is_busy)), or the server cannot be reached or does not answer in that
+    /// time;
     /// [`MaxLocks`](crate::ErrorKind::MaxLocks), [`MaxWaiters`](crate::ErrorKind::MaxWaiters),
     /// [`LimitMismatch`](crate::ErrorKind::LimitMismatch) (the key is a semaphore's),
     /// [`Draining`](crate::ErrorKind::Draining),
@@ -119,10 +120,12 @@ impl AsyncDistributedLock {
     /// # Ok(()) }
     /// ```
     pub async fn acquire(&self) -> Result<LeaseGuard> {
-        self.0.acquire(self.0.lease.acquire_timeout).await
+        self.0.acquire().await
     }
 
-    /// Waits for the lock, up to `timeout` in whole seconds, rounded up (`l`).
+    /// Waits for the lock, up to `timeout` (`l`), and ends within a second more, connecting
+    /// included, whether or not the server answers: it counts in whole seconds, rounded up. With no
+    /// time it is a try, which has the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire); [`InvalidInput`](crate::ErrorKind::InvalidInput) for a
@@ -144,10 +147,11 @@ impl AsyncDistributedLock {
     /// # Ok(()) }
     /// ```
     pub async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
-        self.0.acquire(Seconds::ceil("timeout", timeout)?).await
+        self.0.acquire_within(timeout).await
     }
 
     /// Takes the lock if it is free; `None` when it is busy (`l` with timeout 0).
+    /// Ends within the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire), without the key that stays busy.
@@ -169,7 +173,8 @@ impl AsyncDistributedLock {
         self.0.try_acquire().await
     }
 
-    /// Takes the lock or a place in its queue, without waiting (`e`).
+    /// Takes the lock or a place in its queue, without waiting (`e`). Ends
+    /// within the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire), without the key that stays busy.

@@ -5,6 +5,7 @@ mod builder;
 mod check;
 pub mod command;
 mod conn;
+mod deadline;
 mod engine;
 mod fences;
 mod leases;

@@ -54,7 +54,7 @@ impl Options {
 /// How a lock is taken and kept.
 #[derive(Clone, Debug)]
 pub(crate) struct LeaseOptions {
-    pub(crate) acquire_timeout: Seconds,
+    pub(crate) acquire_timeout: Duration,
     pub(crate) ttl: Option<Seconds>,
     pub(crate) terms: Terms,
     pub(crate) retry: Option<RetryPolicy>,

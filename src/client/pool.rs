@@ -14,10 +14,11 @@ use std::time::Duration;
 
 use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, watch};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::client::command::{self, open_stream, within};
 use crate::client::conn::AsyncConn;
+use crate::client::deadline::Deadline;
 use crate::client::fences::FenceWatch;
 use crate::client::leases::Leases;
 use crate::client::metrics::{Meter, Metrics};
@@ -206,7 +207,7 @@ impl Pool {
         let Options { connect_timeout, auth_token, tls, dial, .. } = &*self.options;
         within(*connect_timeout, async {
             let stream = open_stream(&**dial, &server.host, server.port, tls.as_ref()).await?;
-            let conn = AsyncConn::new(stream).request_timeout(*connect_timeout);
+            let conn = AsyncConn::new(stream).request_timeout(Duration::MAX);
             if let Some(token) = auth_token {
                 command::authenticate(&conn, token).await?;
             }
@@ -257,8 +258,7 @@ impl Pool {
             let conn = conn.request_timeout(*request_timeout).max_stats_bytes(*max_stats_bytes);
             command::stats(&conn).await
         };
-        let late = || Error::new(ErrorKind::Timeout, format!("no answer within {request_timeout:?}"));
-        timeout(*request_timeout, asking).await.unwrap_or_else(|_| Err(late()))
+        Deadline::of_request(Instant::now(), *request_timeout).bounds("answer", asking).await
     }
 
     pub(crate) fn is_closed(&self) -> bool {

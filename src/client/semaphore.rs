@@ -9,7 +9,7 @@ use crate::client::resource::{Enqueued, Resource};
 use crate::client::{LockClient, Settings};
 use crate::error::Result;
 use crate::lease::LeaseGuard;
-use crate::types::{Key, Limit, Seconds};
+use crate::types::{Key, Limit};
 
 /// A counting semaphore on one key: up to `limit` holders at a time in the whole fleet.
 ///
@@ -111,10 +111,12 @@ impl AsyncDistributedSemaphore {
     /// # Ok(()) }
     /// ```
     pub async fn acquire(&self) -> Result<LeaseGuard> {
-        self.0.acquire(self.0.lease.acquire_timeout).await
+        self.0.acquire().await
     }
 
-    /// Waits for a slot, up to `timeout` in whole seconds, rounded up (`sl`).
+    /// Waits for a slot, up to `timeout` (`sl`), and ends within a second more, connecting
+    /// included, whether or not the server answers: it counts in whole seconds, rounded up. With no
+    /// time it is a try, which has the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire); [`InvalidInput`](crate::ErrorKind::InvalidInput) for a
@@ -136,10 +138,11 @@ impl AsyncDistributedSemaphore {
     /// # Ok(()) }
     /// ```
     pub async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
-        self.0.acquire(Seconds::ceil("timeout", timeout)?).await
+        self.0.acquire_within(timeout).await
     }
 
     /// Takes a slot if one is free; `None` when all are taken (`sl` with timeout 0).
+    /// Ends within the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire), without the key that stays busy.
@@ -161,7 +164,8 @@ impl AsyncDistributedSemaphore {
         self.0.try_acquire().await
     }
 
-    /// Takes a slot or a place in the queue, without waiting (`se`).
+    /// Takes a slot or a place in the queue, without waiting (`se`). Ends
+    /// within the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire), without the key that stays busy.

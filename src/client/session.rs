@@ -17,8 +17,9 @@ use std::time::Duration;
 use futures::task::AtomicWaker;
 use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
+use crate::client::deadline::Deadline;
 use crate::client::metrics::Meter;
 use crate::error::{Error, ErrorKind};
 use crate::lease::{Done, LostReason};
@@ -160,16 +161,15 @@ impl Session {
         &self.shared().home.server
     }
 
-    /// Sends a request, at `now`, and waits up to `limit` for its reply.
+    /// Sends a request, at `now`, and waits for its reply until the deadline.
     ///
-    /// A reply that comes after the limit, or after the future was dropped, is read all the same.
-    pub(crate) fn call(&self, request: Request, now: Instant, limit: Duration) -> Awaited {
-        let (answer, reply) = oneshot::channel();
-        // A server that owes an answer is given up after two intervals: no need for another clock.
-        let is_bounded =
-            !request.may_wait() && limit >= 2 * self.shared().home.keepalive && self.is_driven_here();
-        self.shared().send(Call { request, caller: Caller::Waits(answer), sent: now });
-        Awaited { reply, limit, alarm: (!is_bounded).then(|| Box::pin(sleep(limit))) }
+    /// A reply that comes later, or after the future was dropped, is read all the same.
+    pub(crate) fn call(&self, request: Request, now: Instant, deadline: &Deadline) -> Awaited {
+        let (tell, reply) = oneshot::channel();
+        self.shared().send(Call { request, caller: Caller::Waits { tell, deadline: *deadline }, sent: now });
+        // The driver has a clock, but it may not be driven by whoever waits here.
+        let awaited = Awaited { reply, alarm: None };
+        if self.is_driven_here() { awaited } else { awaited.by_itself(*deadline) }
     }
 
     /// Releases a grant without waiting, by another session where this one cannot any more.
@@ -358,7 +358,7 @@ impl Shared {
             drop(outbox);
             return self.fail(call, &self.end(), true);
         }
-        if outbox.len() >= MAX_UNANSWERED && matches!(call.caller, Caller::Waits(_)) {
+        if outbox.len() >= MAX_UNANSWERED && matches!(call.caller, Caller::Waits { .. }) {
             drop(outbox);
             let detail = format!("{MAX_UNANSWERED} requests are under way on this connection already");
             return self.fail(call, &Error::new(ErrorKind::Overloaded, detail), true);
@@ -386,9 +386,9 @@ impl Shared {
     fn fail(&self, call: Call, error: &Error, unsent: bool) {
         match (call.caller, call.request) {
             // The caller may be gone; then nobody needs to know.
-            (Caller::Waits(caller), request) => {
+            (Caller::Waits { tell, .. }, request) => {
                 let unsent = unsent.then(|| Box::new(request));
-                drop(caller.send(Err(Failure { error: error.clone(), unsent })));
+                drop(tell.send(Err(Failure { error: error.clone(), unsent })));
             }
             (Caller::Releases { done, rescue: None }, Request::Release { key, token, family }) if unsent => {
                 (self.home.rescue)(Orphan { key, token, family, rescue: None }, done);

@@ -47,7 +47,8 @@ impl LeaseOptions {
     /// These options with the settings' changes.
     pub(crate) fn with(mut self, settings: Settings) -> Result<Self> {
         if let Some(timeout) = settings.acquire_timeout {
-            self.acquire_timeout = Seconds::ceil("acquire_timeout", timeout)?;
+            Seconds::ceil("acquire_timeout", timeout)?;
+            self.acquire_timeout = timeout;
         }
         if settings.lease_ttl.is_some() {
             self.ttl = lease_seconds("lease_ttl", settings.lease_ttl)?;

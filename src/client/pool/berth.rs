@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout_at};
 
+use crate::client::deadline::Deadline;
 use crate::client::pool::Pool;
 use crate::client::session::{Answer, Awaited, Failure, Session};
 use crate::error::Result;
@@ -37,8 +37,8 @@ impl Berth {
     }
 
     /// Sends a request, at `now`.
-    pub(crate) fn ask(&self, request: Request, now: Instant, limit: Duration) -> Awaited {
-        self.session.call(request, now, limit)
+    pub(crate) fn ask(&self, request: Request, now: Instant, deadline: &Deadline) -> Awaited {
+        self.session.call(request, now, deadline)
     }
 
     /// Waits for the answer to what was asked here. A request that could not be sent may go by another
@@ -46,12 +46,12 @@ impl Berth {
     ///
     /// Dropped, or without an answer, it gives up a connection of its own, and with it the place in a
     /// queue. On a shared one the request is answered all the same, and a grant in it given back.
-    pub(crate) async fn answer(&mut self, mut reply: Awaited) -> Result<Answer> {
+    pub(crate) async fn answer(&mut self, mut reply: Awaited, deadline: &Deadline) -> Result<Answer> {
         let failure = match self.wait(&mut reply).await {
             Ok(answer) => return Ok(answer),
             Err(failure) => failure,
         };
-        Box::pin(self.ask_again(failure, reply.limit())).await
+        Box::pin(deadline.bounds("reply", self.ask_again(failure, deadline))).await
     }
 
     async fn wait(&self, reply: &mut Awaited) -> Result<Answer, Failure> {
@@ -63,7 +63,7 @@ impl Berth {
 
     /// A `wait` is bound to the connection that queued, any other request that was not sent is made
     /// again elsewhere.
-    async fn ask_again(&mut self, mut failure: Failure, limit: Duration) -> Result<Answer> {
+    async fn ask_again(&mut self, mut failure: Failure, deadline: &Deadline) -> Result<Answer> {
         for _ in 0..RESENDS {
             let may_go = |request: &mut Box<Request>| !matches!(**request, Request::Wait { .. });
             let Some(request) = failure.unsent.take_if(may_go).filter(|_| self.session.is_closed()) else {
@@ -71,7 +71,7 @@ impl Berth {
             };
             tracing::debug!(server = %self.session.server(), error = %failure.error, "a dead connection is replaced");
             *self = self.another().await?;
-            let mut reply = self.ask(*request, Instant::now(), limit);
+            let mut reply = self.ask(*request, Instant::now(), deadline);
             match self.wait(&mut reply).await {
                 Ok(answer) => return Ok(answer),
                 Err(again) => failure = again,
@@ -85,9 +85,9 @@ impl Berth {
         if self.shared { self.pool.board(self.shard).await } else { self.pool.board_alone(self.shard).await }
     }
 
-    /// Whether the connection ends, at once or soon.
-    pub(crate) async fn ends_within(&self, limit: Duration) -> bool {
-        timeout(limit, self.session.closed()).await.is_ok()
+    /// Whether the connection has ended by then.
+    pub(crate) async fn ends_by(&self, until: Instant) -> bool {
+        timeout_at(until, self.session.closed()).await.is_ok()
     }
 
     /// The server may yet hold something by this connection that nobody will release. Where others

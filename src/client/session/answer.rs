@@ -2,15 +2,16 @@
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
-use std::time::Duration;
 
 use futures::FutureExt;
+use futures::future::BoxFuture;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, Sleep};
+use tokio::time::{Instant, sleep_until};
 
 use super::{Rescue, Session, shut_down};
+use crate::client::deadline::Deadline;
 use crate::client::outcome::Grant;
-use crate::error::{Error, ErrorKind};
+use crate::error::Error;
 use crate::proto::{Family, Reply, Request};
 use crate::sabotage::{Rule, is_broken};
 use crate::types::{Key, Token};
@@ -26,15 +27,18 @@ pub(crate) struct Failure {
 /// The reply to one request, which is not a part of this: it is moved about, and should be small.
 pub(crate) struct Awaited {
     pub(super) reply: oneshot::Receiver<Result<Answer, Failure>>,
-    pub(super) limit: Duration,
-    /// Where nobody else sees to the limit.
-    pub(super) alarm: Option<Pin<Box<Sleep>>>,
+    /// Where nobody else sees to the deadline.
+    pub(super) alarm: Option<BoxFuture<'static, Error>>,
 }
 
 impl Awaited {
-    /// How long it is waited for.
-    pub(crate) fn limit(&self) -> Duration {
-        self.limit
+    /// Looks at a clock of its own, and waits until the deadline at the most.
+    pub(super) fn by_itself(mut self, deadline: Deadline) -> Self {
+        self.alarm = Some(Box::pin(async move {
+            sleep_until(deadline.at()).await;
+            deadline.passed("reply")
+        }));
+        self
     }
 }
 
@@ -47,8 +51,7 @@ impl Future for Awaited {
             Poll::Ready(Err(_)) => shut_down(),
             Poll::Pending => {
                 let Some(alarm) = &mut self.alarm else { return Poll::Pending };
-                ready!(alarm.as_mut().poll(cx));
-                Error::new(ErrorKind::Timeout, format!("no reply within {:?}", self.limit))
+                ready!(alarm.as_mut().poll(cx))
             }
         };
         Poll::Ready(Err(Failure { error, unsent: None }))

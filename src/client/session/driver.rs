@@ -154,10 +154,6 @@ impl Driver {
             let left = unread.len();
             let Some(line) = line else {
                 self.wire.leave_unread(left);
-                if !self.decoder.at_boundary() {
-                    // More of an answer has come: it is on its way.
-                    self.shared.proof.owes(Some(now));
-                }
                 break;
             };
             let Some(call) = self.shared.next_call(self.wire.asked(), now) else {
@@ -363,7 +359,7 @@ fn answer(call: Call, reply: Reply, handle: &Weak<Handles>, shared: &Shared) -> 
             released(&request, reply, done, &shared.home.server);
             return None;
         }
-        Caller::Waits(caller) => Some(caller),
+        Caller::Waits { tell, .. } => Some(tell),
         Caller::Nobody => None,
     };
     let orphan = match &reply {

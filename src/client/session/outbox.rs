@@ -2,11 +2,13 @@
 //! rest that waits for its replies. Knows of no stream.
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Answer, Failure, Rescue};
+use crate::client::deadline::Deadline;
 use crate::lease::Done;
 use crate::proto::Request;
 
@@ -20,6 +22,9 @@ use crate::proto::Request;
 pub(super) const MAX_OWED: usize = 192;
 const _: () = assert!(MAX_OWED * 76 < 16 * 1024);
 
+/// How often those whose time is up are looked for, at the most.
+const LATE_STEP: Duration = Duration::from_millis(10);
+
 /// A request on its way, or sent and unanswered.
 pub(super) struct Call {
     pub(super) request: Request,
@@ -29,15 +34,34 @@ pub(super) struct Call {
 }
 
 impl Call {
-    /// The release that somebody waits for, and until when.
-    fn awaited(&mut self) -> Option<(&mut Done, Instant)> {
-        let Caller::Releases { done: Some(done), .. } = &mut self.caller else { return None };
-        done.until().map(|until| (done, until))
+    /// Until when somebody waits for the answer, if anybody does.
+    fn until(&self) -> Option<Instant> {
+        match &self.caller {
+            Caller::Waits { deadline, .. } => Some(deadline.at()),
+            Caller::Releases { done, .. } => done.as_ref()?.until(),
+            Caller::Nobody => None,
+        }
+    }
+
+    /// Tells whoever waits that there is no answer in time. What is answered later is nobody's.
+    fn give_up(&mut self) {
+        match std::mem::replace(&mut self.caller, Caller::Nobody) {
+            Caller::Waits { tell, deadline } => {
+                let failure = Failure { error: deadline.passed("reply"), unsent: None };
+                // The caller may be gone.
+                drop(tell.send(Err(failure)));
+            }
+            Caller::Releases { mut done, rescue } => {
+                done.iter_mut().for_each(Done::give_up);
+                self.caller = Caller::Releases { done, rescue };
+            }
+            Caller::Nobody => {}
+        }
     }
 
     /// Whether whoever asked is gone.
     pub(super) fn is_deserted(&self) -> bool {
-        matches!(&self.caller, Caller::Waits(caller) if caller.is_closed())
+        matches!(&self.caller, Caller::Waits { tell, .. } if tell.is_closed())
     }
 }
 
@@ -46,7 +70,10 @@ const UNSENT: u64 = u64::MAX;
 
 /// Who hears of the reply.
 pub(super) enum Caller {
-    Waits(oneshot::Sender<Result<Answer, Failure>>),
+    Waits {
+        tell: oneshot::Sender<Result<Answer, Failure>>,
+        deadline: Deadline,
+    },
     /// Nobody waits for a release, but somebody may want to know how it went.
     Releases {
         done: Option<Done>,
@@ -64,7 +91,7 @@ pub(super) struct Outbox {
     /// The position at which those end.
     end: u64,
     last_call: Instant,
-    /// When somebody who waits for a release may have to be sent away: not later than this.
+    /// When somebody who waits may have to be sent away: not later than this.
     late_at: Option<Instant>,
 }
 
@@ -74,9 +101,8 @@ impl Outbox {
     }
 
     /// Takes a request. Answers whether it can be sent now, and is the first that can.
-    pub(super) fn push(&mut self, mut call: Call) -> bool {
-        let until = call.awaited().map(|(_, until)| until);
-        self.late_at = self.late_at.into_iter().chain(until).min();
+    pub(super) fn push(&mut self, call: Call) -> bool {
+        self.late_at = self.late_at.into_iter().chain(call.until()).min();
         let is_first = self.calls.len() == self.owed && self.owed < MAX_OWED;
         self.last_call = call.sent;
         self.calls.push_back((call, UNSENT));
@@ -107,17 +133,17 @@ impl Outbox {
         self.owed = until;
     }
 
-    /// Sends those away who wait for a release and whose time is up.
+    /// Sends those away whose time is up.
     pub(super) fn give_up_late(&mut self, now: Instant) {
-        let still_waits = |(call, _): &mut (Call, u64)| {
-            let (done, until) = call.awaited()?;
-            if until <= now {
-                done.give_up();
-                return None;
+        let mut next: Option<Instant> = None;
+        for (call, _) in &mut self.calls {
+            match call.until() {
+                Some(until) if until <= now => call.give_up(),
+                until => next = next.into_iter().chain(until).min(),
             }
-            Some(until)
-        };
-        self.late_at = self.calls.iter_mut().filter_map(still_waits).min();
+        }
+        // Not for each of many by itself.
+        self.late_at = next.map(|next| next.max(now + LATE_STEP));
     }
 
     pub(super) fn late_at(&self) -> Option<Instant> {
