@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 
 use crate::dflockd::{Dflockd, until};
-use crate::support::{dflock, run, runs, start};
+use crate::support::{dflock, run, runs, start, waiting};
 
 /// Leaves one that runs in the command's group and an orphan in a session of its own behind, when the
 /// numbers of both stand in the files.
@@ -122,6 +122,25 @@ fn only_one_can_be_wanted() {
         let ended = run(&server, &["run", flags[one], flags[other], "k", "--", "true"]);
         assert_eq!(ended.code, Some(64), "{ended:?}");
     }
+}
+
+#[test]
+fn orphans_are_reaped_while_the_lock_is_waited_for() {
+    let server = Dflockd::start::<&str>(&[], &[]);
+    let holder = start(&mut dflock(&server, &["run", "k", "--", "sh", "-c", "echo held; read _; true"]));
+    holder.says("held");
+    let mut shell = Command::new("sh");
+    let script = "sleep 0.2 >/dev/null 2>&1 & exec \"$@\"";
+    shell.args(["-c", script, "sh", env!("CARGO_BIN_EXE_dflock"), "run", "k", "--", "true"]);
+    shell.env("DFLOCK_SERVERS", server.address.to_string());
+    let waiter = start(&mut shell);
+    waiting(&server, 1);
+    let children = || Command::new("ps").args(["-o", "pid=", "--ppid", &waiter.pid().to_string()]).output();
+    until("it has no child, not even one that has ended", || {
+        children().expect("there is a ps").stdout.is_empty()
+    });
+    assert_eq!(holder.end().code, Some(0));
+    assert_eq!(waiter.end().code, Some(0));
 }
 
 /// `dflock` as process 1 of a namespace, against `server`; `None` where that may not be.

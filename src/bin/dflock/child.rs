@@ -4,7 +4,9 @@
 //! With a terminal, the command stays in `dflock`'s process group, so that it can read the terminal
 //! and ^C reaches it; without one it gets a group of its own, so that all of it can be ended.
 
+use std::convert::Infallible;
 use std::ffi::OsString;
+use std::future::pending;
 use std::io;
 use std::os::unix::process::CommandExt;
 use std::time::Duration;
@@ -255,6 +257,16 @@ impl Running {
                 let _ = kill_process(pid, signal);
             }
         }
+    }
+}
+
+/// Reaps whatever child ends while there is no command yet, for ever: as process 1 of a container,
+/// `dflock` is given orphans while it waits for its lock as well.
+pub(crate) async fn reap_others() -> Infallible {
+    let Ok(mut ended) = unix::signal(SignalKind::child()) else { return pending().await };
+    loop {
+        while let Ok(Some(_)) | Err(Errno::INTR) = rustix::process::wait(WaitOptions::NOHANG) {}
+        ended.recv().await;
     }
 }
 

@@ -8,7 +8,7 @@ use dflockd_client::{Error, LeaseGuard, LostReason};
 use rustix::process::Signal;
 
 use crate::args::{Holding, OnLost};
-use crate::child::{Manner, Rest, Running};
+use crate::child::{Manner, Rest, Running, reap_others};
 use crate::exit::{BUSY, Failure, LOST, SIGNALLED, UNAVAILABLE, one_line};
 use crate::output::say;
 use crate::signals::Signals;
@@ -66,6 +66,7 @@ pub(crate) async fn hold(
         signal = signals.next() => {
             return Err(Failure::silent(SIGNALLED.saturating_add(signal.as_raw() as u8)));
         }
+        never = reap_others() => match never {},
     };
     let command = match Running::start(&holding.command, &variables(&guard, limit), &holding.manner()) {
         Ok(command) => command,
