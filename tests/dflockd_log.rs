@@ -53,6 +53,17 @@ fn a_log_on_a_full_device_ends_nothing() {
     outlives(Dflockd::start_with_stderr(&["--debug"], full));
 }
 
+#[cfg(target_os = "linux")]
+#[test]
+fn an_exit_code_is_the_same_though_nothing_can_be_written() {
+    let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
+    for (flag, code) in [("--version", 0), ("--help", 0), ("--prot=1", 2), ("--auth-token=", 1)] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dflockd"));
+        let status = command.arg(flag).stdout(full()).stderr(full()).status().unwrap();
+        assert_eq!(status.code(), Some(code), "{flag}");
+    }
+}
+
 /// A server with `--debug`, and the other end of its stderr.
 fn start_piped() -> (Dflockd, PipeReader) {
     let reader = Mutex::new(None);

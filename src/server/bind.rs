@@ -31,16 +31,9 @@ impl Listeners {
     pub(super) async fn bind(host: &str, port: u16) -> Result<Self> {
         let failed = |cause| Error::io(&format!("could not listen on {host}:{port}"), cause);
         let addresses = resolve(host, port).await.map_err(failed)?;
-        let mut tries = if port == 0 { PORT_TRIES } else { 1 };
-        loop {
-            tries -= 1;
-            match bind_all(&addresses) {
-                Ok(sockets) => return Ok(Self { sockets, next: 0 }),
-                Err((_, error)) if tries > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
-                Err((address, cause)) => {
-                    return Err(Error::io(&format!("could not listen on {address}"), cause));
-                }
-            }
+        match bind_at_one_port(&addresses, bind) {
+            Ok(sockets) => Ok(Self { sockets, next: 0 }),
+            Err((address, cause)) => Err(Error::io(&format!("could not listen on {address}"), cause)),
         }
     }
 
@@ -82,6 +75,12 @@ impl Listen for Listeners {
     }
 }
 
+/// What listens on an address, and at which port.
+type Bound<T> = io::Result<(T, u16)>;
+
+/// An address that cannot be listened on, and why.
+type Refused = (SocketAddr, io::Error);
+
 /// The addresses of a host, each once, at least one.
 async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
@@ -103,9 +102,28 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if addresses.is_empty() { Err(io::Error::other("the name has no address")) } else { Ok(addresses) }
 }
 
+/// Listens on all of them. Where they name no port, the one that the first is given may be taken at another: then it
+/// is done once more.
+fn bind_at_one_port<T>(
+    addresses: &[SocketAddr],
+    mut bind: impl FnMut(SocketAddr) -> Bound<T>,
+) -> Result<Vec<T>, Refused> {
+    let mut tries = if addresses[0].port() == 0 { PORT_TRIES } else { 1 };
+    loop {
+        tries -= 1;
+        match bind_all(addresses, &mut bind) {
+            Err((_, error)) if tries > 0 && error.kind() == io::ErrorKind::AddrInUse => {}
+            outcome => return outcome,
+        }
+    }
+}
+
 /// Listens on all of them, at the port that the first is given where they name none.
-fn bind_all(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, io::Error)> {
-    let (mut sockets, mut missing) = (Vec::<TcpListener>::new(), Vec::new());
+fn bind_all<T>(
+    addresses: &[SocketAddr],
+    mut bind: impl FnMut(SocketAddr) -> Bound<T>,
+) -> Result<Vec<T>, Refused> {
+    let (mut sockets, mut missing) = (Vec::new(), Vec::new());
     let mut port = None;
     for address in addresses {
         let mut address = *address;
@@ -128,7 +146,7 @@ fn bind_all(addresses: &[SocketAddr]) -> Result<Vec<TcpListener>, (SocketAddr, i
     Ok(sockets)
 }
 
-fn bind(address: SocketAddr) -> io::Result<(TcpListener, u16)> {
+fn bind(address: SocketAddr) -> Bound<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     // A server that is back finds connections of the one before it still closing.
     #[cfg(unix)]
@@ -181,23 +199,49 @@ mod tests {
         // Of the range for documentation: no machine has it.
         let missing = at("198.51.100.7:0");
         for addresses in [[missing, at("127.0.0.1:0")], [at("127.0.0.1:0"), missing]] {
-            let sockets = bind_all(&addresses).unwrap();
+            let sockets = bind_all(&addresses, bind).unwrap();
             assert_eq!(sockets.len(), 1);
             assert!(sockets[0].local_addr().unwrap().ip().is_loopback());
         }
-        let (address, error) = bind_all(&[missing, missing]).unwrap_err();
+        let (address, error) = bind_all(&[missing, missing], bind).unwrap_err();
         assert_eq!((address, error.kind()), (missing, io::ErrorKind::AddrNotAvailable));
-        let taken = bind_all(&[at("127.0.0.1:0")]).unwrap();
+        let taken = bind_all(&[at("127.0.0.1:0")], bind).unwrap();
         let taken = taken[0].local_addr().unwrap();
-        let (address, error) = bind_all(&[missing, taken]).unwrap_err();
+        let (address, error) = bind_all(&[missing, taken], bind).unwrap_err();
         assert_eq!((address, error.kind()), (taken, io::ErrorKind::AddrInUse));
+    }
+
+    #[test]
+    fn another_port_is_tried_if_the_first_is_taken_at_the_second_address_but_not_for_ever() {
+        let addresses =
+            |port| ["127.0.0.1", "127.0.0.2"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
+        // The first address is given one port after the other; the second has all but one in use.
+        let bound = |port, free: Option<u16>| {
+            let mut given = 1000;
+            let bind = |address: SocketAddr| match address.port() {
+                0 => {
+                    given += 1;
+                    Ok((SocketAddr::new(address.ip(), given), given))
+                }
+                port if Some(port) == free => Ok((address, port)),
+                _ => Err(io::ErrorKind::AddrInUse.into()),
+            };
+            bind_at_one_port(&addresses(port), bind)
+        };
+        assert_eq!(bound(0, Some(1004)).unwrap(), addresses(1004));
+        let (address, error) = bound(0, None).unwrap_err();
+        assert_eq!(
+            (address.to_string().as_str(), error.kind()),
+            ("127.0.0.2:1010", io::ErrorKind::AddrInUse)
+        );
+        assert_eq!(bound(7, None).unwrap_err().0, addresses(7)[0], "a port that is named stays");
     }
 
     #[tokio::test]
     async fn all_addresses_have_one_port_and_are_accepted_from() {
         // Both are of this machine, and of one family, which every machine has.
         let addresses = ["127.0.0.1:0", "127.0.0.2:0"].map(|address| address.parse().unwrap());
-        let Ok(sockets) = bind_all(&addresses) else {
+        let Ok(sockets) = bind_all(&addresses, bind) else {
             eprintln!("!!! skipped: this machine has no 127.0.0.2");
             return;
         };

@@ -29,12 +29,21 @@ fn main() -> ExitCode {
         }
     };
     show_events(&log, config.debug);
+    let _flush = Flush(log.clone());
     let outcome = run(config);
     if let Err(error) = &outcome {
         log.write_line(format!("dflockd: {error}\n").as_bytes());
     }
-    log.flush(END_LIMIT);
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Writes what the log still holds when the process ends, also by a panic.
+struct Flush(Log);
+
+impl Drop for Flush {
+    fn drop(&mut self) {
+        self.0.flush(END_LIMIT);
+    }
 }
 
 /// Sends events and panics to the log.

@@ -76,7 +76,9 @@ impl StateFile {
             there.is_ok_and(|there| self.file.metadata().map(identity).is_ok_and(|ours| ours == there))
         }
         #[cfg(not(unix))]
-        self.path.exists()
+        {
+            self.path.exists()
+        }
     }
 
     /// Writes the ceiling, and returns once it is on the disk.
