@@ -82,10 +82,50 @@ pub(crate) fn tuned(stream: &TcpStream, peer: SocketAddr) -> bool {
     tuned.is_ok()
 }
 
-/// Small frames leave at once, and a peer whose host is gone is noticed within about a minute.
+/// How long nothing comes before the system asks whether the peer's host is still there, and how often
+/// then. After four probes without an answer the connection ends, 55 s after the peer was last heard.
+const PROBE_AFTER: Duration = Duration::from_secs(15);
+const PROBE_EVERY: Duration = Duration::from_secs(10);
+/// The same for what was sent and is not acknowledged, which no probe follows: the system would send it
+/// again for a quarter of an hour.
+#[cfg(any(target_os = "linux", target_os = "android"))]
+const UNACKNOWLEDGED: Duration = Duration::from_secs(50);
+
+/// Small frames leave at once, and a peer whose host is gone is noticed within a minute.
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
-    let probes =
-        TcpKeepalive::new().with_time(Duration::from_secs(15)).with_interval(Duration::from_secs(10));
-    SockRef::from(stream).set_tcp_keepalive(&probes)
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY);
+    #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "solaris", target_os = "redox")))]
+    let probes = probes.with_retries(4);
+    socket.set_tcp_keepalive(&probes)?;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    Ok(())
+}
+
+#[cfg(all(test, target_os = "linux"))]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn both_ends_notice_within_a_minute_that_the_other_host_is_gone() {
+        let mut listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (dialled, accepted) = tokio::join!(TcpStream::connect(address), Listen::accept(&mut listener));
+        let dialled = dialled.unwrap();
+        tune(&dialled).unwrap();
+        for stream in [dialled, accepted.unwrap().0] {
+            let socket = SockRef::from(&stream);
+            assert!(socket.keepalive().unwrap());
+            let (after, every) =
+                (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
+            let silence = after + every * socket.tcp_keepalive_retries().unwrap();
+            assert!(silence < Duration::from_secs(60), "{silence:?} of silence");
+            let unacknowledged = socket.tcp_user_timeout().unwrap().expect("it is set");
+            // The system looks at it when a probe is due.
+            assert!(unacknowledged + every <= Duration::from_secs(60), "{unacknowledged:?} unacknowledged");
+            assert!(stream.nodelay().unwrap());
+        }
+    }
 }

@@ -93,7 +93,7 @@ pub struct ServerConfig {
         value_parser = number::<u64>(1, MAX_SECONDS)
     )]
     pub read_timeout: u64,
-    /// How long a peer may take to accept a reply, in seconds
+    /// How long a peer may take to accept a reply, or 8 KB of a long one, in seconds
     #[arg(
         long, env = "DFLOCKD_WRITE_TIMEOUT_S", default_value_t = 5, value_name = "SECONDS", allow_negative_numbers = true,
         value_parser = number::<u64>(1, MAX_SECONDS)
