@@ -67,7 +67,7 @@ fn a_key_that_cannot_be_sent_is_refused() {
         refused(builder().build().unwrap().semaphore(key, 2), fault);
     }
     for key in [&*"k".repeat(256), "schlüssel", "\u{1}", "ключ:🔑"] {
-        assert_eq!(builder().build().unwrap().lock(key).unwrap().key().to_string(), key);
+        assert_eq!(builder().build().unwrap().lock(key).unwrap().key().to_text(), key);
     }
 }
 

@@ -174,7 +174,7 @@ impl Resource {
         } else if let Some(berth) = self.pool.board_open(shard, now) {
             (berth, now)
         } else {
-            let boarding = deadline.bounds("connection", self.pool.board(shard));
+            let boarding = self.boarded(shard, deadline, self.pool.board(shard));
             (Box::pin(boarding).await?, Instant::now())
         };
         let reply = berth.ask(self.asks(Seconds::ZERO), now, deadline);
@@ -187,7 +187,18 @@ impl Resource {
     }
 
     async fn board_alone(&self, shard: usize, deadline: &Deadline) -> Result<Berth> {
-        deadline.bounds("connection", self.pool.board_alone(shard)).await
+        self.boarded(shard, deadline, self.pool.board_alone(shard)).await
+    }
+
+    async fn boarded(
+        &self,
+        shard: usize,
+        deadline: &Deadline,
+        boarding: impl Future<Output = Result<Berth>>,
+    ) -> Result<Berth> {
+        let boarded = deadline.bounds("connection", boarding).await;
+        let server = &self.pool.options.servers[shard].name;
+        boarded.map_err(|error| if error.is_timeout() { error.on_server(server) } else { error })
     }
 
     /// Waits at the server, on a connection of its own.

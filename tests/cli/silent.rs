@@ -41,7 +41,16 @@ fn soon(address: SocketAddr, args: &[&str]) -> Ended {
 
 #[track_caller]
 fn each_ends(address: SocketAddr) {
-    for args in [&["ping"][..], &["stats"], &["stats", "--json"]] {
+    for args in [
+        &["run", "--try", "k", "--", "true"][..],
+        &["run", "--wait", "1s", "k", "--", "true"],
+        &["run", "--wait", "0.5", "k", "--", "true"],
+        &["run", "--retry", "--wait", "2s", "k", "--", "true"],
+        &["run", "--try", "--limit", "2", "k", "--", "true"],
+        &["ping"],
+        &["stats"],
+        &["stats", "--json"],
+    ] {
         let ended = soon(address, args);
         assert_eq!(ended.code, Some(69), "no server is there, which is not the same as busy: {ended:?}");
         assert!(ended.line().contains(&address.to_string()), "{ended:?}");

@@ -185,7 +185,11 @@ impl Ready<'_> {
     /// answer after it, comes within the request timeout.
     pub(crate) async fn open(&self, server: &Server) -> Result<AsyncConn, Error> {
         let until = Instant::now() + self.flags.request_timeout;
-        let left = || until.saturating_duration_since(Instant::now());
+        // In tenths of a second: a person may be told how long it was waited for.
+        let left = || {
+            let left = until.saturating_duration_since(Instant::now()).as_millis();
+            Duration::from_millis(u64::try_from(left.div_ceil(100) * 100).unwrap_or(u64::MAX))
+        };
         let connect_timeout = self.flags.connect_timeout.min(self.flags.request_timeout);
         let conn = command::open_conn(&server.host, server.port, self.tls.as_ref(), connect_timeout).await?;
         let conn = conn.request_timeout(left());
