@@ -102,6 +102,18 @@
 //! drops a connection on which it reads nothing for that long, and frees what it held. Hence the
 //! keepalive interval must stay below half of the read timeout.
 //!
+//! A server ends a connection for other reasons too; none of them frees a key earlier than that,
+//! unless the client is told at once:
+//!
+//! | The server | Why the bounds hold |
+//! |---|---|
+//! | cannot write a reply for its write timeout (5 s) | no more replies are owed on a lease's connection than its send buffer holds, read or not; the long one, to [`stats`](LockClient::stats), has a connection of its own. This crate's server keeps what was held until the read timeout besides |
+//! | lets the lease run out | the first bound |
+//! | reads a line over its cap, a wrong auth token, an auth where none is due | this client sends none |
+//! | has too many connections | those that it refuses hold nothing |
+//! | is stopped, and its shutdown timeout has passed | it grants nothing from the start of the stop on; the next one has forgotten the lease, see below |
+//! | hears from its system that the peer is gone (keepalive, unacknowledged bytes) | that takes longer than the second bound, 50 s and more here; the original's system settings are its own |
+//!
 //! ## Clocks, and machines that stop
 //!
 //! Both sides count with clocks that no time service sets back or forward. A clock that runs slower

@@ -1,14 +1,19 @@
 //! Streams and how they come to be: the seam where tests plug in duplex pipes, scripted peers and
 //! simulated networks. Knows of no protocol.
 
+mod addresses;
+
 use std::io;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::BoxFuture;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, lookup_host};
+
+use addresses::Addresses;
 
 /// A byte stream in both directions: TCP, TLS, a duplex pipe, a scripted mock.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
@@ -24,14 +29,28 @@ pub trait Dial: Send + Sync + 'static {
     fn dial<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<BoxStream>>;
 }
 
-/// Dials TCP, with `TCP_NODELAY` and keepalive probes on.
-#[derive(Clone, Copy, Debug, Default)]
-pub struct TcpDial;
+/// Dials TCP, with `TCP_NODELAY` on, and with keepalive probes: the first after 15 s without a byte, then
+/// one every 10 s, and the connection is given up when four in a row were not answered. A wait for a busy
+/// key sends nothing else, so they are what keeps it open at NATs and firewalls on the way. A proxy that
+/// ends connections without *data* does not count them: its idle timeout must be longer than any wait.
+///
+/// A name that has several addresses is tried at the next one, beside the first, after 250 ms, or at once
+/// when the first fails. The address that worked is tried first the next time. Clones share that.
+#[derive(Clone, Debug, Default)]
+pub struct TcpDial(Arc<Addresses>);
+
+impl TcpDial {
+    /// A dialler that has not dialled yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+}
 
 impl Dial for TcpDial {
     fn dial<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<BoxStream>> {
         Box::pin(async move {
-            let stream = TcpStream::connect((host, port)).await?;
+            let resolve = async { lookup_host((host, port)).await.map(Iterator::collect) };
+            let stream = self.0.connect(host, port, resolve, TcpStream::connect).await?;
             tune(&stream)?;
             Ok(Box::new(stream) as BoxStream)
         })
@@ -83,7 +102,7 @@ pub(crate) fn tuned(stream: &TcpStream, peer: SocketAddr) -> bool {
 }
 
 /// How long nothing comes before the system asks whether the peer's host is still there, and how often
-/// then. After four probes without an answer the connection ends, 55 s after the peer was last heard.
+/// then: often enough, too, for those on the way that drop a quiet connection, since a wait sends nothing. After four probes without an answer the connection ends, 55 s after the peer was last heard.
 const PROBE_AFTER: Duration = Duration::from_secs(15);
 const PROBE_EVERY: Duration = Duration::from_secs(10);
 /// The same for what was sent and is not acknowledged, which no probe follows: the system would send it
@@ -122,6 +141,7 @@ mod tests {
                 (socket.tcp_keepalive_time().unwrap(), socket.tcp_keepalive_interval().unwrap());
             let silence = after + every * socket.tcp_keepalive_retries().unwrap();
             assert!(silence < Duration::from_secs(60), "{silence:?} of silence");
+            assert!(after <= Duration::from_secs(30), "{after:?} are too long for some NATs");
             let unacknowledged = socket.tcp_user_timeout().unwrap().expect("it is set");
             // The system looks at it when a probe is due.
             assert!(unacknowledged + every <= Duration::from_secs(60), "{unacknowledged:?} unacknowledged");

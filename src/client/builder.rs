@@ -75,7 +75,7 @@ impl Default for Given {
             max_connections: 1000,
             max_leases_per_connection: usize::MAX,
             idle_timeout: Duration::from_secs(60),
-            dial: Arc::new(TcpDial),
+            dial: Arc::new(TcpDial::new()),
             acquire_timeout: Duration::from_secs(10),
             lease_ttl: None,
             terms: Terms::default(),
@@ -91,7 +91,8 @@ impl<T: Target> Builder<T> {
     }
 
     /// The servers of the fleet, each host with its port, in the order that all clients share:
-    /// the order decides which key lives where. Defaults to `127.0.0.1`, port 6388.
+    /// the order decides which key lives where. A name may have several addresses of one server: they
+    /// are tried side by side. Defaults to `127.0.0.1`, port 6388.
     pub fn servers<H: Into<String>>(mut self, servers: impl IntoIterator<Item = (H, u16)>) -> Self {
         self.given.servers = servers.into_iter().map(|(host, port)| (host.into(), port)).collect();
         self
@@ -185,7 +186,7 @@ impl<T: Target> Builder<T> {
     }
 
     /// Opens connections by other means than TCP: in tests, or through a proxy. Defaults to
-    /// [`TcpDial`].
+    /// [`TcpDial`], whose docs have the TCP keepalive.
     pub fn dial(mut self, dial: impl Dial) -> Self {
         self.given.dial = Arc::new(dial);
         self

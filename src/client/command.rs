@@ -78,7 +78,8 @@ pub async fn open_conn(
     check_server(host, port)?;
     check_time("connect_timeout", connect_timeout)?;
     let server: Arc<str> = server_name(host, port).into();
-    let opening = open_stream(&TcpDial, host, port, tls);
+    let dial = TcpDial::new();
+    let opening = open_stream(&dial, host, port, tls);
     let stream =
         within(connect_timeout, opening).await.map_err(|e| e.during("connect").on_server(&server))?;
     Ok(AsyncConn::new(stream))
