@@ -32,7 +32,9 @@ pub enum ErrorKind {
     MaxLocks,
     /// The key has as many waiters as it may (`error_max_waiters`).
     MaxWaiters,
-    /// The key is in use with another limit (`error_limit_mismatch`).
+    /// The key is in use with another limit, or was until a while ago (`error_limit_mismatch`). A
+    /// server keeps the limit of a key that nobody uses for up to its `--gc-max-idle` and
+    /// `--gc-interval`, 65 s unless set; then the key can have another one.
     LimitMismatch,
     /// A `wait` on a key that this connection did not enqueue for (`error_not_enqueued`).
     NotQueued,

@@ -14,13 +14,14 @@ use std::io;
 use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
+use dflockd_client::test_util::TestServer;
 use dflockd_client::tls::ClientTls;
 use dflockd_client::{AsyncConn, Error, ErrorKind, FileLock, LockClient, Settings, command};
 use faces::{Client, Enqueued, Face, Guard, on_both_faces};
 use futures::FutureExt;
 use peers::{End, Peers, Wire, peer, script, sound};
 use tokio::sync::OnceCell;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
 const S: Duration = Duration::from_secs(1);
 const SERVER: &str = "locks.example:6388";
@@ -362,4 +363,29 @@ async fn the_predicates_sort_the_kinds(face: Face) {
         let unavailable = [ClientClosed, ConnectionClosed, Draining, Io, NotLeader, Overloaded];
         assert_eq!(error.is_unavailable(), unavailable.contains(&kind));
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_limit_is_refused_until_the_key_has_been_idle_for_as_long_as_the_error_says() {
+    let server = TestServer::new();
+    let locks = server.locks();
+    let old = locks.semaphore("exports", 3).unwrap().acquire().await.unwrap();
+    let new = locks.semaphore("exports", 5).unwrap();
+    let error = new.try_acquire().await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::LimitMismatch);
+    for words in ["when nobody has used it", "--gc-max-idle, 60 s", "--gc-interval, 5 s"] {
+        assert!(error.to_string().contains(words), "{error}");
+    }
+    old.release().await.unwrap();
+    let free = Instant::now();
+    let slot = loop {
+        match new.try_acquire().await {
+            Ok(slot) => break slot.expect("it is free"),
+            Err(error) => assert_eq!(error.kind(), ErrorKind::LimitMismatch, "{error}"),
+        }
+        sleep(S).await;
+    };
+    let idle = free.elapsed();
+    assert!((60 * S..=66 * S).contains(&idle), "{idle:?}");
+    slot.release().await.unwrap();
 }

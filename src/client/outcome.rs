@@ -24,6 +24,10 @@ pub enum Place {
     Queued,
 }
 
+/// An idle key keeps its limit until the server collects it: at most the two settings' time later.
+const LIMIT_PASSES: &str = "it can have a new one when nobody has used it for as long as the server keeps \
+                            idle keys (--gc-max-idle, 60 s unless set, and up to --gc-interval, 5 s)";
+
 /// The error that a refusal is, to a request that expected `expect`.
 pub(crate) fn refusal(status: &Status, expect: Expect) -> Error {
     let kind = match status {
@@ -40,7 +44,11 @@ pub(crate) fn refusal(status: &Status, expect: Expect) -> Error {
         _ => ErrorKind::Server,
     };
     let raw = status.to_string();
-    let detail = if kind == ErrorKind::Server { format!("{raw:?}") } else { String::new() };
+    let detail = match kind {
+        ErrorKind::Server => format!("{raw:?}"),
+        ErrorKind::LimitMismatch => LIMIT_PASSES.to_owned(),
+        _ => String::new(),
+    };
     let leader = if let Status::NotLeader(leader) = status { leader.as_deref() } else { None };
     Error::new(kind, detail).with_raw(&raw).with_leader(leader)
 }

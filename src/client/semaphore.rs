@@ -94,7 +94,7 @@ impl AsyncDistributedSemaphore {
     /// # Errors
     /// As [`AsyncDistributedLock::acquire`](crate::AsyncDistributedLock::acquire);
     /// [`LimitMismatch`](crate::ErrorKind::LimitMismatch) when the key is in use with another
-    /// limit.
+    /// limit, or was a minute ago: an idle key keeps its limit until the server collects it.
     ///
     /// # Cancel safety
     /// Dropping the future leaves the queue; a grant that crosses the drop is released.
