@@ -28,6 +28,7 @@ pub(crate) struct Server {
 impl Server {
     /// `host`, `host:port`, `[v6]` or `[v6]:port`.
     pub(crate) fn parse(text: &str) -> Result<Self, String> {
+        const LONGEST_LABEL: usize = 63;
         let (host, port) = match text.strip_prefix('[').and_then(|rest| rest.split_once(']')) {
             Some((host, rest)) => (host, rest),
             None if text.matches(':').count() > 1 => {
@@ -43,7 +44,9 @@ impl Server {
             },
             None => return Err("after an address in brackets comes a colon and a port".to_owned()),
         };
-        if host.is_empty() || host.contains(|c: char| c.is_whitespace() || "[]".contains(c)) {
+        // What is longer is no name, and may be a key: it would be shown with each error of its server.
+        let is_long = host.split('.').any(|label| label.len() > LONGEST_LABEL);
+        if host.is_empty() || is_long || host.contains(|c: char| c.is_whitespace() || "[]".contains(c)) {
             return Err("it takes HOST:PORT, and commas between several".to_owned());
         }
         Ok(Self { host: host.to_owned(), port })
