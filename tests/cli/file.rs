@@ -164,3 +164,26 @@ fn a_file_system_without_hard_links_is_no_matter_of_permission() {
     assert!(ended.line().contains("the file system has no hard links"), "{ended:?}");
     assert!(ended.line().ends_with("; name a file on another file system"), "{ended:?}");
 }
+
+#[test]
+fn the_lock_of_a_dead_holder_is_stale_until_it_expires_and_then_can_be_taken() {
+    let lock = Lock::new();
+    let holder = lock.hold(&["--ttl", "1h"]);
+    holder.signal("KILL");
+    holder.end();
+    let stale = lock.run(&["status"], &[]);
+    assert_eq!(stale.code, Some(124), "{stale:?}");
+    assert!(
+        stale.out.starts_with("stale: process ") && stale.out.contains(", which no longer runs; for "),
+        "{stale:?}"
+    );
+    let long_ago = std::time::SystemTime::now() - std::time::Duration::from_secs(1000);
+    std::fs::File::open(lock.path()).and_then(|file| file.set_modified(long_ago)).expect("it is ours");
+    let expired = lock.run(&["status"], &[]);
+    assert_eq!(expired.code, Some(0), "{expired:?}");
+    assert!(
+        expired.out.starts_with("expired: process ") && expired.out.contains(", which no longer runs; since")
+    );
+    assert_eq!(lock.run(&["--try"], &["--", "true"]).code, Some(0));
+    assert_eq!(lock.files(), 0);
+}

@@ -76,11 +76,15 @@ fn look(path: &Path, claims: &Claims) -> Result<Found, Failure> {
         Ok(left) => ("locked", format!("for {} more unless refreshed", seconds(left))),
         Err(over) => ("expired", format!("since {}", seconds(over.duration()))),
     };
-    let is_stale = state == LockState::Stale;
-    let word = if is_stale { "stale" } else { word };
-    let gone = if is_stale { ", which does not run any more" } else { "" };
+    // Its end decides when it can be taken, even if its holder is known to be gone.
+    let is_held = word == "locked";
+    let (word, gone) = match (state, is_held) {
+        (LockState::Stale, true) => ("stale", ", which no longer runs"),
+        (LockState::Stale, false) => (word, ", which no longer runs"),
+        _ => (word, ""),
+    };
     let holder = format!("process {} on {}{gone}", details.pid, one_line(&details.hostname));
-    Ok(Found { text: format!("{word}: {holder}; {until}"), is_held: word != "expired", content })
+    Ok(Found { text: format!("{word}: {holder}; {until}"), is_held, content })
 }
 
 fn status(path: &Path, claims: &Claims) -> Result<u8, Failure> {
