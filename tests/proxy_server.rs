@@ -68,8 +68,22 @@ struct Suspended<'a>(&'a Dflockd);
 impl<'a> Suspended<'a> {
     fn new(server: &'a Dflockd) -> Self {
         server.signal("STOP");
+        // The signal is sent before the threads have stopped, and one of them may answer yet.
+        while !is_stopped(server.pid()) {
+            std::thread::yield_now();
+        }
         Self(server)
     }
+}
+
+/// Whether each thread of a process stands still, as `/proc` tells; elsewhere that is taken for granted.
+fn is_stopped(pid: u32) -> bool {
+    let Ok(threads) = std::fs::read_dir(format!("/proc/{pid}/task")) else { return true };
+    threads.flatten().all(|thread| {
+        let stat = std::fs::read_to_string(thread.path().join("stat")).unwrap_or_default();
+        // The state follows the name, which stands in brackets and may hold any character.
+        stat.rsplit_once(") ").is_none_or(|(_, rest)| rest.starts_with('T'))
+    })
 }
 
 impl Drop for Suspended<'_> {
