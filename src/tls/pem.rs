@@ -4,8 +4,8 @@
 use std::fmt;
 use std::path::PathBuf;
 
-use rustls_pki_types::pem::{self, PemObject};
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pemfile::{Error as Fault, Item, read_one_from_slice};
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, RootCertStore};
 
 use crate::error::shown;
@@ -73,33 +73,36 @@ impl Pem {
     fn certs(&self) -> Result<Vec<CertificateDer<'static>>> {
         let text = self.read()?;
         let text = bare(&text);
-        let certs: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(text).collect();
-        let fault = match certs {
-            Ok(certs) if !certs.is_empty() => return Ok(certs),
-            Ok(_) => pem::Error::NoItemsFound,
-            Err(fault) => fault,
-        };
-        Err(self.refused(text, "certificate", &fault))
+        let cert = |item| if let Item::X509Certificate(cert) = item { Some(Ok(cert)) } else { None };
+        let certs: Result<Vec<_>, _> =
+            items(text).filter_map(|item| item.map_or_else(|fault| Some(Err(fault)), cert)).collect();
+        match certs {
+            Ok(certs) if !certs.is_empty() => Ok(certs),
+            certs => Err(self.refused(text, "certificate", certs.err())),
+        }
     }
 
     fn key(&self) -> Result<PrivateKeyDer<'static>> {
         let text = self.read()?;
         let text = bare(&text);
-        PrivateKeyDer::from_pem_slice(text).map_err(|fault| {
-            if mangled::is_encrypted(text) {
-                return invalid(format!("the private key in {self} is encrypted: decrypt it first"));
-            }
-            self.refused(text, "private key", &fault)
-        })
+        let fault = match items(text).find_map(|item| item.map(private_key).transpose()) {
+            Some(Ok(key)) => return Ok(key),
+            Some(Err(fault)) => Some(fault),
+            None => None,
+        };
+        if mangled::is_encrypted(text) {
+            return Err(invalid(format!("the private key in {self} is encrypted: decrypt it first")));
+        }
+        Err(self.refused(text, "private key", fault))
     }
 
     /// Why `text` was not taken. Of `fault`, the parser's, only the kind is used: it quotes the text.
-    fn refused(&self, text: &[u8], wanted: &str, fault: &pem::Error) -> Error {
+    fn refused(&self, text: &[u8], wanted: &str, fault: Option<Fault>) -> Error {
         let what = match fault {
-            pem::Error::NoItemsFound => format!("no {wanted} in {self}"),
-            _ => format!("{self} is malformed"),
+            None => format!("no {wanted} in {self}"),
+            Some(_) => format!("{self} is malformed"),
         };
-        let broken = matches!(fault, pem::Error::Base64Decode(_)).then_some("its base64 is broken");
+        let broken = matches!(fault, Some(Fault::Base64Decode(_))).then_some("its base64 is broken");
         match mangled::why(text).or(broken) {
             Some(why) => invalid(format!("{what}: {why}")),
             None => invalid(what),
@@ -107,6 +110,28 @@ impl Pem {
     }
 }
 
+/// What `text` holds, up to the first fault.
+fn items(text: &[u8]) -> impl Iterator<Item = Result<Item, Fault>> {
+    let mut rest = Some(text);
+    std::iter::from_fn(move || match read_one_from_slice(rest.take()?) {
+        Ok(found) => found.map(|(item, after)| {
+            rest = Some(after);
+            Ok(item)
+        }),
+        Err(fault) => Some(Err(fault)),
+    })
+}
+
+fn private_key(item: Item) -> Option<PrivateKeyDer<'static>> {
+    match item {
+        Item::Pkcs1Key(key) => Some(key.into()),
+        Item::Pkcs8Key(key) => Some(key.into()),
+        Item::Sec1Key(key) => Some(key.into()),
+        _ => None,
+    }
+}
+
+/// What a byte order mark leaves.
 fn bare(text: &[u8]) -> &[u8] {
     text.strip_prefix(BYTE_ORDER_MARK).unwrap_or(text)
 }
