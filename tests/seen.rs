@@ -8,7 +8,7 @@ mod faces;
 mod peers;
 
 use std::io::Write;
-use std::sync::{Arc, Mutex, mpsc};
+use std::sync::{Arc, Mutex, Once, mpsc};
 use std::thread;
 use std::time::Duration;
 
@@ -35,6 +35,14 @@ struct Log(Arc<Mutex<Vec<u8>>>);
 
 impl Log {
     fn capture() -> (Self, DefaultGuard) {
+        // Which lines are of interest to any subscriber is kept for the whole process, and worked out anew
+        // as tests come and go. One that is there for all of them keeps that from going wrong.
+        static FOR_ALL: Once = Once::new();
+        FOR_ALL.call_once(|| {
+            let sink =
+                tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE).with_writer(std::io::sink);
+            tracing::subscriber::set_global_default(sink.finish()).expect("it is the first");
+        });
         let log = Self::default();
         let writer = log.clone();
         let subscriber = tracing_subscriber::fmt()

@@ -88,12 +88,12 @@ fn hear(listen: &Listen, told: &Receiver<LeaseEvent>, kept: &AtomicUsize) {
     for event in told {
         let outcome = catch_unwind(AssertUnwindSafe(|| listen(&event)));
         kept.fetch_sub(1, Ordering::Relaxed);
-        sabotage::event_told();
         if outcome.is_err()
             && let Some(more) = panics.comes()
         {
             tracing::error!(more, "the listener to lease events panicked");
         }
+        sabotage::event_told();
     }
 }
 
