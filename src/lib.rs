@@ -117,11 +117,22 @@
 //! ## Clocks, and machines that stop
 //!
 //! Both sides count with clocks that no time service sets back or forward. A clock that runs slower
-//! by more than the margin breaks the rule; real ones are off by a hundredth of that. But no
-//! program knows that it was not running: a process stopped by a signal, a virtual machine that is
-//! moved, a long page fault. It looks at [`is_held`](Lease::is_held), stops for a minute, wakes up
-//! and writes. And a middlebox that resets the server's end of a connection alone makes the server
-//! hand the key on up to 20 s before the holder can know.
+//! by more than the margin breaks the rule; real ones are off by a hundredth of that.
+//!
+//! A process that did not run finds out when it wakes up, and not before:
+//!
+//! - *Stopped by a signal, starved, or in a long page fault*: its clock went on. The first look at
+//!   [`is_held`](Lease::is_held) is right.
+//! - *On a machine that was suspended* (a laptop that is closed): its clock stood still. On Linux and
+//!   Android the crate also asks the clock that counts suspended time (`CLOCK_BOOTTIME`): the first look is
+//!   right, and whoever only waits for [`lost`](Lease::lost) hears of it within a keepalive interval of
+//!   waking. On other systems it is right once the next renewal is answered, or is not.
+//! - *In a virtual machine that was paused, or went on from a snapshot*: none of its clocks may know. The
+//!   first look may say that the lease is held, until the next renewal is answered.
+//!
+//! And in each case it may have looked at `is_held` a moment before it stopped, and write as soon as it wakes
+//! up. A middlebox that resets the server's end of a connection alone makes the server hand the key on up
+//! to 20 s before the holder can know. All that is left to the fence.
 //!
 //! ## Fences
 //!
@@ -239,6 +250,8 @@ mod sabotage;
 #[cfg(feature = "server")]
 pub mod server;
 mod sharding;
+#[cfg(any(feature = "client", feature = "file"))]
+mod suspend;
 #[cfg(feature = "test-util")]
 pub mod test_util;
 #[cfg(feature = "tls")]

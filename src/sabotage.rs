@@ -56,8 +56,10 @@ mod events {
 
     /// Blocks until every event that has happened in this process was told to its listener.
     pub fn await_listeners() {
-        let (queued, start) = (QUEUED.load(Ordering::SeqCst), Instant::now());
-        while TOLD.load(Ordering::SeqCst) < queued {
+        let start = Instant::now();
+        // What was told is read first: if that is as many as were queued a moment later, none is left.
+        // The events of tests beside this one count, since one of them may be told before one of ours.
+        while TOLD.load(Ordering::SeqCst) < QUEUED.load(Ordering::SeqCst) {
             assert!(start.elapsed() < Duration::from_secs(60), "a listener is stuck");
             thread::sleep(Duration::from_micros(20));
         }
@@ -84,3 +86,35 @@ pub(crate) const fn event_queued() {}
 
 #[cfg(all(not(feature = "_sabotage"), any(feature = "client", feature = "file")))]
 pub(crate) const fn event_told() {}
+
+/// A machine that is suspended: what its clocks show afterwards.
+#[cfg(feature = "_sabotage")]
+mod suspension {
+    use std::sync::atomic::{AtomicI64, Ordering};
+    use std::time::Duration;
+
+    static SUSPENDED: AtomicI64 = AtomicI64::new(0);
+
+    /// From now on the clocks of this process look as if the machine had been suspended for this long, a
+    /// moment ago.
+    pub fn suspend(slept: Duration) {
+        let slept = i64::try_from(slept.as_nanos()).expect("it is less than centuries");
+        SUSPENDED.fetch_add(slept, Ordering::SeqCst);
+    }
+
+    #[cfg(any(feature = "client", feature = "file"))]
+    pub(crate) fn suspended() -> i64 {
+        SUSPENDED.load(Ordering::Relaxed)
+    }
+}
+
+#[cfg(feature = "_sabotage")]
+pub use suspension::suspend;
+#[cfg(all(feature = "_sabotage", any(feature = "client", feature = "file")))]
+pub(crate) use suspension::suspended;
+
+#[cfg(all(not(feature = "_sabotage"), any(feature = "client", feature = "file")))]
+#[cfg_attr(not(any(target_os = "linux", target_os = "android")), allow(dead_code))]
+pub(crate) const fn suspended() -> i64 {
+    0
+}

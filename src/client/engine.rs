@@ -16,6 +16,7 @@ use crate::client::session::{Answer, Orphan, Session};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Done, Engine, Incident, LostReason};
 use crate::proto::{Family, Request};
+use crate::suspend;
 use crate::types::{Key, Seconds, Token};
 
 /// How long a renewal may take.
@@ -59,7 +60,7 @@ impl ServerLease {
     async fn attached(&self, deadline: &Deadline) -> Result<Session> {
         let let_go = || Error::new(ErrorKind::NotHeld, "it was let go");
         let session = self.session().ok_or_else(let_go)?;
-        if !self.reattaches() || session.lost(Instant::now()).is_none() {
+        if !self.reattaches() || session.lost(suspend::now()).is_none() {
             return Ok(session);
         }
         let berth = deadline.bounds("connection", self.pool.board(self.shard)).await?;
@@ -74,9 +75,9 @@ impl ServerLease {
         let (key, token) = (self.key.clone(), self.token.clone());
         let request = Request::Renew { key, token, lease: Some(self.ttl), family: self.family };
         here()?;
-        let deadline = &Deadline::of_request(Instant::now(), RENEW_LIMIT);
+        let deadline = &Deadline::of_request(suspend::now(), RENEW_LIMIT);
         let session = self.attached(deadline).await?;
-        let answer = session.call(request, Instant::now(), deadline).await;
+        let answer = session.call(request, suspend::now(), deadline).await;
         answer.map_err(|failure| failure.error).map(Answer::claim).and_then(outcome::renewed)
     }
 }
@@ -120,7 +121,7 @@ impl Engine for ServerLease {
     async fn incident(&self) -> Incident {
         let Some(session) = self.session() else { return std::future::pending().await };
         session.closed().await;
-        match session.lost(Instant::now()) {
+        match session.lost(suspend::now()) {
             Some(reason) if !self.reattaches() => Incident::Lost(reason),
             _ => Incident::Doubt,
         }

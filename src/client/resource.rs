@@ -21,6 +21,7 @@ use crate::client::session::Answer;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Engine, LeaseGuard, LostReason};
 use crate::proto::{Family, Reply, Request};
+use crate::suspend;
 use crate::types::{Key, Limit, Seconds};
 
 use ticket::Place;
@@ -72,7 +73,7 @@ impl Resource {
 
     /// For something that begins now and may wait so long for the key.
     fn deadline(&self, timeout: Duration) -> Deadline {
-        let now = Instant::now();
+        let now = suspend::now();
         if timeout.is_zero() {
             Deadline::of_request(now, self.pool.options.request_timeout)
         } else {
@@ -154,7 +155,7 @@ impl Resource {
         }
         let tried = match tried {
             Some(tried) => tried,
-            None => self.try_now(shard, Instant::now(), deadline).await,
+            None => self.try_now(shard, suspend::now(), deadline).await,
         };
         match tried? {
             Try::Held(guard) => return Ok(guard),
@@ -168,14 +169,14 @@ impl Resource {
     /// Takes the key if it is free. Nobody passes by those of this client who wait for it.
     async fn try_now(&self, shard: usize, now: Instant, deadline: &Deadline) -> Result<Try> {
         let (mut berth, now) = if self.isolated {
-            (Box::pin(self.board_alone(shard, deadline)).await?, Instant::now())
+            (Box::pin(self.board_alone(shard, deadline)).await?, suspend::now())
         } else if self.pool.lines.is_waited_for(&self.key, self.limit) {
             return Ok(Try::Busy(outcome::busy()));
         } else if let Some(berth) = self.pool.board_open(shard, now) {
             (berth, now)
         } else {
             let boarding = self.boarded(shard, deadline, self.pool.board(shard));
-            (Box::pin(boarding).await?, Instant::now())
+            (Box::pin(boarding).await?, suspend::now())
         };
         let reply = berth.ask(self.asks(Seconds::ZERO), now, deadline);
         let answer = berth.answer(reply, deadline).await?;
@@ -240,7 +241,7 @@ impl Resource {
         let request = Request::Enqueue { key: self.key.clone(), limit: self.limit, lease: self.lease.ttl };
         let deadline = &self.deadline(Duration::ZERO);
         let mut berth = self.board_alone(self.pool.options.shard(&self.key)?, deadline).await?;
-        let sent = Instant::now();
+        let sent = suspend::now();
         let reply = berth.ask(request, sent, deadline);
         let answer = berth.answer(reply, deadline).await?;
         if *answer.reply() == Reply::Queued {
@@ -264,7 +265,7 @@ impl Resource {
         deadline: &Deadline,
         line: Option<InLine>,
     ) -> Result<LeaseGuard> {
-        let sent = Instant::now();
+        let sent = suspend::now();
         let reply = berth.ask(request, sent, deadline);
         let answer = berth.answer(reply, deadline).await?;
         drop(line);
@@ -287,8 +288,9 @@ impl Resource {
         let Some(grant) = answer.grant() else {
             return Either::Right(Box::pin(self.refused(berth, answer, deadline)));
         };
-        let now = Instant::now();
-        let is_stale = now - sent > (grant.lease / 10).min(self.pool.options.keepalive_interval);
+        let now = suspend::now();
+        let is_stale =
+            now - sent + suspend::since(sent) > (grant.lease / 10).min(self.pool.options.keepalive_interval);
         Either::Left(ready(match self.engine(berth, &grant, (sent, now)) {
             Err(error) => Err(error),
             Ok(engine) if is_stale => {
@@ -340,14 +342,14 @@ impl Resource {
     }
 
     async fn hold_renewed(&self, engine: ServerLease, answer: Answer, grant: Grant) -> Result<LeaseGuard> {
-        let sent = Instant::now();
+        let sent = suspend::now();
         let lease = match engine.renew().await {
             Err(error) if error.kind() == ErrorKind::NotHeld => {
                 return Err(Error::new(ErrorKind::LeaseExpired, "").caused_by(error));
             }
             renewed => renewed?,
         };
-        self.hold(engine, answer, Grant { lease, ..grant }, sent, Instant::now())
+        self.hold(engine, answer, Grant { lease, ..grant }, sent, suspend::now())
     }
 
     /// Until the guard stands, dropping `answer` releases the grant.

@@ -27,6 +27,7 @@ use crate::net::BoxStream;
 use crate::process::Origin;
 use crate::proto::Request;
 use crate::sabotage::{Rule, is_broken};
+use crate::suspend;
 pub(crate) use answer::{Answer, Awaited, Failure, Orphan};
 use driver::Driver;
 use outbox::{Call, Caller, Outbox};
@@ -125,7 +126,7 @@ impl Session {
     /// Spawns a driver over a stream on which the handshake is done. The permit is kept until the
     /// connection [rests](Self::rest), or has ended.
     pub(crate) fn spawn(stream: BoxStream, home: Home, permit: OwnedSemaphorePermit) -> Self {
-        let now = Instant::now();
+        let now = suspend::now();
         let shared = Arc::new(Shared {
             proof: Proof::new(home.keepalive, now),
             home,

@@ -10,6 +10,7 @@ use crate::file::lock::FileLock;
 use crate::file::query::{Details, LockState};
 use crate::file::turn::{Patience, Turn, off_reactor, take_async, with};
 use crate::lease::LeaseGuard;
+use crate::suspend;
 use crate::types::Token;
 
 /// The shortest lifetime of a guard's lock: its end is cut to a whole second, so that no more than
@@ -109,7 +110,7 @@ impl FileLock {
         let token = Token::of_file(&held.text());
         let engine = FileLease::new(held, lifetime);
         let (key, terms) = (self.settings.key.clone(), &self.settings.terms);
-        Ok(Some(LeaseGuard::new(engine, key, token, terms, (began, tokio::time::Instant::now()), ttl)))
+        Ok(Some(LeaseGuard::new(engine, key, token, terms, (began, suspend::now()), ttl)))
     }
 
     /// As [`lock`](Self::lock), off the reactor.

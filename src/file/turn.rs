@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::file::contender::{Contender, Step};
 use crate::file::settings::Settings;
 use crate::file::wait::Backoff;
+use crate::suspend;
 
 /// Where a [`FileLock`](crate::FileLock) keeps its contender; empty while a call takes the lock.
 pub(super) type Slot = Arc<Mutex<Option<Contender>>>;
@@ -141,7 +142,7 @@ pub(super) fn take(mut turn: Turn, patience: &mut Patience) -> Result<Option<Tur
 /// Takes the lock off the reactor; as [`take`]. The instant is from before the step that took it.
 pub(super) async fn take_async(mut turn: Turn, patience: &mut Patience) -> Result<Option<(Turn, Instant)>> {
     loop {
-        let began = Instant::now();
+        let began = suspend::now();
         let step = off_reactor(move || {
             let outcome = turn.step();
             (turn, outcome)

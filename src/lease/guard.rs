@@ -16,6 +16,7 @@ use crate::lease::listener::Listener;
 use crate::lease::renewal::{Pace, Renewal};
 use crate::lease::state::Shared;
 use crate::lease::task;
+use crate::suspend;
 use crate::types::{Key, Token};
 
 /// How a lease is kept, whatever the grant.
@@ -136,7 +137,7 @@ impl Drop for LeaseGuard {
         if !lease.0.is_kept() {
             return;
         }
-        let now = Instant::now();
+        let now = suspend::now();
         let lost = lease.0.state_at(now).lost().is_some();
         if lease.0.claim_release() {
             if lost {

@@ -18,6 +18,7 @@ use crate::lease::renewal::Renewal;
 use crate::lease::signal::LostSignal;
 use crate::lease::state::Shared;
 use crate::lease::{LeaseState, LostReason};
+use crate::suspend;
 use crate::types::{Fence, Key, Token};
 
 /// How [`Lease::run`] ended.
@@ -94,7 +95,7 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn deadline(&self) -> Instant {
-        self.0.read(Renewal::deadline).map_or_else(Instant::now, Into::into)
+        self.0.deadline().unwrap_or_else(Instant::now)
     }
 
     /// How the lease stands right now, by this process's clock.
@@ -194,7 +195,7 @@ impl Lease {
         if let Some(reason) = self.state().lost() {
             return Err(self.0.over_error("renew", reason));
         }
-        let sent = Instant::now();
+        let sent = suspend::now();
         let outcome = self.0.engine.renew().await;
         self.0.settle(sent, &outcome);
         match (&outcome, self.state().lost()) {
@@ -271,7 +272,7 @@ impl Lease {
         if !self.0.is_ours() {
             return Err(self.0.over_error("release", LostReason::Forked));
         }
-        let now = Instant::now();
+        let now = suspend::now();
         let lost = self.0.state_at(now).lost();
         if !self.0.claim_release() {
             return Err(self.0.over_error("release", LostReason::Released));

@@ -19,7 +19,8 @@ pub enum LostReason {
     ServerSilent,
     /// The server answered a renewal with `error`: it knows no such holder any more.
     RenewalRejected,
-    /// No renewal got through before the deadline.
+    /// No renewal got through before the deadline. Where the system counts it, the time for which this
+    /// machine was suspended is counted.
     DeadlinePassed,
     /// The runtime that renewed the lease was shut down.
     RuntimeShutdown,
@@ -216,6 +217,11 @@ impl Renewal {
             None if self.doubtful || now >= self.at_risk_at() => LeaseState::AtRisk,
             None => LeaseState::Healthy,
         }
+    }
+
+    /// When the request was sent that the deadline counts from.
+    pub fn sent(&self) -> Instant {
+        self.sent
     }
 
     /// When the lease runs out, by this process's clock, unless renewed.

@@ -12,6 +12,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::engine::{Done, Engine, Releaser};
 use crate::lease::event::Teller;
 use crate::lease::renewal::{LeaseState, LostReason, Renewal, Step};
+use crate::suspend;
 use crate::types::Token;
 
 pub(super) struct Shared<E: Engine + ?Sized = dyn Engine> {
@@ -72,22 +73,38 @@ impl<E: Engine + ?Sized> Shared<E> {
         renewal.map(|renewal| read(&renewal))
     }
 
+    /// When the lease runs out by the runtime's clock, unless the machine is suspended meanwhile.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        self.read(|renewal| {
+            let deadline = Instant::from(renewal.deadline());
+            deadline.checked_sub(slept(renewal)).unwrap_or_else(|| renewal.sent().into())
+        })
+    }
+
     /// Asks the schedule and publishes how the lease stands.
     pub(super) fn poll(&self, now: Instant, in_flight: bool) -> Step {
-        let step = self.renewal().poll(now.into_std(), in_flight);
+        let step = {
+            let mut renewal = self.renewal();
+            let slept = slept(&renewal);
+            match renewal.poll((now + slept).into_std(), in_flight) {
+                Step::Wait(until) => Step::Wait(until.checked_sub(slept).unwrap_or(now.into_std())),
+                step => step,
+            }
+        };
         self.publish();
         step
     }
 
     /// Books the outcome of a renewal sent at `sent`. One that a release has overtaken is no news.
     pub(super) fn settle(&self, sent: Instant, outcome: &Result<Duration>) {
-        let now = Instant::now();
+        let now = suspend::now();
         match outcome {
             Ok(ttl) => {
                 let held = {
                     let mut renewal = self.renewal();
-                    renewal.renewed(sent.into_std(), *ttl, now.into_std(), fastrand::f64());
-                    renewal.state(now.into_std()).lost().is_none()
+                    let by = lease_time(&renewal, now);
+                    renewal.renewed(sent.into_std(), *ttl, by, fastrand::f64());
+                    renewal.state(lease_time(&renewal, now)).lost().is_none()
                 };
                 if held && self.is_kept() {
                     self.teller.renewed(*ttl);
@@ -99,7 +116,9 @@ impl<E: Engine + ?Sized> Shared<E> {
             }
             Err(error) if self.is_kept() => {
                 self.teller.renew_failed(error);
-                self.renewal().failed(now.into_std(), fastrand::f64());
+                let mut renewal = self.renewal();
+                let now = lease_time(&renewal, now);
+                renewal.failed(now, fastrand::f64());
             }
             Err(_) => {}
         }
@@ -109,7 +128,11 @@ impl<E: Engine + ?Sized> Shared<E> {
 
     /// What keeps the lease is in doubt.
     pub(super) fn doubt(&self) {
-        self.renewal().doubt(Instant::now().into_std());
+        {
+            let mut renewal = self.renewal();
+            let now = lease_time(&renewal, Instant::now());
+            renewal.doubt(now);
+        }
         self.publish();
     }
 
@@ -125,7 +148,7 @@ impl<E: Engine + ?Sized> Shared<E> {
                 return None;
             }
             // Looked up in here, so that of two who publish at a time the later look wins.
-            let state = self.renewal().state(Instant::now().into_std());
+            let state = self.state_by_schedule(Instant::now());
             (current != state).then_some(state)
         });
         match news {
@@ -147,7 +170,7 @@ impl<E: Engine + ?Sized> Shared<E> {
 
     /// How the lease stands now, in whichever process asks. Once seen as over, it stays that.
     pub(super) fn state(&self) -> LeaseState {
-        if self.is_ours() { self.state_at(Instant::now()) } else { self.teller.standing.seen() }
+        if self.is_ours() { self.state_at(suspend::now()) } else { self.teller.standing.seen() }
     }
 
     /// How the lease stands at a `now` that was looked at a moment ago, in the process that holds it.
@@ -155,10 +178,15 @@ impl<E: Engine + ?Sized> Shared<E> {
         if !self.is_kept() {
             return self.teller.standing.get();
         }
-        let state = self.renewal().state(now.into_std());
+        let state = self.state_by_schedule(now);
         let Some(reason) = state.lost().or_else(|| self.engine.lost(now)) else { return state };
         self.lose(reason);
         self.teller.standing.get()
+    }
+
+    fn state_by_schedule(&self, now: Instant) -> LeaseState {
+        let renewal = self.renewal();
+        renewal.state(lease_time(&renewal, now))
     }
 
     fn stop_task(&self) {
@@ -213,4 +241,15 @@ impl<E: Engine + ?Sized> Shared<E> {
         let kind = if was_let_go { ErrorKind::NotHeld } else { ErrorKind::LeaseLost };
         self.teller.error(operation, kind, reason.to_string())
     }
+}
+
+/// For how long the machine was suspended since the request was sent that the deadline counts from: the
+/// lease ran on, and the runtime's clock stood still.
+fn slept(renewal: &Renewal) -> Duration {
+    suspend::since(renewal.sent().into())
+}
+
+/// The runtime's time as the lease's schedule counts it.
+fn lease_time(renewal: &Renewal, now: Instant) -> std::time::Instant {
+    (now + slept(renewal)).into_std()
 }

@@ -13,6 +13,7 @@ use crate::lease::LostReason;
 use crate::lease::engine::{Engine, Incident};
 use crate::lease::renewal::Step;
 use crate::lease::state::Shared;
+use crate::suspend;
 
 /// How long one renewal may take before it counts as failed and is tried again.
 const RENEW_LIMIT: Duration = Duration::from_secs(5);
@@ -38,11 +39,10 @@ async fn keep_to_its_end<E: Engine>(shared: &Shared<E>) {
     keep_on(shared).await;
     // What is forgotten stays taken to its very end: its connection must not close before.
     while !shared.is_kept() {
-        let end = shared.renewal().deadline().into();
-        if Instant::now() >= end {
-            return;
+        match shared.deadline() {
+            Some(end) if suspend::now() < end => sleep_until(end).await,
+            _ => return,
         }
-        sleep_until(end).await;
     }
 }
 
@@ -58,7 +58,7 @@ async fn keep_on<E: Engine>(shared: &Shared<E>) {
             in_doubt = false;
             incident.set(Some(shared.engine.incident()).into());
         }
-        let now = Instant::now();
+        let now = suspend::now();
         if renewing.is_none() && !shared.is_kept() {
             return;
         }

@@ -19,6 +19,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::Done;
 use crate::net::BoxStream;
 use crate::proto::{Family, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
+use crate::suspend;
 use crate::types::{Token, printable};
 
 /// How long a session whose last user is gone may take to finish what is under way, and how long an
@@ -237,7 +238,7 @@ impl Driver {
     /// gives up one over which no answer comes. A ping goes out while answers are owed as well: it may
     /// be what proves, once a stall is over, that the server has listened since.
     fn check(&mut self) -> Result<()> {
-        let (now, keepalive) = (Instant::now(), self.shared.home.keepalive);
+        let (now, keepalive) = (suspend::now(), self.shared.home.keepalive);
         if self.finish_by.is_some_and(|finish_by| now >= finish_by) {
             let late = "the server did not answer before it was closed";
             return Err(Error::new(ErrorKind::Timeout, late));

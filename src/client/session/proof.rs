@@ -6,6 +6,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::sabotage::{Rule, is_broken};
+use crate::suspend;
 
 /// When the server last proved that it was listening: the instant before a request was sent that
 /// it has answered since.
@@ -55,7 +56,9 @@ impl Proof {
         if is_broken(Rule::Deadline) {
             return Instant::now() + self.keepalive;
         }
-        self.at() + 2 * self.keepalive
+        // The server goes on while this machine is suspended.
+        let ends = self.at() + 2 * self.keepalive;
+        ends.checked_sub(suspend::since(self.at())).unwrap_or(self.base)
     }
 
     /// Whether an answer is overdue: the server may be gone, and new requests had better go by
@@ -63,6 +66,6 @@ impl Proof {
     pub(super) fn is_shaky(&self, now: Instant) -> bool {
         let owed = self.owed.load(Ordering::Relaxed);
         let stalls = owed != NEVER && now >= self.base + Duration::from_nanos(owed) + PATIENCE;
-        stalls || now >= self.at() + self.keepalive + self.keepalive / 2
+        stalls || now + suspend::since(self.at()) >= self.at() + self.keepalive + self.keepalive / 2
     }
 }

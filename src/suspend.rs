@@ -1,0 +1,186 @@
+//! For how long the machine was suspended. The clocks that leases count with stand still meanwhile, and a
+//! server on another machine goes on. Linux has a clock that counts the time; where there is none, no
+//! suspension is noticed.
+
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::sabotage;
+
+/// A difference between two looks at the clocks that is less than this may be due to the looks.
+const NOISE: i64 = 1_000_000;
+/// How many suspensions are told apart.
+const MOST: usize = 64;
+
+static NAPS: Mutex<Naps> = Mutex::new(Naps::new());
+/// How far the one clock is ahead of the other, in nanoseconds, as far as was noticed.
+static KNOWN: AtomicI64 = AtomicI64::new(UNKNOWN);
+const UNKNOWN: i64 = i64::MIN;
+/// Whether the machine was ever suspended.
+static EVER: AtomicBool = AtomicBool::new(false);
+
+/// This instant, once every suspension before it was noticed: what is counted from here knows of every one
+/// that comes.
+pub(crate) fn now() -> Instant {
+    notice();
+    Instant::now()
+}
+
+/// Notices whether the machine was suspended since the last time. Costs two looks at a clock.
+pub(crate) fn notice() {
+    let known = KNOWN.load(Ordering::Acquire);
+    // The clock that counts all time is read last, so that the two are not more alike than they were.
+    let Some(ahead) = clocks::ahead() else { return };
+    if known == UNKNOWN || ahead - known > NOISE {
+        notice_it();
+    }
+}
+
+fn notice_it() {
+    let mut naps = NAPS.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(ahead) = clocks::ahead_exactly() else { return };
+    let known = KNOWN.load(Ordering::Acquire);
+    if known == UNKNOWN {
+        KNOWN.store(ahead, Ordering::Release);
+    } else if ahead - known > NOISE {
+        let slept = Duration::from_nanos(ahead.abs_diff(known));
+        naps.add(Instant::now(), slept);
+        EVER.store(true, Ordering::Release);
+        KNOWN.store(ahead, Ordering::Release);
+        drop(naps);
+        tracing::warn!(?slept, "this machine was suspended");
+    }
+}
+
+/// For how long the machine was suspended since `then`, as far as that was noticed.
+pub(crate) fn since(then: Instant) -> Duration {
+    if !EVER.load(Ordering::Acquire) {
+        return Duration::ZERO;
+    }
+    NAPS.lock().unwrap_or_else(PoisonError::into_inner).since(then)
+}
+
+/// Each suspension, with when it was noticed.
+struct Naps(Vec<(Instant, Duration)>);
+
+impl Naps {
+    const fn new() -> Self {
+        Self(Vec::new())
+    }
+
+    fn add(&mut self, noticed: Instant, slept: Duration) {
+        if self.0.len() == MOST {
+            // The two oldest count as one, as late as the later one.
+            let (_, oldest) = self.0.remove(0);
+            self.0[0].1 += oldest;
+        }
+        self.0.push((noticed, slept));
+    }
+
+    /// One that was noticed after `then` may have begun before it, and counts.
+    fn since(&self, then: Instant) -> Duration {
+        self.0.iter().filter(|(noticed, _)| *noticed > then).map(|(_, slept)| *slept).sum()
+    }
+}
+
+#[cfg(any(target_os = "linux", target_os = "android"))]
+mod clocks {
+    use std::time::Duration;
+
+    use rustix::time::{ClockId, DynamicClockId, Timespec, clock_gettime, clock_gettime_dynamic};
+
+    use super::sabotage;
+
+    /// How close to each other the looks at the two clocks should be.
+    const CLOSE: i64 = 100_000;
+
+    /// How far the clock that counts suspended time is ahead, or less.
+    pub(super) fn ahead() -> Option<i64> {
+        let awake = awake();
+        all().map(|all| all - awake)
+    }
+
+    /// The same, exactly, unless this thread loses its turn each time.
+    pub(super) fn ahead_exactly() -> Option<i64> {
+        let mut closest: Option<(i64, i64)> = None;
+        for _ in 0..8 {
+            let (before, all, after) = (awake(), all()?, awake());
+            let apart = after - before;
+            if closest.is_none_or(|(least, _)| apart < least) {
+                closest = Some((apart, all - after));
+            }
+            if apart < CLOSE {
+                break;
+            }
+        }
+        closest.map(|(_, ahead)| ahead)
+    }
+
+    fn awake() -> i64 {
+        nanos(clock_gettime(ClockId::Monotonic))
+    }
+
+    /// Kernels without this clock are of an age without this crate.
+    fn all() -> Option<i64> {
+        let all = clock_gettime_dynamic(DynamicClockId::Boottime).ok()?;
+        Some(nanos(all) + sabotage::suspended())
+    }
+
+    fn nanos(time: Timespec) -> i64 {
+        // Neither clock is before its start, or centuries after it.
+        let since = Duration::try_from(time).unwrap_or_default();
+        i64::try_from(since.as_nanos()).unwrap_or(i64::MAX)
+    }
+}
+
+#[cfg(not(any(target_os = "linux", target_os = "android")))]
+mod clocks {
+    pub(super) fn ahead() -> Option<i64> {
+        None
+    }
+
+    pub(super) fn ahead_exactly() -> Option<i64> {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const S: Duration = Duration::from_secs(1);
+
+    #[test]
+    fn what_was_noticed_after_an_instant_counts_from_it() {
+        let (mut naps, start) = (Naps::new(), Instant::now());
+        naps.add(start + 10 * S, 60 * S);
+        naps.add(start + 20 * S, 5 * S);
+        let slept = [0, 9, 10, 19, 20, 30].map(|then| naps.since(start + then * S).as_secs());
+        assert_eq!(slept, [65, 65, 5, 5, 0, 0]);
+    }
+
+    #[test]
+    fn what_is_too_long_ago_to_be_told_apart_still_counts() {
+        let (mut naps, start) = (Naps::new(), Instant::now());
+        for n in 1..=1000 {
+            naps.add(start + n * S, S);
+        }
+        assert_eq!(naps.0.len(), MOST);
+        assert_eq!((naps.since(start), naps.since(start + 999 * S)), (1000 * S, S));
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_machine_that_is_awake_is_not_said_to_have_slept() {
+        let start = now();
+        let exact = clocks::ahead_exactly().unwrap();
+        for _ in 0..200_000 {
+            notice();
+        }
+        assert_eq!(since(start), Duration::ZERO);
+        assert!((clocks::ahead_exactly().unwrap() - exact).abs() < NOISE);
+    }
+}
