@@ -19,7 +19,7 @@ use crate::proto::Request;
 /// where nothing is read here: no write of the server's ever waits for this side. The smallest one
 /// that a common system begins with has 16 KiB. A grant, the longest reply, has 47 bytes, and 76 as a
 /// TLS record of its own.
-pub(super) const MAX_OWED: usize = 192;
+pub(super) const MAX_OWED: usize = 212;
 const _: () = assert!(MAX_OWED * 76 < 16 * 1024);
 
 /// How often those whose time is up are looked for, at the most.
