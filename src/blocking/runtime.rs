@@ -81,7 +81,7 @@ impl Runtime {
 
     fn handle(&self) -> Result<Handle> {
         match &self.lent {
-            Some(handle) => unforked(self.origin).map(|()| handle.clone()),
+            Some(handle) => unforked(&self.origin).map(|()| handle.clone()),
             None => Worker::get().and_then(Worker::handle),
         }
     }
@@ -141,12 +141,12 @@ impl Worker {
     }
 
     fn handle(&self) -> Result<Handle> {
-        unforked(self.origin).map(|()| self.handle.clone())
+        unforked(&self.origin).map(|()| self.handle.clone())
     }
 }
 
 /// A forked process has the memory of a runtime, but not its threads.
-fn unforked(origin: Origin) -> Result<()> {
+fn unforked(origin: &Origin) -> Result<()> {
     let forked = |fault| Err(Error::new(ErrorKind::ConnectionClosed, fault));
     origin.fault().map_or(Ok(()), forked)
 }

@@ -114,7 +114,12 @@ impl AsyncConn {
     /// The same connection, for another thread.
     #[cfg(feature = "blocking")]
     pub(crate) fn share(&self) -> Self {
-        Self { halves: self.halves.clone(), closing: self.closing.clone(), ..*self }
+        Self {
+            halves: self.halves.clone(),
+            closing: self.closing.clone(),
+            origin: self.origin.clone(),
+            ..*self
+        }
     }
 
     /// How long a request that may wait for so long at the server may take.
