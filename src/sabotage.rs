@@ -14,6 +14,8 @@ pub enum Rule {
     /// What a connection held that the server gave up, as by its write timeout, is freed no earlier
     /// than the read timeout would have freed it.
     GivenUp,
+    /// The table of a server is asked for over a connection of its own.
+    StatsApart,
 }
 
 #[cfg(feature = "_sabotage")]
@@ -24,13 +26,18 @@ mod switch {
 
     static BROKEN: AtomicU8 = AtomicU8::new(0);
 
-    /// Breaks this rule and mends all others.
-    pub fn break_only(rule: Option<Rule>) {
-        BROKEN.store(rule.map_or(0, |rule| rule as u8 + 1), Ordering::SeqCst);
+    /// Breaks these rules and mends all others.
+    pub fn break_only(rules: impl IntoIterator<Item = Rule>) {
+        let broken = rules.into_iter().fold(0, |broken, rule| broken | bit(rule));
+        BROKEN.store(broken, Ordering::SeqCst);
     }
 
     pub(crate) fn is_broken(rule: Rule) -> bool {
-        BROKEN.load(Ordering::Relaxed) == rule as u8 + 1
+        BROKEN.load(Ordering::Relaxed) & bit(rule) != 0
+    }
+
+    const fn bit(rule: Rule) -> u8 {
+        1 << rule as u8
     }
 }
 

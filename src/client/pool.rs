@@ -28,7 +28,8 @@ use crate::client::session::{Home, Orphan, Rescue, Session, Trace};
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Done, Tally};
 use crate::process::Origin;
-use crate::proto::StatsResult;
+use crate::proto::{Request, StatsResult};
+use crate::sabotage::{Rule, is_broken};
 
 pub(crate) use berth::Berth;
 pub(crate) use lines::InLine;
@@ -246,8 +247,12 @@ impl Pool {
     ///
     /// It is asked over a connection that carries nothing else, ever: a server frees what a connection
     /// held over which it cannot get rid of a reply, and this one may be too long for any buffer.
-    pub(crate) async fn stats(&self, shard: usize) -> Result<StatsResult> {
+    pub(crate) async fn stats(self: &Arc<Self>, shard: usize) -> Result<StatsResult> {
         here()?;
+        if is_broken(Rule::StatsApart) {
+            let deadline = Deadline::of_request(Instant::now(), self.options.request_timeout);
+            drop(self.board(shard).await?.session().call(Request::Stats, Instant::now(), &deadline));
+        }
         let Options { request_timeout, max_stats_bytes, servers, .. } = &*self.options;
         let asking = async {
             self.check_process()?;

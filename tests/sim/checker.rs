@@ -5,7 +5,7 @@ use std::time::Duration;
 use dflockd_client::ErrorKind;
 
 use crate::history::{End, History, Hold};
-use crate::plan::Plan;
+use crate::plan::{Plan, Weather};
 
 /// What is wrong with a history.
 pub(crate) fn violations(plan: &Plan, history: &History) -> Vec<String> {
@@ -16,8 +16,8 @@ pub(crate) fn violations(plan: &Plan, history: &History) -> Vec<String> {
     found.extend(fences_out_of_order(plan, history));
     found.extend(calls_that_go_on(history));
     found.extend(wrong_ends(plan, history));
-    if plan.calm {
-        found.extend(lost_in_calm(history));
+    if plan.weather != Weather::Storm {
+        found.extend(lost_for_no_reason(plan, history));
     }
     found
 }
@@ -102,7 +102,7 @@ fn wrong_ends(plan: &Plan, history: &History) -> Vec<String> {
         | ErrorKind::LeaseLost
         | ErrorKind::NotHeld
         // A server that has read nothing for long says `error`, and may say it to what was lost.
-        | ErrorKind::Server => !plan.calm,
+        | ErrorKind::Server => !plan.is_calm(),
         _ => false,
     };
     let ends = history.calls.iter().filter_map(|call| match &call.end {
@@ -112,8 +112,9 @@ fn wrong_ends(plan: &Plan, history: &History) -> Vec<String> {
     ends.map(|(call, text)| format!("must not come of it: {:?} of {call:?}", text)).collect()
 }
 
-fn lost_in_calm(history: &History) -> Vec<String> {
+fn lost_for_no_reason(plan: &Plan, history: &History) -> Vec<String> {
     let lost = history.holds.iter().filter(|hold| hold.lost.is_some());
+    let lost = lost.filter(|hold| !plan.is_near_stall(hold.client, hold.from));
     lost.map(|hold| format!("lost for no reason: {hold:?}")).collect()
 }
 
@@ -128,7 +129,8 @@ mod tests {
     fn plan(calm: bool) -> Plan {
         let key = |name: &str, limit| Key { name: name.to_owned(), limit, shard: 0 };
         let keys = vec![key("lock", None), key("semaphore", Some(2))];
-        Plan { calm, shards: 1, keys, max_waiters: 0, ..Plan::new(0) }
+        let weather = if calm { Weather::Calm } else { Weather::Storm };
+        Plan { weather, shards: 1, keys, max_waiters: 0, ..Plan::new(0) }
     }
 
     /// Somebody has a key from one second to another.

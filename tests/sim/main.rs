@@ -5,8 +5,8 @@
 //!
 //! - `SIM_SEED=n` replays one seed and prints its history.
 //! - `SIM_SEEDS=a..b` runs other seeds than usual.
-//! - `SIM_BREAK=Deadline` (or another rule) breaks a rule in all of them; `SIM_SHOWS=text` then lets
-//!   only violations count that contain the text.
+//! - `SIM_BREAK=Deadline` (or other rules, joined by `+`) breaks a rule in all of them; `SIM_SHOWS=text`
+//!   then lets only violations count that contain the text.
 
 mod checker;
 mod history;
@@ -56,7 +56,7 @@ const REPLAYED: u64 = 40;
 
 #[test]
 fn whatever_the_schedule_leases_keep_what_they_promise() {
-    break_rule();
+    break_rules();
     count_panics();
     let ((seeds, verbose), shows) = (seeds(), std::env::var("SIM_SHOWS").unwrap_or_default());
     let (next, failed) = (AtomicU64::new(seeds.start), AtomicBool::new(false));
@@ -103,17 +103,33 @@ fn a_seed_replays_exactly() {
 
 #[test]
 fn the_checker_sees_leases_that_outlive_their_deadline() {
-    assert_shows(Rule::Deadline, "held by 2");
+    assert_shows(&[Rule::Deadline], "held by 2");
 }
 
 #[test]
 fn the_checker_sees_grants_that_nobody_releases() {
-    assert_shows(Rule::OrphanRelease, "was not handed on");
+    assert_shows(&[Rule::OrphanRelease], "was not handed on");
 }
 
 #[test]
 fn the_checker_sees_replies_that_are_read_as_anothers() {
-    assert_shows(Rule::ReplyOrder, "must not come of it");
+    assert_shows(&[Rule::ReplyOrder], "must not come of it");
+}
+
+/// A server that frees at once what a connection held that takes no more replies, and a client that asks for
+/// a long one over the connection of its leases.
+#[test]
+fn the_checker_sees_leases_that_a_long_reply_ends() {
+    assert_shows(&[Rule::GivenUp, Rule::StatsApart], "held by 2");
+}
+
+/// Each side is right by itself: this client with such a server, and this server with such a client.
+#[test]
+fn a_long_reply_ends_no_lease_where_one_side_sees_to_it() {
+    for rule in [Rule::GivenUp, Rule::StatsApart] {
+        let child = with_broken(&[rule], SHOWN_AMONG / 2).output().expect("a test can be run again");
+        assert!(child.status.success(), "{}", String::from_utf8_lossy(&child.stdout));
+    }
 }
 
 /// What comes of a seed, and what is wrong with that.
@@ -147,20 +163,26 @@ fn count_panics() {
     }));
 }
 
-/// Runs the schedules in a process of their own, since a rule is broken for a whole process.
-fn assert_shows(rule: Rule, violation: &str) {
-    let child = Command::new(std::env::current_exe().expect("a test has a path"))
-        .args(["--exact", "whatever_the_schedule_leases_keep_what_they_promise", "--nocapture"])
-        .env("SIM_BREAK", format!("{rule:?}"))
-        .env("SIM_SHOWS", violation)
-        .env("SIM_SEEDS", format!("0..{SHOWN_AMONG}"))
-        .env_remove("SIM_SEED")
-        .output()
-        .expect("a test can be run again");
+/// Fails unless a schedule shows that these rules are broken.
+fn assert_shows(rules: &[Rule], violation: &str) {
+    let child = with_broken(rules, SHOWN_AMONG).env("SIM_SHOWS", violation).output();
+    let child = child.expect("a test can be run again");
     let said = String::from_utf8_lossy(&child.stdout);
     println!("{said}");
-    assert!(!child.status.success(), "nothing shows that {rule:?} is broken");
+    assert!(!child.status.success(), "nothing shows that {rules:?} are broken");
     assert!(said.contains("  violation: "), "it fails for another reason");
+}
+
+/// The schedules in a process of their own, since a rule is broken for a whole process.
+fn with_broken(rules: &[Rule], seeds: u64) -> Command {
+    let names: Vec<_> = rules.iter().map(|rule| format!("{rule:?}")).collect();
+    let mut child = Command::new(std::env::current_exe().expect("a test has a path"));
+    child
+        .args(["--exact", "whatever_the_schedule_leases_keep_what_they_promise", "--nocapture"])
+        .env("SIM_BREAK", names.join("+"))
+        .env("SIM_SEEDS", format!("0..{seeds}"))
+        .env_remove("SIM_SEED");
+    child
 }
 
 /// Which seeds to run, and whether to tell all about them.
@@ -178,9 +200,9 @@ fn seeds() -> (Range<u64>, bool) {
     }
 }
 
-fn break_rule() {
-    let Ok(rule) = std::env::var("SIM_BREAK") else { return };
-    let rules = [Rule::Deadline, Rule::OrphanRelease, Rule::ReplyOrder];
-    let rule = rules.into_iter().find(|known| format!("{known:?}") == rule);
-    sabotage::break_only(Some(rule.expect("SIM_BREAK names a rule")));
+fn break_rules() {
+    let Ok(rules) = std::env::var("SIM_BREAK") else { return };
+    let known = [Rule::Deadline, Rule::OrphanRelease, Rule::ReplyOrder, Rule::GivenUp, Rule::StatsApart];
+    let named = |name: &str| known.into_iter().find(|rule| format!("{rule:?}") == name);
+    sabotage::break_only(rules.split('+').map(|name| named(name).expect("SIM_BREAK names rules")));
 }

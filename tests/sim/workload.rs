@@ -14,18 +14,18 @@ use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 
 use crate::history::{End, Hold, Recorder, now};
-use crate::network::{PORT, SimDial};
-use crate::plan::{CONNECT_TIMEOUT, Key, LONGEST_WAIT, Plan, S};
+use crate::network::{Ears, PORT, SimDial};
+use crate::plan::{CONNECT_TIMEOUT, Key, LONGEST_WAIT, Plan, S, Weather};
 use crate::world::{AUTH_TOKEN, server_name};
 
 /// How often a holder looks whether it still is one.
-const LOOK: Duration = Duration::from_millis(50);
+pub(crate) const LOOK: Duration = Duration::from_millis(50);
 
 /// A client that sees all of the plan's servers.
-pub(crate) fn client(plan: &Plan) -> LockClient {
+pub(crate) fn client(plan: &Plan, ears: Ears) -> LockClient {
     let mut builder = LockClient::builder()
         .servers((0..plan.shards).map(|shard| (server_name(shard), PORT)))
-        .dial(SimDial)
+        .dial(SimDial(ears))
         .connect_timeout(CONNECT_TIMEOUT)
         .keepalive_interval(plan.keepalive)
         .shared_connections(plan.shared_connections)
@@ -44,8 +44,8 @@ pub(crate) fn client(plan: &Plan) -> LockClient {
 }
 
 /// Runs a client's tasks until the plan's end. `life` counts how often its host was started.
-pub(crate) async fn run(plan: Arc<Plan>, client_index: usize, life: u64, record: Recorder) {
-    let locks = client(&plan);
+pub(crate) async fn run(plan: Arc<Plan>, client_index: usize, life: u64, record: Recorder, ears: Ears) {
+    let locks = client(&plan, ears);
     let mut workers = JoinSet::new();
     for index in 0..plan.workers as u64 {
         let seed = plan.seed.wrapping_mul(1_000_003) + 10_000 * client_index as u64 + 100 * life + index;
@@ -68,7 +68,7 @@ pub(crate) async fn run(plan: Arc<Plan>, client_index: usize, life: u64, record:
 async fn end(plan: &Plan, client: usize, locks: &LockClient, record: &Recorder) {
     sleep(S).await;
     let metrics = locks.metrics();
-    if plan.calm && (metrics.leases, metrics.waiting) != (0, 0) {
+    if plan.is_calm() && (metrics.leases, metrics.waiting) != (0, 0) {
         record.fault(format!("client {client} has something left: {metrics:?}"));
     }
     if client.is_multiple_of(2) {
@@ -242,7 +242,11 @@ impl Worker {
             overstays: None,
         };
         let hold = self.record.granted(hold);
-        let longest = if self.plan.calm { 2_000 } else { 2 * self.plan.ttl.as_millis() as u64 };
+        let longest = match self.plan.weather {
+            Weather::Calm => 2_000,
+            Weather::Stalls => 25_000,
+            Weather::Storm => 2 * self.plan.ttl.as_millis() as u64,
+        };
         let end = now() + self.up_to(longest);
         while self.record.look(hold, &guard) && now() < end {
             self.pass_time(hold, &guard, end).await;
@@ -252,9 +256,14 @@ impl Worker {
 
     /// Does one thing while a lease is held.
     async fn pass_time(&mut self, hold: usize, lease: &Lease, end: Duration) {
-        let record = self.record.clone();
+        let (record, plan, client) = (self.record.clone(), self.plan.clone(), self.client);
         let looks = async {
             while record.look(hold, lease) {
+                if plan.is_time_to_prove(client, now())
+                    && let Err(error) = lease.renew().await
+                {
+                    record.fault(format!("a renewal before a stall: {error}"));
+                }
                 sleep(LOOK).await;
             }
         };
@@ -293,7 +302,7 @@ impl Worker {
                 let lease = guard.detach();
                 _ = self.call("release", 5 * S, lease.release()).await;
             }
-            4 if !self.plan.calm => guard.forget(),
+            4 if self.plan.weather == Weather::Storm => guard.forget(),
             _ => drop(guard),
         }
     }

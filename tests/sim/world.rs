@@ -10,18 +10,22 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
+use dflockd_client::{AsyncConn, StatsResult, command};
+use tokio::io::DuplexStream;
 use tokio::sync::Notify;
 use tokio::time::{sleep, timeout};
 use turmoil::Sim;
 
 use crate::history::{History, Recorder, now};
-use crate::network::SimListener;
+use crate::network::{BUFFER, Ears, SEGMENTS, SimListener};
 use crate::plan::{Fault, Host, LONGEST_WAIT, Link, Plan, S, Trouble};
 use crate::workload::{self, Resource};
 
 pub(crate) const AUTH_TOKEN: &str = "open sesame";
 /// How finely the network is simulated.
 const TICK: Duration = Duration::from_millis(20);
+/// How long the names of keys are that are there to fill the servers' tables.
+const LONG_NAME: usize = 200;
 /// Where fences begin: past the wall clock, so that they are the same in each run.
 const FIRST_FENCE: u64 = 1 << 62;
 
@@ -72,6 +76,7 @@ struct World {
     sim: Sim<'static>,
     record: Recorder,
     drains: Vec<Arc<Notify>>,
+    ears: Vec<Ears>,
     /// What is wrong right now.
     troubles: BTreeMap<Link, Trouble>,
     /// Clients whose tasks are at their end.
@@ -87,13 +92,14 @@ impl World {
             // Never none: what is sent on one host must arrive on another later than that.
             .min_message_latency(Duration::from_millis(1))
             .max_message_latency(plan.latency)
-            .tcp_capacity(1024)
+            .tcp_capacity(SEGMENTS)
             .enable_random_order()
             .build();
         let drains = (0..plan.shards).map(|_| Arc::default()).collect();
+        let ears = (0..plan.clients).map(|_| Ears::default()).collect();
         let done = Rc::new(RefCell::new(vec![false; plan.clients]));
-        let mut world =
-            Self { plan, sim, record: Recorder::default(), drains, troubles: BTreeMap::new(), done };
+        let (record, troubles) = (Recorder::default(), BTreeMap::new());
+        let mut world = Self { plan, sim, record, drains, ears, troubles, done };
         for shard in 0..world.plan.shards {
             world.add_server(shard, fences.path(shard));
         }
@@ -104,21 +110,20 @@ impl World {
     }
 
     fn add_server(&mut self, shard: usize, fences: PathBuf) {
-        let config = server_config(&self.plan, &fences);
-        let (record, drain) = (self.record.clone(), self.drains[shard].clone());
+        let (plan, record, drain) = (self.plan.clone(), self.record.clone(), self.drains[shard].clone());
         self.sim.host(server_name(shard), move || {
-            serve(shard, config.clone(), fences.clone(), record.clone(), drain.clone())
+            serve(shard, plan.clone(), fences.clone(), record.clone(), drain.clone())
         });
     }
 
     fn add_client(&mut self, client: usize) {
         let (plan, record, done) = (self.plan.clone(), self.record.clone(), self.done.clone());
-        let lives = Cell::new(0);
+        let (lives, ears) = (Cell::new(0), self.ears[client].clone());
         self.sim.host(client_name(client), move || {
-            let (plan, record, done) = (plan.clone(), record.clone(), done.clone());
+            let (plan, record, done, ears) = (plan.clone(), record.clone(), done.clone(), ears.clone());
             let life = lives.replace(lives.get() + 1);
             async move {
-                workload::run(plan, client, life, record).await;
+                workload::run(plan, client, life, record, ears).await;
                 done.borrow_mut()[client] = true;
                 // What the client does in the background goes on.
                 std::future::pending().await
@@ -133,7 +138,7 @@ impl World {
             self.apply(*fault)?;
         }
         // By then nobody is in a queue any more, and what was let go is.
-        self.run_until(plan.until + S * if plan.calm { 1 } else { LONGEST_WAIT as u32 + 2 })?;
+        self.run_until(plan.until + S * if plan.is_calm() { 1 } else { LONGEST_WAIT as u32 + 2 })?;
         let latest = plan.until + S * LONGEST_WAIT as u32 + 2 * plan.slack();
         while !self.done.borrow().iter().all(|done| *done) && self.sim.elapsed() < latest {
             self.sim.step()?;
@@ -176,6 +181,7 @@ impl World {
                 links.iter().for_each(|link| self.set(*link));
             }
             Fault::Start(host) => self.sim.bounce(host_name(host)),
+            Fault::Deafen(client, how_long) => self.ears[client].close_until(at + how_long),
             Fault::Drain(shard) => self.drains[shard].notify_waiters(),
         }
         Ok(())
@@ -268,9 +274,11 @@ fn host_name(host: Host) -> String {
 fn server_config(plan: &Plan, fences: &Path) -> ServerConfig {
     ServerConfig {
         read_timeout: plan.read_timeout().as_secs(),
+        write_timeout: plan.write_timeout.as_secs(),
         shutdown_timeout: 3,
         auto_release_on_disconnect: plan.auto_release,
         max_waiters: plan.max_waiters,
+        gc_max_idle: if plan.wide { 3600 } else { 60 },
         auth_token: plan.auth.then(|| AUTH_TOKEN.to_owned()),
         fence_state_file: Some(fences.to_owned()),
         ..ServerConfig::default()
@@ -280,7 +288,7 @@ fn server_config(plan: &Plan, fences: &Path) -> ServerConfig {
 /// A server's host: starts a server, and another one whenever it has stopped.
 async fn serve(
     shard: usize,
-    config: ServerConfig,
+    plan: Arc<Plan>,
     fences: PathBuf,
     record: Recorder,
     drain: Arc<Notify>,
@@ -288,8 +296,13 @@ async fn serve(
     loop {
         let floor = std::fs::read(&fences)?;
         record.booted(shard, u64::from_be_bytes(floor.as_slice().try_into()?));
-        let server = Server::new(config.clone())?;
-        server.serve(SimListener::bind().await?, drain.notified()).await;
+        let server = Server::new(server_config(&plan, &fences))?;
+        let (ours, theirs) = tokio::io::duplex(BUFFER);
+        let listener = SimListener::bind(plan.wide.then_some(theirs)).await?;
+        if plan.wide {
+            tokio::spawn(widen(plan.clone(), ours));
+        }
+        server.serve(listener, drain.notified()).await;
         record.log(now(), format_args!("shard {shard} stopped"));
         drop(server);
         // Its last connections end, and with them the last hold on the file.
@@ -297,9 +310,23 @@ async fn serve(
     }
 }
 
+/// Leaves many keys with long names on a server, which nobody has.
+async fn widen(plan: Arc<Plan>, stream: DuplexStream) -> dflockd_client::Result<()> {
+    let conn = AsyncConn::new(stream);
+    if plan.auth {
+        command::authenticate(&conn, AUTH_TOKEN).await?;
+    }
+    let names = (0..2 * BUFFER / LONG_NAME).map(|number| format!("{number:->LONG_NAME$}"));
+    for name in names {
+        let grant = command::acquire(&conn, &name, Duration::ZERO, None).await?;
+        command::release(&conn, &name, &grant.token).await?;
+    }
+    Ok(())
+}
+
 /// Takes every slot of every key, lets go, and finds nothing left.
 async fn audit(plan: Arc<Plan>, record: Recorder) -> turmoil::Result {
-    let locks = workload::client(&plan);
+    let locks = workload::client(&plan, Ears::default());
     let mut guards = Vec::new();
     for key in &plan.keys {
         let resource = Resource::new(&locks, key);
@@ -317,9 +344,10 @@ async fn audit(plan: Arc<Plan>, record: Recorder) -> turmoil::Result {
             record.fault(format!("what the auditor had is not released: {error}"));
         }
     }
-    let stats = locks.stats().await?;
-    if stats.iter().any(|stats| !stats.locks.is_empty() || !stats.semaphores.is_empty()) {
-        record.fault(format!("something is left: {stats:?}"));
+    for StatsResult { locks, semaphores, .. } in locks.stats().await? {
+        if !locks.is_empty() || !semaphores.is_empty() {
+            record.fault(format!("something is left: {locks:?} {semaphores:?}"));
+        }
     }
     Ok(())
 }
