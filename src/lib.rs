@@ -178,6 +178,7 @@
 //! a client of the parent's fails with [`ErrorKind::ConnectionClosed`]. Make a new client there, or fork
 //! first. The child's copies of the sockets stay open while it lives, so a parent that crashes is then
 //! noticed by the server's read timeout and not at once.
+//! A `fork` of the C library is noticed; a bare `clone` system call is not.
 //!
 //! # Cancel safety
 //!

@@ -20,8 +20,7 @@ impl Standing {
     }
 
     /// Whether this is the process that holds the lease. In one that was forked from it no lock may be
-    /// taken, since the thread that would release it may not be there. A system call, so it is asked once
-    /// by whatever a user calls, and not below.
+    /// taken, since the thread that would release it may not be there.
     pub(super) fn is_ours(&self) -> bool {
         self.origin.is_here()
     }
