@@ -391,7 +391,10 @@ fn pem_that_cannot_be_used_is_refused() {
     let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
     invalid(ClientTls::builder().ca_pem(garbage).build(), "cannot be trusted as a ca");
     invalid(ServerTls::from_pem(garbage, key), "the certificate in the given pem is malformed");
-    invalid(ServerTls::from_pem(&cert[..cert.len() / 2], key), "the given pem is malformed");
+    invalid(
+        ServerTls::from_pem(&cert[..cert.len() / 2], key),
+        "the given pem of the certificate is malformed",
+    );
     let garbage = "-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n";
     invalid(ServerTls::from_pem(cert, garbage), "the private key in the given pem cannot be used");
 }

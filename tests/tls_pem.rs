@@ -237,7 +237,7 @@ fn refused(outcome: dflockd_client::Result<ServerTls>, words: &str) {
 fn a_spoiled_key_is_told_what_became_of_it() {
     let Pair { cert, key } = pair();
     let given = |key: String| ServerTls::from_pem(&*cert, key);
-    let malformed = "invalid input: the given pem is malformed: its line breaks are";
+    let malformed = "invalid input: the given pem of the private key is malformed: its line breaks are";
     refused(given(key.replace('\n', "")), &format!("{malformed} missing"));
     refused(given(key.replace('\n', "\\n")), &format!("{malformed} written as the two characters \\n"));
     refused(given(key.replace('\n', " ")), &format!("{malformed} missing, there are blanks instead"));

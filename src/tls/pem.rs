@@ -100,7 +100,11 @@ impl Pem {
     fn refused(&self, text: &[u8], wanted: &str, fault: Option<Fault>) -> Error {
         let what = match fault {
             None => format!("no {wanted} in {self}"),
-            Some(_) => format!("{self} is malformed"),
+            Some(_) => match self {
+                Self::File(_) => format!("{self} is malformed"),
+                // Certificate and key may both be given so.
+                Self::Bytes(_) => format!("{self} of the {wanted} is malformed"),
+            },
         };
         let broken = matches!(fault, Some(Fault::Base64Decode(_))).then_some("its base64 is broken");
         match mangled::why(text).or(broken) {

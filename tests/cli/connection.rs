@@ -201,3 +201,26 @@ fn wrong_arguments_are_told_in_one_line_that_says_where_to_look() {
         assert!(ended.line().contains(names), "{args:?}: {ended:?}");
     }
 }
+
+#[test]
+fn an_argument_that_deceives_is_shown_escaped() {
+    for args in [&["\u{202e}evil"][..], &["run", "--\u{202e}evil"], &["ping", "--servers", "a\u{202e}b"]] {
+        let refused = ended(&mut bare(args));
+        assert_eq!(refused.code, Some(64), "{refused:?}");
+        assert!(refused.line().contains("\\u{202e}") && !refused.err.contains('\u{202e}'), "{refused:?}");
+    }
+}
+
+#[test]
+fn a_file_that_is_longer_than_any_token_is_refused() {
+    let directory = tempfile::tempdir().expect("there is room");
+    let file = directory.path().join("long");
+    let long = fs::File::create(&file).expect("it can be made");
+    long.set_len((4 << 20) + 1).expect("it can be long");
+    let file = file.to_str().expect("it is text");
+    for flag in ["--auth-token-file", "--tls-ca"] {
+        let refused = ended(&mut bare(&["ping", "--servers", &nowhere(), flag, file]));
+        assert_eq!(refused.code, Some(64), "{refused:?}");
+        assert!(refused.line().contains(flag) && refused.line().contains("longer than 4 MiB"), "{refused:?}");
+    }
+}

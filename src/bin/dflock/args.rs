@@ -275,7 +275,7 @@ pub(crate) fn fault(error: &clap::Error) -> String {
     let command = std::env::args().nth(1).filter(|word| command().find_subcommand(word).is_some());
     let help =
         command.map_or_else(|| "dflock --help".to_owned(), |command| format!("dflock {command} --help"));
-    format!("{line}; see {help}")
+    format!("{}; see {help}", exit::one_line(&line))
 }
 
 /// Returns `true` for what may be a key or a token in the wrong place: it is long, and no flag.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use clap::Args;
 use dflockd_client::tls::ClientTls;
-use dflockd_client::{AsyncConn, Error, ErrorKind, LockClient, RetryPolicy, StatsResult, command};
+use dflockd_client::{AsyncConn, Error, ErrorKind, LockClient, RetryPolicy, StatsResult, command, printable};
 use tokio::time::Instant;
 
 use crate::args::duration;
@@ -46,7 +46,13 @@ impl Server {
         };
         // What is longer is no name, and may be a key: it would be shown with each error of its server.
         let is_long = host.split('.').any(|label| label.len() > LONGEST_LABEL);
-        if host.is_empty() || is_long || host.contains(|c: char| c.is_whitespace() || "[]".contains(c)) {
+        // It is shown in tables and errors, and no host's name holds what must be escaped there.
+        let deceives = printable(host) != host;
+        if host.is_empty()
+            || is_long
+            || deceives
+            || host.contains(|c: char| c.is_whitespace() || "[]".contains(c))
+        {
             return Err("it takes HOST:PORT, and commas between several".to_owned());
         }
         Ok(Self { host: host.to_owned(), port })

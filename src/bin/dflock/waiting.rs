@@ -60,8 +60,12 @@ impl Drop for Cleared {
 }
 
 fn columns() -> usize {
-    let size = rustix::termios::tcgetwinsize(io::stderr());
-    size.map_or(80, |size| usize::from(size.ws_col)).max(1)
+    columns_of(rustix::termios::tcgetwinsize(io::stderr()).map_or(0, |size| size.ws_col))
+}
+
+/// A terminal that was told no size, as on a serial line, says 0.
+fn columns_of(told: u16) -> usize {
+    if told == 0 { 80 } else { told.into() }
 }
 
 /// As much of the text as goes into a line, its last column left free.
@@ -82,6 +86,11 @@ fn cut(text: &str, columns: usize) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_terminal_without_a_size_is_an_ordinary_one() {
+        assert_eq!((columns_of(0), columns_of(1), columns_of(132)), (80, 1, 132));
+    }
 
     #[test]
     fn a_line_is_cut_to_the_terminal() {
