@@ -53,6 +53,19 @@ fn a_log_on_a_full_device_ends_nothing() {
     outlives(Dflockd::start_with_stderr(&["--debug"], full));
 }
 
+/// Where a file may not grow, the system sends a signal that ends a process which does not handle it.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_log_file_at_its_size_limit_ends_nothing() {
+    use rustix::process::{Pid, Resource, Rlimit, prlimit};
+    let file = tempfile::tempfile().unwrap();
+    let server = Dflockd::start_with_stderr(&["--debug"], || file.try_clone().unwrap().into());
+    let pid = i32::try_from(server.pid()).ok().and_then(Pid::from_raw);
+    prlimit(pid, Resource::Fsize, Rlimit { current: Some(4096), maximum: Some(4096) }).unwrap();
+    outlives(server);
+    assert_eq!(file.metadata().unwrap().len(), 4096, "the limit was reached, and no more");
+}
+
 #[cfg(target_os = "linux")]
 #[test]
 fn an_exit_code_is_the_same_though_nothing_can_be_written() {

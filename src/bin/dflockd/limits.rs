@@ -1,6 +1,9 @@
-//! The limit of open files, which is the limit of connections.
+//! Limits that the system sets: of open files, which is the limit of connections, and of a file's size.
 
-use rustix::process::{Resource, getrlimit, setrlimit};
+use std::io;
+
+use rustix::process::{Resource, Signal, getrlimit, setrlimit};
+use tokio::signal::unix::{SignalKind, signal};
 
 /// Raises the soft limit to the hard one. Many systems keep the soft one low for programs that cannot count past it;
 /// this is none.
@@ -17,4 +20,11 @@ pub(crate) fn raise_open_files() {
         Ok(()) => tracing::info!(old, new, "raised the limit of open files"),
         Err(error) => tracing::warn!(old, new, %error, "could not raise the limit of open files"),
     }
+}
+
+/// Has a write that a file's size limit forbids (`ulimit -f`) fail, as on a full disk. The signal that comes with it
+/// would end the process, and with it all locks. To be called within a runtime.
+pub(crate) fn outlive_file_size() -> io::Result<()> {
+    // Handled for good, though nobody listens.
+    signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
 }

@@ -79,6 +79,7 @@ async fn serve(config: ServerConfig) -> io::Result<()> {
     // From here on none of them ends the process by itself.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let hangup = signal(SignalKind::hangup())?;
+    limits::outlive_file_size()?;
     let mut shutdown = Box::pin(async move { either(&mut interrupt, &mut terminate).await });
     let server = tokio::select! {
         bound = Server::bind(config) => bound?,
