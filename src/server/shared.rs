@@ -3,8 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
@@ -25,6 +25,9 @@ use crate::types::{Key, Seconds};
 /// How many keys or leases are gone through before others have their turn: well under a millisecond's worth.
 const PART: usize = 512;
 
+/// How long work that goes in parts stands back when a thread waits for the table.
+const GIVE_WAY: Duration = Duration::from_millis(1);
+
 /// How often a draining server looks whether a holder's lease has run out.
 pub(super) const DRAIN_LOOK: Duration = Duration::from_millis(200);
 
@@ -32,6 +35,8 @@ pub(super) struct Shared {
     pub(super) config: ServerConfig,
     door: Mutex<Door>,
     state: Mutex<State>,
+    /// How many threads wait for `state`.
+    waiting: AtomicUsize,
     next_conn: AtomicU64,
     pub(super) connections: watch::Sender<u64>,
     pub(super) life: Life,
@@ -82,6 +87,7 @@ impl Shared {
             config,
             door: Mutex::new(door),
             state: Mutex::new(State { table, waits: BTreeMap::new() }),
+            waiting: AtomicUsize::new(0),
             next_conn: AtomicU64::new(1),
             connections: watch::Sender::new(0),
             life: Life::default(),
@@ -106,7 +112,24 @@ impl Shared {
 
     fn state(&self) -> MutexGuard<'_, State> {
         // A panic in the table is a bug, and would be one in every later call as well: go on.
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        match self.state.try_lock() {
+            Ok(state) => return state,
+            Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
+            Err(TryLockError::WouldBlock) => {}
+        }
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        state
+    }
+
+    /// Lets others have their turn between two parts. A thread that lets the table go and wants it again
+    /// has it before one that must wake up for it, part after part: it stands back for those that wait.
+    pub(super) async fn give_way(&self) {
+        match self.waiting.load(Ordering::Relaxed) {
+            0 => yield_now().await,
+            _ => sleep(GIVE_WAY).await,
+        }
     }
 
     /// Does one thing to the table, and delivers whatever comes of it to those who wait.
@@ -164,7 +187,7 @@ impl Shared {
     /// Refuses new grants, and all that wait. A large table takes its time: the rest goes in parts.
     pub(super) async fn drain(&self) {
         while self.begin_drain() {
-            yield_now().await;
+            self.give_way().await;
         }
     }
 
@@ -212,11 +235,14 @@ impl Shared {
                     _ = sweep.tick() => due[0] = true,
                     _ = collect.tick() => due[1] = true,
                     () = leaving.notified() => due[2] = true,
-                    () = yield_now(), if due != [false; 3] => {}
+                    () = std::future::ready(()), if due != [false; 3] => {}
                 }
                 let Some(shared) = shared.upgrade() else { return };
                 for (due, part) in due.iter_mut().zip(parts).filter(|(due, _)| **due) {
                     *due = shared.with(part);
+                }
+                if due != [false; 3] {
+                    shared.give_way().await;
                 }
             }
         });
@@ -301,5 +327,53 @@ impl Drop for Wait {
         {
             self.shared.with(|table, now| table.release(now, &self.key, &grant.token));
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::types::Limit;
+
+    const KEYS: usize = 10 * PART;
+
+    #[test]
+    fn a_thread_that_waits_for_the_table_is_counted_while_it_waits() {
+        let shared = Shared::new(ServerConfig::default()).unwrap();
+        let state = shared.state();
+        std::thread::scope(|threads| {
+            let waits = threads.spawn(|| drop(shared.state()));
+            while shared.waiting.load(Ordering::Relaxed) == 0 {
+                std::thread::yield_now();
+            }
+            drop(state);
+            waits.join().unwrap();
+        });
+        assert_eq!(shared.waiting.load(Ordering::Relaxed), 0);
+    }
+
+    /// How long it takes, in virtual time, until all of many keys that one connection held are free.
+    async fn to_free(waiting: usize) -> Duration {
+        let config = ServerConfig { max_locks: KEYS, ..Default::default() };
+        let shared = Shared::new(config).unwrap();
+        let holder = shared.connect();
+        for number in 0..KEYS {
+            let key = Key::parse(&format!("key:{number}")).unwrap();
+            let lease = Some(Seconds::new(1000).unwrap());
+            shared.with(|table, now| table.acquire(now, holder.id, &key, Limit::ONE, lease, false));
+        }
+        shared.waiting.store(waiting, Ordering::Relaxed);
+        let start = Instant::now();
+        drop(holder);
+        while !shared.stats().locks.is_empty() {
+            sleep(GIVE_WAY).await;
+        }
+        start.elapsed()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_in_parts_stands_back_for_threads_that_wait_and_for_nobody_else() {
+        assert!(to_free(0).await <= GIVE_WAY * 2);
+        assert!(to_free(1).await >= GIVE_WAY * 8);
     }
 }

@@ -1,7 +1,6 @@
 //! What each command does: to the table, and to the connection where it waits.
 
 use tokio::io::AsyncReadExt;
-use tokio::task::yield_now;
 use tokio::time::{Instant, sleep, sleep_until};
 
 use super::{AUTH_PAUSE, Ended, READ_CHUNK, Session};
@@ -78,7 +77,7 @@ impl<S: Stream> Session<S> {
                 (part, more) = shared.stats_part(from..from + STATS_PART, Some(list));
                 reply.rows(list, &part, self.out.bytes());
                 from += STATS_PART;
-                yield_now().await;
+                shared.give_way().await;
                 drop(turn);
                 if self.out.is_full() {
                     self.flush().await?;
