@@ -178,6 +178,28 @@ fn the_version_is_the_crates() {
     }
 }
 
+/// How it ends, and what it says, when stdout leads there.
+#[cfg(target_os = "linux")]
+fn printed_to(stdout: impl Into<std::process::Stdio>, flag: &str) -> (Option<i32>, String) {
+    let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dflockd"));
+    let command = command.arg(flag).stdout(stdout).stderr(std::process::Stdio::piped());
+    let output = command.spawn().unwrap().wait_with_output().unwrap();
+    (output.status.code(), String::from_utf8(output.stderr).unwrap())
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn what_cannot_be_printed_is_a_failure_and_a_reader_that_has_gone_hears_nothing() {
+    for flag in ["--help", "-h", "--version"] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let said = "dflockd: could not write the output: No space left on device (os error 28)\n";
+        assert_eq!(printed_to(full, flag), (Some(74), said.to_owned()), "{flag}");
+        let (reader, writer) = std::io::pipe().unwrap();
+        drop(reader);
+        assert_eq!(printed_to(writer, flag), (Some(141), String::new()), "{flag}");
+    }
+}
+
 #[test]
 fn a_bad_value_is_named_with_its_setting_and_limit() {
     for (flag, variable, default, ..) in SETTINGS {

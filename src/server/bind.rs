@@ -88,7 +88,8 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if host.is_empty() || bare.parse() == Ok(everywhere[0]) {
         return Ok(everywhere.map(|ip| SocketAddr::new(ip, port)).into());
     }
-    if bare.eq_ignore_ascii_case("localhost") {
+    // The dot says that the name is whole.
+    if bare.strip_suffix('.').unwrap_or(bare).eq_ignore_ascii_case("localhost") {
         // By definition, whatever the machine's table of hosts leaves out.
         let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
         return Ok(loopback.map(|ip| SocketAddr::new(ip, port)).into());
@@ -189,7 +190,9 @@ mod tests {
         assert_eq!(shown("[::1]").await.unwrap(), ["[::1]:7"]);
         assert_eq!(shown("::1").await.unwrap(), ["[::1]:7"]);
         assert_eq!(shown("127.0.0.1").await.unwrap(), ["127.0.0.1:7"]);
-        assert_eq!(shown("LocalHost").await.unwrap(), ["127.0.0.1:7", "[::1]:7"]);
+        for name in ["localhost", "LocalHost", "LOCALHOST."] {
+            assert_eq!(shown(name).await.unwrap(), ["127.0.0.1:7", "[::1]:7"], "{name}");
+        }
         assert!(shown("no such host").await.is_err());
     }
 

@@ -163,8 +163,8 @@ impl Default for ServerConfig {
 
 impl ServerConfig {
     /// Reads flags, the program's name first, and the environment, where an empty variable counts
-    /// as one that is not set. Prints and exits on `--help`, `--version` and a flag that cannot be
-    /// read (with status 2, after one line that says why).
+    /// as one that is not set. Prints and exits on `--help` and `--version` (with status 74 if that
+    /// cannot be written), and on a flag that cannot be read (with status 2); both say why in one line.
     pub fn from_args(args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
         flags::parse(args.into_iter().map(Into::into)).unwrap_or_else(|error| flags::exit(&error))
     }

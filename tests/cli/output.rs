@@ -146,8 +146,8 @@ fn completions_are_taken_by_bash_and_man_pages_by_man() {
 }
 
 /// What is said when stdout leads there.
-fn printed_to(stdout: Stdio) -> (Option<i32>, String) {
-    let mut command = bare(&["completions", "bash"]);
+fn printed_to(stdout: Stdio, args: &[&str]) -> (Option<i32>, String) {
+    let mut command = bare(args);
     let output = command.stdout(stdout).stderr(Stdio::piped()).spawn().expect("it starts").wait_with_output();
     let ended = Ended::from(output.expect("it ends"));
     (ended.code, ended.err)
@@ -155,12 +155,15 @@ fn printed_to(stdout: Stdio) -> (Option<i32>, String) {
 
 #[test]
 fn a_reader_that_has_gone_is_no_reason_to_complain_and_a_full_disk_is() {
-    let (reader, writer) = pipe().expect("there is a pipe");
-    drop(reader);
-    assert_eq!(printed_to(writer.into()), (Some(141), String::new()));
-    let full = std::fs::File::options().write(true).open("/dev/full").expect("there is one");
-    let (code, said) = printed_to(full.into());
-    assert_eq!((code, said.lines().count()), (Some(74), 1), "{said}");
+    for args in [&["completions", "bash"][..], &["man"], &["--help"], &["run", "--help"], &["--version"]] {
+        let (reader, writer) = pipe().expect("there is a pipe");
+        drop(reader);
+        assert_eq!(printed_to(writer.into(), args), (Some(141), String::new()), "{args:?}");
+        let full = std::fs::File::options().write(true).open("/dev/full").expect("there is one");
+        let (code, said) = printed_to(full.into(), args);
+        assert_eq!((code, said.lines().count()), (Some(74), 1), "{args:?}: {said}");
+        assert!(said.starts_with("dflock: could not write the output: "), "{args:?}: {said}");
+    }
 }
 
 #[test]

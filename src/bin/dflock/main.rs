@@ -19,6 +19,7 @@ mod tether;
 mod top;
 mod waiting;
 
+use std::io::{self, Write};
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -38,11 +39,11 @@ fn main() -> ExitCode {
 }
 
 fn answer() -> ExitCode {
-    let action = match args::parse(std::env::args_os()) {
-        Ok(cli) => cli.action,
-        Err(error) => return refused(&error),
+    let outcome = match args::parse(std::env::args_os()) {
+        Ok(cli) => act(&cli.action),
+        Err(error) => refused(&error),
     };
-    match act(&action) {
+    match outcome {
         Ok(code) => ExitCode::from(code),
         Err(failure) => {
             if let Some(line) = &failure.line {
@@ -75,13 +76,11 @@ fn act(action: &Action) -> Result<u8, Failure> {
 }
 
 /// Answers `--help` and `--version`, and says what is wrong with anything else.
-fn refused(error: &clap::Error) -> ExitCode {
+fn refused(error: &clap::Error) -> Result<u8, Failure> {
     if error.use_stderr() {
-        output::say(&args::fault(error));
-        return ExitCode::from(exit::USAGE);
+        return Err(Failure::usage(args::fault(error)));
     }
-    match error.print() {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => ExitCode::from(Failure::output(&error).code),
-    }
+    let written = error.print().and_then(|()| io::stdout().flush());
+    written.map_err(|error| Failure::output(&error))?;
+    Ok(0)
 }

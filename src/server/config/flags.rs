@@ -2,7 +2,8 @@
 
 use std::error::Error as _;
 use std::ffi::OsString;
-use std::io::Write;
+use std::io::{self, Write};
+use std::process;
 
 use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
@@ -15,14 +16,29 @@ pub(super) fn parse(args: impl Iterator<Item = OsString>) -> Result<ServerConfig
     ServerConfig::from_arg_matches_mut(&mut matches)
 }
 
+/// The arguments are wrong.
+const USAGE: i32 = 2;
+/// What was asked for could not be written: `EX_IOERR`.
+const OUTPUT: i32 = 74;
+/// The reader of a pipe has gone, as a shell shows it: 128 and the number of `SIGPIPE`.
+const NO_READER: i32 = 141;
+
 /// Answers `--help` and `--version`, and says what is wrong with anything else.
 pub(super) fn exit(error: &clap::Error) -> ! {
-    if !error.use_stderr() {
-        error.exit();
-    }
     // `eprintln!` panics where stderr is gone; the status says it all the same.
-    let _ = writeln!(std::io::stderr(), "dflockd: {}", fault(error));
-    std::process::exit(2)
+    let say = |line: &str| drop(writeln!(io::stderr(), "dflockd: {line}"));
+    if error.use_stderr() {
+        say(&fault(error));
+        process::exit(USAGE)
+    }
+    match error.print().and_then(|()| io::stdout().flush()) {
+        Ok(()) => process::exit(0),
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => process::exit(NO_READER),
+        Err(error) => {
+            say(&format!("could not write the output: {error}"));
+            process::exit(OUTPUT)
+        }
+    }
 }
 
 fn command() -> Command {
