@@ -5,21 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
 
 use super::ConnId;
-use super::keys::{Entry, KeySlot};
+use super::keys::Entry;
 use super::slab::Slab;
+use super::slots::{HolderSlot, KeySlot};
 use crate::types::{Fence, Limit, Token};
-
-/// Where a holder lies; taken again by another once the holder is gone.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct HolderSlot(u32);
-
-impl HolderSlot {
-    pub(super) const FIRST: Self = Self(0);
-
-    pub(super) fn next(self) -> Self {
-        Self(self.0.saturating_add(1))
-    }
-}
 
 /// One grant in force.
 pub(super) struct Holder {
@@ -116,13 +105,13 @@ impl Holders {
         if entry.limit == Limit::ONE {
             return entry.holder.filter(|slot| self.get(*slot).is_some_and(|holder| holder.deadline <= now));
         }
-        let mut until_now = self.shared.range(..=(key, now, HolderSlot(u32::MAX)));
+        let mut until_now = self.shared.range(..=(key, now, HolderSlot::LAST));
         until_now.next_back().filter(|(of, ..)| *of == key).map(|(.., slot)| *slot)
     }
 
     /// What the connection holds, from this slot on.
     pub(super) fn of_conn(&self, conn: ConnId, from: HolderSlot) -> impl Iterator<Item = HolderSlot> {
-        let all = (conn, from)..=(conn, HolderSlot(u32::MAX));
+        let all = (conn, from)..=(conn, HolderSlot::LAST);
         self.by_conn.range(all).map(|(_, slot)| *slot)
     }
 

@@ -8,13 +8,9 @@ use std::time::{Duration, Instant};
 
 use hashbrown::HashTable;
 
-use super::holders::HolderSlot;
 use super::slab::Slab;
+use super::slots::{HolderSlot, KeySlot};
 use crate::types::{Key, Limit};
-
-/// Where a key lies; taken again by another once the key is collected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(super) struct KeySlot(pub(super) u32);
 
 /// A key in use or idle.
 pub(super) struct Entry {

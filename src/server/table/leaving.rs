@@ -3,8 +3,7 @@
 
 use std::time::Instant;
 
-use super::holders::HolderSlot;
-use super::keys::KeySlot;
+use super::slots::{HolderSlot, KeySlot};
 use super::{ConnId, LockTable, Registration};
 use crate::proto::Status;
 
@@ -107,7 +106,7 @@ impl LockTable {
             }
             return true;
         }
-        let registered = (conn, KeySlot(0))..=(conn, KeySlot(u32::MAX));
+        let registered = (conn, KeySlot::FIRST)..=(conn, KeySlot::LAST);
         if let Some((&at @ (_, slot), _)) = self.registrations.range(registered).next() {
             if let Some(registration) = self.registrations.remove(&at) {
                 touched.extend(self.take_untold(slot, &registration));

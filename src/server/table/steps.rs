@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use super::holders::{Holder, HolderSlot};
-use super::keys::KeySlot;
+use super::holders::Holder;
+use super::slots::{HolderSlot, KeySlot};
 use super::waiters::Waiter;
 use super::{ConnId, Fast, Grant, LockTable, Registration, WaiterId};
 use crate::proto::Status;

@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::keys::KeySlot;
+use super::slots::KeySlot;
 use super::{ConnId, Delivery, Grant, WaiterId};
 use crate::proto::Status;
 use crate::types::Seconds;
