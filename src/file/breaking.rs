@@ -212,7 +212,7 @@ impl Contender {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
-    use crate::FileLock;
+    use crate::file::FileLock;
     use crate::file::mark::{Mark, tests::elsewhere};
     use std::fs::{self, File};
 

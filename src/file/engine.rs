@@ -7,10 +7,11 @@ use std::time::{Duration, SystemTime};
 use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
-use crate::error::{ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Result};
 use crate::file::contender::Contender;
+use crate::file::offload::{off_reactor, soon};
 use crate::file::settings::Settings;
-use crate::file::turn::{Slot, off_reactor, soon, with};
+use crate::file::slot::{Slot, with};
 use crate::lease::{Done, Engine, Incident, LostReason};
 
 /// How often a holder looks whether its lock file is still there.
@@ -47,7 +48,7 @@ impl FileLease {
         left.ok_or_else(|| self.not_held())
     }
 
-    fn not_held(&self) -> crate::Error {
+    fn not_held(&self) -> Error {
         let reason = self.lost.get().map_or_else(|| "it was let go".to_owned(), ToString::to_string);
         self.settings.error(ErrorKind::NotHeld, reason)
     }

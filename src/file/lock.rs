@@ -6,10 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::error::{ErrorKind, Result};
+use crate::file::builder::Builder;
 use crate::file::contender::{Contender, Step};
+use crate::file::offload::soon;
 use crate::file::query::{Details, LockState};
-use crate::file::settings::{Builder, Settings, check_lifetime};
-use crate::file::turn::{Patience, Slot, Turn, glance, soon, take, with};
+use crate::file::settings::{Settings, check_lifetime};
+use crate::file::slot::{Slot, glance, with};
+use crate::file::turn::{Patience, Turn, take};
 use crate::process::Origin;
 
 /// A lock file that programs on a shared file system contend for, Python's `flufl.lock` among them.

@@ -153,6 +153,7 @@
 //! waiters left behind stay.
 
 mod breaking;
+mod builder;
 mod contender;
 mod disk;
 mod engine;
@@ -160,12 +161,14 @@ mod host;
 mod lock;
 mod mark;
 mod name;
+mod offload;
 mod query;
 mod settings;
+mod slot;
 mod task;
 mod turn;
 mod wait;
 
+pub use builder::{Builder, SEPARATOR};
 pub use lock::FileLock;
 pub use query::{Details, LockState};
-pub use settings::{Builder, SEPARATOR};

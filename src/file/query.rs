@@ -104,7 +104,7 @@ impl Settings {
 #[cfg(all(test, unix))]
 mod tests {
     use super::*;
-    use crate::FileLock;
+    use crate::file::FileLock;
     use crate::file::mark::{Mark, tests::elsewhere};
     use std::fs;
     use std::time::Duration;

@@ -1,32 +1,17 @@
-//! A contender on its way to the lock, and the calls to the file system made off the reactor. What
-//! is dropped on its way leaves nothing behind.
+//! A contender on its way to the lock. What is dropped on its way leaves nothing behind.
 
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, PoisonError};
 use std::time::Duration;
 
-use tokio::runtime::Handle;
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::Result;
 use crate::file::contender::{Contender, Step};
+use crate::file::offload::{off_reactor, soon};
 use crate::file::settings::Settings;
+use crate::file::slot::Slot;
 use crate::file::wait::Backoff;
 use crate::suspend;
-
-/// Where a [`FileLock`](crate::FileLock) keeps its contender; empty while a call takes the lock.
-pub(super) type Slot = Arc<Mutex<Option<Contender>>>;
-
-/// Runs `look` on what is in the slot; `None` while a call takes the lock.
-pub(super) fn with<T>(slot: &Slot, look: impl FnOnce(&mut Contender) -> T) -> Option<T> {
-    // Nothing panics while a slot is locked; if it did, the files tell how the contender stands.
-    slot.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
-}
-
-/// As [`with`], but never waits; `None` also while another thread is at it.
-pub(super) fn glance<T>(slot: &Slot, look: impl FnOnce(&Contender) -> T) -> Option<T> {
-    slot.try_lock().ok()?.as_ref().map(look)
-}
 
 /// A contender that is taking the lock. Dropping it gives up, and returns it to where it came from.
 pub(super) struct Turn {
@@ -160,55 +145,5 @@ pub(super) async fn take_async(mut turn: Turn, patience: &mut Patience) -> Resul
                 return Err(error);
             }
         }
-    }
-}
-
-/// File calls under way at a time in this process: waiters beyond it wait for their turn, and do
-/// not each start a thread.
-static CALLS: Semaphore = Semaphore::const_new(16);
-
-/// Runs calls to the file system off the reactor.
-pub(super) async fn off_reactor<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let stopped = || Error::new(ErrorKind::Io, "the runtime is shut down");
-    // Kept by the job to its end, even if nobody waits for it any more.
-    let permit = CALLS.acquire().await.map_err(|_| stopped())?;
-    let running = tokio::task::spawn_blocking(move || {
-        let value = job();
-        drop(permit);
-        value
-    });
-    match running.await {
-        Ok(value) => Ok(value),
-        Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
-        Err(_) => Err(stopped()),
-    }
-}
-
-/// A job that is done wherever it is dropped, if not before.
-struct Surely<F: FnOnce()>(Option<F>);
-
-impl<F: FnOnce()> Surely<F> {
-    fn run(mut self) {
-        if let Some(job) = self.0.take() {
-            job();
-        }
-    }
-}
-
-impl<F: FnOnce()> Drop for Surely<F> {
-    fn drop(&mut self) {
-        if let Some(job) = self.0.take() {
-            job();
-        }
-    }
-}
-
-/// Does the job without waiting for it: off the reactor, or, where there is none or it is ending,
-/// right here.
-pub(super) fn soon(job: impl FnOnce() + Send + 'static) {
-    let job = Surely(Some(job));
-    if let Ok(runtime) = Handle::try_current() {
-        // What keeps the job from being done drops it, and so does it.
-        runtime.spawn(async move { drop(off_reactor(move || job.run()).await) });
     }
 }

@@ -3,13 +3,8 @@
 use std::fmt;
 
 use crate::proto::line::{LineDecoder, LineTooLong};
-use crate::proto::request::Request;
+use crate::proto::request::{Malformed, Request};
 use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_LINE_BYTES};
-
-/// Why three well-framed lines are no request. A server answers `error` and reads on.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("malformed request: {0}")]
-pub struct Malformed(pub &'static str);
 
 /// What the decoder found.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,10 +11,10 @@ mod reply;
 mod request;
 mod stats;
 
-pub use frame::{Frame, FrameDecoder, Malformed};
+pub use frame::{Frame, FrameDecoder};
 pub use line::{LineDecoder, LineTooLong, MAX_REPLY_BYTES};
 pub use reply::{BadReply, Reply, Status};
-pub use request::{Expect, Family, Request, Secret};
+pub use request::{Expect, Family, Malformed, Request, Secret};
 pub use stats::{HeldLock, HeldSemaphore, IdleKey, StatsResult};
 
 #[cfg(test)]

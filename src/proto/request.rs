@@ -1,6 +1,5 @@
 //! The requests: built by a client, parsed by a server.
 
-use crate::proto::frame::Malformed;
 use crate::types::{Key, Limit, Seconds, Token};
 
 /// Whether a command is spelled for a lock (`l e w r n`) or for a semaphore (`sl se sw sr sn`).
@@ -120,6 +119,11 @@ pub enum Expect {
     /// `ok <json>`
     Stats,
 }
+
+/// Why three well-framed lines are no request. A server answers `error` and reads on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("malformed request: {0}")]
+pub struct Malformed(pub &'static str);
 
 impl Request {
     /// The command's word on the wire.

@@ -1,0 +1,259 @@
+//! The builder of a lock file, and the checks of what it is given.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use crate::error::{Error, Result};
+use crate::file::host;
+use crate::file::lock::FileLock;
+use crate::file::mark::Mark;
+use crate::file::name;
+use crate::file::settings::{Clock, Settings, check_lifetime};
+use crate::lease::{LeaseEvent, Listener, Terms};
+use crate::types::Key;
+
+/// The separator of a claim's fields on this platform: `|`, on Windows `^`.
+pub const SEPARATOR: &str = if cfg!(windows) { "^" } else { "|" };
+
+/// The longest name, in bytes, that file systems take.
+const MAX_NAME_BYTES: usize = 255;
+
+/// The settings of a [`FileLock`]. Nothing is checked, and no file is touched, before
+/// [`build`](Self::build).
+///
+/// ```
+/// use std::time::Duration;
+/// use dflockd_client::FileLock;
+/// let lock = FileLock::builder("/var/lock/report.lck")
+///     .lifetime(Duration::from_secs(30))
+///     .default_timeout(Duration::from_secs(5))
+///     .hostname("worker-3")
+///     .build()?;
+/// assert_eq!(lock.hostname(), "worker-3");
+/// # Ok::<(), dflockd_client::Error>(())
+/// ```
+#[must_use = "a builder does nothing until it is built"]
+pub struct Builder {
+    lockfile: PathBuf,
+    lifetime: Duration,
+    separator: String,
+    default_timeout: Option<Duration>,
+    hostname: Option<String>,
+    retry_errnos: Vec<i32>,
+    clock: Arc<Clock>,
+    poll: Duration,
+    slop: Duration,
+    terms: Terms,
+    /// Where this process runs; only tests say something else.
+    mark: Option<Mark>,
+}
+
+impl Builder {
+    pub(super) fn new(lockfile: PathBuf) -> Self {
+        Self {
+            lockfile,
+            lifetime: Duration::from_secs(15),
+            separator: SEPARATOR.to_owned(),
+            default_timeout: None,
+            hostname: None,
+            retry_errnos: Vec::new(),
+            clock: Arc::new(SystemTime::now),
+            poll: Duration::from_millis(250),
+            slop: Duration::from_secs(10),
+            terms: Terms::default(),
+            mark: None,
+        }
+    }
+
+    /// How long the lock is kept unless refreshed: at least 1 s. Others break it when it has run
+    /// out, and the slop with it. The end falls on a whole second, up to one earlier. Defaults to
+    /// 15 s.
+    pub fn lifetime(mut self, lifetime: Duration) -> Self {
+        self.lifetime = lifetime;
+        self
+    }
+
+    /// What stands between the fields of a claim's name; all contenders use the same one. It may
+    /// occur neither in the path nor in the host's name, and is neither a digit nor a `/`. Defaults
+    /// to `|`, on Windows to `^`.
+    pub fn separator(mut self, separator: impl Into<String>) -> Self {
+        self.separator = separator.into();
+        self
+    }
+
+    /// How long [`FileLock::lock`] waits where the call does not say; 0 is a single try. Defaults
+    /// to for ever.
+    pub fn default_timeout(mut self, timeout: Duration) -> Self {
+        self.default_timeout = Some(timeout);
+        self
+    }
+
+    /// This machine's name in claims. Containers that share a directory should have names of their
+    /// own: messages name the holder's, and Python goes by it (it takes the processes of every
+    /// machine of its name for its neighbours). Defaults to what Python's `socket.getfqdn` says,
+    /// which may ask a name server, once in a process, and wait for it.
+    pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
+        self.hostname = Some(hostname.into());
+        self
+    }
+
+    /// Error numbers of the system's on which reading the lock file is tried again after a pause,
+    /// for file systems that have passing faults. Defaults to none.
+    pub fn retry_errnos(mut self, errnos: impl IntoIterator<Item = i32>) -> Self {
+        self.retry_errnos = errnos.into_iter().collect();
+        self
+    }
+
+    /// Tells the time, for those whose machines' clocks differ by more than the slop. It is called
+    /// often, and must not block. Defaults to [`SystemTime::now`].
+    pub fn clock(mut self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
+        self.clock = Arc::new(clock);
+        self
+    }
+
+    /// The longest pause between two tries of a waiter, above 0: the first is 1 ms, each next one is
+    /// twice as long. Long ones cost little and hand over late. Defaults to 250 ms.
+    pub fn poll(mut self, cap: Duration) -> Self {
+        self.poll = cap;
+        self
+    }
+
+    /// By how much the clocks of the machines may differ: a lock is broken only when it has been
+    /// over for longer. All contenders should use the same; Python's is 10 s. Defaults to 10 s.
+    pub fn slop(mut self, slop: Duration) -> Self {
+        self.slop = slop;
+        self
+    }
+
+    /// Calls `listener` at everything that happens to a lease that
+    /// [`acquire`](FileLock::acquire) gave, in order, on a thread that it has to itself: it may block, and
+    /// no lease waits for it. Up to 65,536 events are kept for it; what comes beyond that is dropped, and
+    /// warned of. Defaults to none.
+    pub fn on_event(mut self, listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
+        self.terms.listener = Listener::new(listener);
+        self
+    }
+
+    #[cfg(all(test, unix))]
+    pub(super) fn mark(mut self, mark: Mark) -> Self {
+        self.mark = Some(mark);
+        self
+    }
+
+    /// Checks every setting and makes the lock, with a claim of its own. Touches no file.
+    ///
+    /// # Errors
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming the setting, its fault and the limit.
+    pub fn build(self) -> Result<FileLock> {
+        check_lifetime("lifetime", self.lifetime)?;
+        if self.poll.is_zero() {
+            return Err(Error::invalid("poll", "is 0, it must be longer"));
+        }
+        let hostname = self.hostname.unwrap_or_else(|| host::name().to_owned());
+        check_separator(&self.separator)?;
+        check_hostname(&hostname, &self.separator)?;
+        let lockfile = check_path(&self.lockfile, &self.separator, &hostname)?;
+        Ok(FileLock::new(Settings {
+            key: Key::of_file(&lockfile),
+            lockfile,
+            separator: self.separator,
+            hostname,
+            lifetime: self.lifetime,
+            default_timeout: self.default_timeout,
+            slop: self.slop,
+            poll: self.poll,
+            retry_errnos: self.retry_errnos,
+            terms: self.terms,
+            mark: self.mark.unwrap_or_else(Mark::here),
+            clock: self.clock,
+        }))
+    }
+}
+
+fn check_separator(separator: &str) -> Result<()> {
+    if separator.is_empty() {
+        return Err(Error::invalid("separator", "is empty"));
+    }
+    let bad = |c: char| c.is_ascii_digit() || c.is_whitespace() || c.is_control() || "/\\".contains(c);
+    if separator.contains(bad) {
+        let fault =
+            format!("is {separator:?}, it may have no digit, slash, white space or control character");
+        return Err(Error::invalid("separator", fault));
+    }
+    Ok(())
+}
+
+fn check_hostname(hostname: &str, separator: &str) -> Result<()> {
+    if hostname.is_empty() {
+        return Err(Error::invalid("hostname", "is empty"));
+    }
+    let bad = |c: char| c.is_whitespace() || c.is_control() || "/\\".contains(c);
+    if hostname.contains(bad) {
+        let fault = format!("is {hostname:?}, it may have no slash, white space or control character");
+        return Err(Error::invalid("hostname", fault));
+    }
+    if hostname.contains(separator) {
+        let fault = format!("is {hostname:?}, it has the separator {separator:?} in it");
+        return Err(Error::invalid("hostname", fault));
+    }
+    Ok(())
+}
+
+fn check_path(given: &Path, separator: &str, hostname: &str) -> Result<PathBuf> {
+    let invalid = |fault: String| Error::invalid("lockfile", fault);
+    if given.as_os_str().is_empty() {
+        return Err(invalid("is empty".to_owned()));
+    }
+    let shown = given.display();
+    let bytes = given.as_os_str().as_encoded_bytes();
+    if bytes.contains(&0) {
+        return Err(invalid(format!("{shown:?} has a zero byte")));
+    }
+    // A claim stands beside the lock, so that its name must be a name, and not `x/` or `x/..`.
+    let ends_in_name = given.file_name().is_some_and(|name| bytes.ends_with(name.as_encoded_bytes()));
+    if !ends_in_name {
+        return Err(invalid(format!("{shown} does not end in a file's name")));
+    }
+    let path = std::path::absolute(given).map_err(|cause| {
+        Error::invalid("lockfile", format!("{shown} has no absolute form")).caused_by(cause)
+    })?;
+    if contains(path.as_os_str().as_encoded_bytes(), separator.as_bytes()) {
+        let fault = format!("{} has the separator {separator:?} in it, set another one", path.display());
+        return Err(invalid(fault));
+    }
+    if name::bytes_of(&path).is_none() {
+        return Err(invalid(format!("{} is no text", path.display())));
+    }
+    let longest = path.file_name().unwrap_or_default().len() + name::longest_suffix(separator, hostname);
+    if longest > MAX_NAME_BYTES {
+        let fault = format!(
+            "{} has a name that grows to {longest} bytes with the host's name, the process and a number, \
+             the limit is {MAX_NAME_BYTES}",
+            path.display()
+        );
+        return Err(invalid(fault));
+    }
+    Ok(path)
+}
+
+fn contains(text: &[u8], part: &[u8]) -> bool {
+    text.windows(part.len()).any(|window| window == part)
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("lockfile", &self.lockfile)
+            .field("lifetime", &self.lifetime)
+            .field("separator", &self.separator)
+            .field("default_timeout", &self.default_timeout)
+            .field("hostname", &self.hostname)
+            .field("retry_errnos", &self.retry_errnos)
+            .field("poll", &self.poll)
+            .field("slop", &self.slop)
+            .field("terms", &self.terms)
+            .finish_non_exhaustive()
+    }
+}
