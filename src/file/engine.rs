@@ -13,11 +13,25 @@ use crate::file::offload::{off_reactor, soon};
 use crate::file::settings::Settings;
 use crate::file::slot::{Slot, with};
 use crate::lease::{Done, Engine, Incident, LostReason};
+use crate::types::Token;
 
 /// How often a holder looks whether its lock file is still there.
 const LOOK: Duration = Duration::from_secs(1);
 
-pub(super) struct FileLease {
+/// A lock file that was just taken. If it is dropped, the lock stays until it expires: make a guard of
+/// it at once, or release its lease.
+pub(crate) struct FileGrant {
+    pub(crate) lease: FileLease,
+    /// The claim's name.
+    pub(crate) token: Token,
+    /// The instant before the lock was taken.
+    pub(crate) began: Instant,
+    /// How long the lock lasts, counted from `began`.
+    pub(crate) ttl: Duration,
+}
+
+/// A lock file that a contender holds.
+pub(crate) struct FileLease {
     settings: Arc<Settings>,
     lifetime: Duration,
     grantor: Arc<str>,

@@ -156,7 +156,7 @@ mod breaking;
 mod builder;
 mod contender;
 mod disk;
-mod engine;
+pub(crate) mod engine;
 mod host;
 mod lock;
 mod mark;

@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result};
 use crate::file::contender::{Contender, Step};
-use crate::file::engine::FileLease;
+use crate::file::engine::{FileGrant, FileLease};
 use crate::file::lock::FileLock;
 use crate::file::offload::off_reactor;
 use crate::file::query::{Details, LockState};
@@ -98,6 +98,17 @@ impl FileLock {
     }
 
     async fn acquire_lease(&self, timeout: Option<Duration>) -> Result<Option<LeaseGuard>> {
+        let grant = self.acquire_grant(timeout).await?;
+        let (key, terms) = (self.settings.key.clone(), &self.settings.terms);
+        Ok(grant.map(|grant| {
+            let FileGrant { lease, token, began, ttl } = grant;
+            LeaseGuard::new(lease, key, token, terms, (began, suspend::now()), ttl)
+        }))
+    }
+
+    /// Takes the lock with a claim of its own, as [`acquire_within`](Self::acquire_within); `None` when
+    /// it is busy. Waits without a limit if `timeout` is `None`.
+    pub(crate) async fn acquire_grant(&self, timeout: Option<Duration>) -> Result<Option<FileGrant>> {
         let lifetime = self.lifetime();
         if lifetime < LEAST_LEASE {
             return Err(Error::invalid("lifetime", format!("is {lifetime:?}, the least for a guard is 2 s")));
@@ -110,9 +121,7 @@ impl FileLock {
         let since = began.elapsed();
         let ttl = since + held.left(self.settings.now());
         let token = Token::of_file(&held.text());
-        let engine = FileLease::new(held, lifetime);
-        let (key, terms) = (self.settings.key.clone(), &self.settings.terms);
-        Ok(Some(LeaseGuard::new(engine, key, token, terms, (began, suspend::now()), ttl)))
+        Ok(Some(FileGrant { lease: FileLease::new(held, lifetime), token, began, ttl }))
     }
 
     /// As [`lock`](Self::lock), off the reactor.
