@@ -2,7 +2,7 @@
 //! replaces is what it has judged. The argument stands in the room's own docs. Knows of no runtime.
 
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use crate::error::Result;
 use crate::file::contender::{Contender, Stage, Step};
@@ -16,10 +16,6 @@ const SETTLE: Duration = Duration::from_millis(50);
 
 /// How long a challenge stands, unless it is renewed, before others take its owner for dead.
 const CHALLENGE: Duration = Duration::from_secs(5);
-
-/// How long an owner that is late waits for a challenge to be over.
-const CONFIRM_ROUNDS: u32 = 40;
-const CONFIRM_PAUSE: Duration = Duration::from_millis(25);
 
 impl Contender {
     /// The lock has expired, as far as can be seen from outside: opens it, and announces the break
@@ -92,6 +88,11 @@ impl Contender {
         name.map(|name| format!("{}, process {}", hostname(&name), name.pid)).unwrap_or_default()
     }
 
+    /// Returns `true` if another contender's challenge stands.
+    pub(super) fn is_challenged(&self) -> Result<bool> {
+        self.challenges().map(|standing| !standing.is_empty())
+    }
+
     /// The challenges of others that stand. Those of the dead are removed.
     fn challenges(&self) -> Result<Vec<PathBuf>> {
         let mut standing = Vec::new();
@@ -131,7 +132,7 @@ impl Contender {
 
     /// Puts this claim in the place of what was judged, if that has not changed, and the challenge
     /// still stands: it is the challenge itself that becomes the lock file.
-    pub(super) fn fire(&mut self, id: FileId, lifetime: Duration) -> Result<Step> {
+    pub(super) fn fire(&mut self, id: FileId) -> Result<Step> {
         let Stage::Settling(_, judged) = &self.stage else { return Ok(Step::Busy) };
         let judged = judged.clone();
         let lockfile = self.settings.lockfile.clone();
@@ -151,16 +152,19 @@ impl Contender {
                 _ => return self.withdraw(id),
             }
         }
-        let entered = self.enter(id, lifetime)?;
-        // The lock is had; what the dead have left is a nuisance, and no reason to give it up.
-        if let Err(error) = self.clean(&judged) {
+        self.broken = Some(judged);
+        Ok(self.enter(id))
+    }
+
+    /// Removes what the dead have left. Such files are a nuisance, and no reason to give the lock up.
+    pub(super) fn clean(&self, broken: &Content) {
+        if let Err(error) = self.remove_claims(broken) {
             tracing::debug!(key = %self.settings.key, %error, "could not clean up after a broken lock");
         }
-        Ok(entered)
     }
 
     /// Removes the broken lock's claim, and the claims of processes that are known to be dead.
-    fn clean(&self, judged: &Content) -> Result<()> {
+    fn remove_claims(&self, judged: &Content) -> Result<()> {
         if let Some(claim) = ClaimName::beside(&judged.text, &self.settings.lockfile) {
             self.remove_claim_of(&claim, judged)?;
         }
@@ -194,19 +198,6 @@ impl Contender {
         }
         self.remove_other(aside).map(drop)
     }
-
-    /// Whether a lock is held that was refreshed only after its end. Since the refresh nobody can
-    /// judge it expired, and whoever did before has a challenge standing: so it is ours if there is
-    /// none, and it is still there.
-    pub(super) fn confirm(&self, id: FileId, end: SystemTime) -> Result<bool> {
-        for _ in 0..CONFIRM_ROUNDS {
-            if self.challenges()?.is_empty() {
-                return Ok(self.is_ours(id)? && self.settings.now() < end);
-            }
-            std::thread::sleep(CONFIRM_PAUSE);
-        }
-        Ok(false)
-    }
 }
 
 #[cfg(all(test, unix))]
@@ -215,6 +206,7 @@ mod tests {
     use crate::file::FileLock;
     use crate::file::mark::{Mark, tests::elsewhere};
     use std::fs::{self, File};
+    use std::time::SystemTime;
 
     fn old(path: &Path) {
         let end = SystemTime::now() - Duration::from_secs(1000);

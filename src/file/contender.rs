@@ -1,6 +1,6 @@
 //! One contender for a lock file: its claim, and the steps by which it takes, keeps and leaves the
-//! lock. Each step is a few calls to the file system and never a pause; who drives it waits in
-//! between. Knows of no runtime.
+//! lock. Each step is a few calls to the file system and never a pause; the caller pauses in between.
+//! Knows of no runtime.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,12 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::file::disk::{self, Content, FileId};
 use crate::file::name::{self, ClaimName};
 use crate::file::settings::Settings;
+use crate::file::steps::Progress;
 use crate::lease::LostReason;
+
+/// How often and how many times a holder that is late looks whether a challenge is over.
+const LATE_INTERVAL: Duration = Duration::from_millis(25);
+const LATE_LOOKS: u32 = 40;
 
 /// A contender and how far it has come.
 pub(super) struct Contender {
@@ -23,6 +28,10 @@ pub(super) struct Contender {
     /// The process that made the claim: a child made by a fork holds nothing of its parent's.
     pid: u32,
     pub(super) stage: Stage,
+    /// The lock that it has broken, until what was left of that is cleaned up.
+    pub(super) broken: Option<Content>,
+    /// How many claims it has written, one after the other.
+    claims: u64,
     /// When the claim runs out, or the lock, as far as it is proven to be held.
     pub(super) expiry: SystemTime,
 }
@@ -51,8 +60,21 @@ pub(super) enum Step {
     Busy,
     /// Others break it too: try again soon.
     Contested,
-    /// It is being broken, which takes this long.
+    /// The lock is being broken, or proven to be held: go on after this pause, past the deadline too.
     Settling(Duration),
+    /// The lock was taken, and lost before it was proven to be held: give up, and try again later.
+    Lost,
+}
+
+/// A lock that was refreshed only after its end, and is not yet proven to be held.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct LateRefresh {
+    /// Which of the contender's claims has the lock.
+    claim: u64,
+    /// The end that the refresh has set.
+    end: SystemTime,
+    /// How many times the directory is yet looked at for challenges.
+    looks: u32,
 }
 
 impl Contender {
@@ -66,6 +88,8 @@ impl Contender {
             claim,
             pid,
             stage: Stage::Idle,
+            broken: None,
+            claims: 0,
             expiry: UNIX_EPOCH,
             settings,
         }
@@ -90,25 +114,31 @@ impl Contender {
         matches!(self.stage, Stage::Idle)
     }
 
-    /// Takes the lock if it is free, or goes one step further in breaking it if it has expired.
-    /// After an error no file is left behind.
-    pub(super) fn step(&mut self, lifetime: Duration) -> Result<Step> {
-        if self.pid != std::process::id() {
+    /// Takes the lock if it is free, or goes one step further in breaking it if it has expired, or in
+    /// proving that it is held. `late` is where a proof that takes several steps is kept. After an error
+    /// or [`Step::Lost`] the caller gives up.
+    pub(super) fn step(&mut self, lifetime: Duration, late: &mut Option<LateRefresh>) -> Result<Step> {
+        if self.is_foreign() {
             let fault = "was made by a process that this one was forked from, build another one";
             return Err(Error::invalid("lock", fault).for_key(&self.settings.key));
         }
-        let outcome = match self.stage {
-            Stage::Idle => self.write_claim(lifetime).and_then(|id| self.link(id, lifetime)),
-            Stage::Claimed(id) => self.link(id, lifetime),
-            Stage::Challenging(id) => self.survey(id),
-            Stage::Settling(id, _) => self.fire(id, lifetime),
-            Stage::Held(_) => Ok(Step::Held),
+        let took = match self.stage {
+            Stage::Idle => {
+                let id = self.write_claim(lifetime)?;
+                self.link(id, lifetime)?
+            }
+            Stage::Claimed(id) => self.link(id, lifetime)?,
+            Stage::Challenging(id) => self.survey(id)?,
+            Stage::Settling(id, _) => self.fire(id)?,
+            Stage::Held(_) if late.is_none() => return Ok(Step::Held),
+            Stage::Held(_) => Step::Held,
         };
-        if outcome.is_err() {
-            // The first error is the one to tell.
-            let _ = self.give_up();
-        }
-        outcome
+        if took == Step::Held { self.prove(lifetime, late) } else { Ok(took) }
+    }
+
+    /// Returns `true` if another process has made the claim, and this one was forked from it.
+    fn is_foreign(&self) -> bool {
+        self.pid != std::process::id()
     }
 
     /// Sees that this contender has not got the lock, and cleans up where it had.
@@ -117,13 +147,15 @@ impl Contender {
         if self.is_ours(id)? {
             return Err(self.settings.error(ErrorKind::AlreadyLocked, "this object has it"));
         }
-        self.give_up()
+        // Files of its parent's are none of a forked child's.
+        if self.is_foreign() { Ok(()) } else { self.clear() }
     }
 
     fn write_claim(&mut self, lifetime: Duration) -> Result<FileId> {
         let written = disk::write(&self.claim, &self.text);
         let id = written.map_err(|e| self.settings.io("could not write the claim", &self.claim, e))?;
         (self.stage, self.expiry) = (Stage::Claimed(id), UNIX_EPOCH);
+        self.claims += 1;
         self.touch(self.settings.expiry(lifetime))?;
         Ok(id)
     }
@@ -145,14 +177,14 @@ impl Contender {
         }
         let settings = self.settings.clone();
         let Err(refused) = disk::link(&self.claim, &settings.lockfile) else {
-            return self.enter(id, lifetime);
+            return Ok(self.enter(id));
         };
         let found = disk::stat(&settings.lockfile);
         let found =
             found.map_err(|e| settings.io("could not look at the lock file", &settings.lockfile, e))?;
         // An NFS server that answers twice may refuse what it has done.
         if found.is_some_and(|lock| lock.id == id) && self.is_ours(id)? {
-            return self.enter(id, lifetime);
+            return Ok(self.enter(id));
         }
         if disk::is_missing(&refused) {
             if disk::stat(&self.claim).is_ok_and(|claim| claim.is_none()) {
@@ -175,22 +207,36 @@ impl Contender {
         }
     }
 
-    /// The lock file is this claim's. The lifetime counts from now.
-    pub(super) fn enter(&mut self, id: FileId, lifetime: Duration) -> Result<Step> {
+    /// The lock file is this claim's. Whether it is held is yet to be proven.
+    pub(super) fn enter(&mut self, id: FileId) -> Step {
         self.stage = Stage::Held(id);
-        let fresh = self.expiry == self.settings.expiry(lifetime) && self.settings.now() < self.expiry;
-        if fresh || self.refresh(lifetime)? {
-            tracing::debug!(key = %self.settings.key, "the lock file is taken");
-            return Ok(Step::Held);
+        Step::Held
+    }
+
+    /// Proves that the lock that was just taken is held, and sets its end: the lifetime counts from now.
+    fn prove(&mut self, lifetime: Duration, late: &mut Option<LateRefresh>) -> Result<Step> {
+        let fresh = late.is_none()
+            && self.expiry == self.settings.expiry(lifetime)
+            && self.settings.now() < self.expiry;
+        let held = if fresh { Progress::Done(true) } else { self.refresh(lifetime, late)? };
+        let held = match held {
+            Progress::Pause(pause) => return Ok(Step::Settling(pause)),
+            Progress::Done(held) => held,
+        };
+        if let Some(broken) = self.broken.take() {
+            self.clean(&broken);
         }
-        self.give_up()?;
-        Ok(Step::Busy)
+        if !held {
+            return Ok(Step::Lost);
+        }
+        tracing::debug!(key = %self.settings.key, "the lock file is taken");
+        Ok(Step::Held)
     }
 
     /// Whether the lock file is this claim's. That the claim is still there shows that its number
     /// was not given to another file in the meantime, so it is looked at last.
     pub(super) fn is_ours(&self, id: FileId) -> Result<bool> {
-        if self.pid != std::process::id() {
+        if self.is_foreign() {
             return Ok(false);
         }
         let stat = |path: &Path| disk::stat(path).map_err(|e| self.settings.io("could not look at", path, e));
@@ -201,26 +247,67 @@ impl Contender {
         Ok(stat(&self.claim)?.is_some_and(|claim| claim.id == id))
     }
 
-    /// Extends the lock; `false` where it is not held any more.
-    pub(super) fn refresh(&mut self, lifetime: Duration) -> Result<bool> {
-        let Stage::Held(id) = self.stage else { return Ok(false) };
-        if self.pid != std::process::id() {
-            return Ok(false);
+    /// The claim that has the lock. None if it has not, or is not this process's, or if the lock was
+    /// taken anew since `late` began.
+    fn held_claim(&self, late: Option<&LateRefresh>) -> Option<FileId> {
+        let Stage::Held(id) = self.stage else { return None };
+        let is_same = late.is_none_or(|late| late.claim == self.claims);
+        (is_same && !self.is_foreign()).then_some(id)
+    }
+
+    /// Extends the lock; `false` if it is no longer held. If it had expired, it takes several steps to
+    /// prove that it is held: they are `late`'s.
+    pub(super) fn refresh(
+        &mut self,
+        lifetime: Duration,
+        late: &mut Option<LateRefresh>,
+    ) -> Result<Progress<bool>> {
+        let Some(id) = self.held_claim(late.as_ref()) else { return Ok(Progress::Done(false)) };
+        if let Some(begun) = late.take() {
+            return self.prove_late(id, begun, late);
         }
         let expiry = self.settings.expiry(lifetime);
         match disk::touch(&self.claim, expiry) {
             Ok(true) => {}
-            Ok(false) => return Ok(false),
+            Ok(false) => return Ok(Progress::Done(false)),
             // What one may not touch one does not own.
-            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => return Ok(false),
+            Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
+                return Ok(Progress::Done(false));
+            }
             Err(error) => return Err(self.settings.io("could not set the times of", &self.claim, error)),
         }
         // In this order: what was not over when it was seen to be ours was nobody's to break.
-        let ours = self.is_ours(id)? && (self.settings.now() < self.expiry || self.confirm(id, expiry)?);
-        if ours {
-            self.expiry = expiry;
+        if !self.is_ours(id)? {
+            return Ok(Progress::Done(false));
         }
-        Ok(ours)
+        if self.settings.now() < self.expiry {
+            self.expiry = expiry;
+            return Ok(Progress::Done(true));
+        }
+        self.prove_late(id, LateRefresh { claim: self.claims, end: expiry, looks: LATE_LOOKS }, late)
+    }
+
+    /// Looks for challenges. Since the refresh no contender can judge the lock expired, and one that
+    /// did before has a challenge standing: so the lock is ours if there is none, and it is still there.
+    fn prove_late(
+        &mut self,
+        id: FileId,
+        mut begun: LateRefresh,
+        late: &mut Option<LateRefresh>,
+    ) -> Result<Progress<bool>> {
+        if self.is_challenged()? {
+            begun.looks -= 1;
+            if begun.looks == 0 {
+                return Ok(Progress::Done(false));
+            }
+            *late = Some(begun);
+            return Ok(Progress::Pause(LATE_INTERVAL));
+        }
+        let ours = self.is_ours(id)? && self.settings.now() < begun.end;
+        if ours {
+            self.expiry = begun.end;
+        }
+        Ok(Progress::Done(ours))
     }
 
     /// Why the lock is not held any more, if so. Touches nothing.
@@ -241,33 +328,37 @@ impl Contender {
         self.expiry.duration_since(from).unwrap_or_default()
     }
 
-    /// Leaves the lock; `false` where it was not held any more.
-    pub(super) fn release(&mut self, lifetime: Duration) -> Result<bool> {
-        let Stage::Held(id) = self.stage else { return Ok(false) };
-        if self.pid != std::process::id() {
-            return Ok(false);
-        }
-        // Past its end somebody may be about to break it, and then it is not ours to remove.
-        let in_time = self.settings.now() < self.expiry;
-        let ours = if in_time { self.is_ours(id)? } else { self.refresh(lifetime)? };
+    /// Leaves the lock; `false` if it was no longer held. Past its end it takes several steps, as in
+    /// [`refresh`](Self::refresh).
+    pub(super) fn release(
+        &mut self,
+        lifetime: Duration,
+        late: &mut Option<LateRefresh>,
+    ) -> Result<Progress<bool>> {
+        let Some(id) = self.held_claim(late.as_ref()) else { return Ok(Progress::Done(false)) };
+        // Past its end another contender may be about to break it, and then it is not ours to remove.
+        let in_time = late.is_none() && self.settings.now() < self.expiry;
+        let ours = if in_time { Progress::Done(self.is_ours(id)?) } else { self.refresh(lifetime, late)? };
+        let Progress::Done(ours) = ours else { return Ok(ours) };
         if ours {
             let lockfile = &self.settings.lockfile;
             disk::remove(lockfile).map_err(|e| self.settings.io("could not remove it", lockfile, e))?;
             tracing::debug!(key = %self.settings.key, "the lock file is let go");
         }
         self.clear()?;
-        Ok(ours)
+        Ok(Progress::Done(ours))
     }
 
-    /// Removes all that this contender has put there, the lock included if it is held.
-    pub(super) fn give_up(&mut self) -> Result<()> {
-        if self.pid != std::process::id() || matches!(self.stage, Stage::Idle) {
-            return Ok(());
+    /// Removes all that this contender has put there, the lock included if it is held; in steps, as
+    /// [`release`](Self::release).
+    pub(super) fn give_up(&mut self, late: &mut Option<LateRefresh>) -> Result<Progress<()>> {
+        if self.is_foreign() || self.is_idle() {
+            return Ok(Progress::Done(()));
         }
         if self.is_held() {
-            return self.release(self.settings.lifetime).map(|_| ());
+            return self.release(self.settings.lifetime, late).map(|left| left.map(drop));
         }
-        self.clear()
+        self.clear().map(Progress::Done)
     }
 
     fn clear(&mut self) -> Result<()> {

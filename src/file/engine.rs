@@ -8,10 +8,11 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::file::contender::Contender;
-use crate::file::offload::{off_reactor, soon};
+use crate::file::contender::{Contender, LateRefresh};
+use crate::file::offload::{off_reactor, run_steps_async, soon};
 use crate::file::settings::Settings;
-use crate::file::slot::{Slot, with};
+use crate::file::slot::{self, Slot, with};
+use crate::file::steps::Progress;
 use crate::lease::{Done, Engine, Incident, LostReason};
 use crate::types::Token;
 
@@ -57,9 +58,12 @@ impl FileLease {
         let (slot, lifetime, lost) = (self.slot.clone(), self.lifetime, self.lost.clone());
         // A lease counts from before its renewal is asked for.
         let from = self.settings.now();
-        let left = off_reactor(move || with(&slot, |held| renew(held, lifetime, from, &lost)));
-        let left = left.await?.transpose()?.flatten();
-        left.ok_or_else(|| self.not_held())
+        let mut late = None;
+        let left = run_steps_async(move || {
+            with(&slot, |held| renew(held, lifetime, from, &lost, &mut late))
+                .unwrap_or(Ok(Progress::Done(None)))
+        });
+        left.await?.ok_or_else(|| self.not_held())
     }
 
     fn not_held(&self) -> Error {
@@ -85,14 +89,19 @@ fn renew(
     lifetime: Duration,
     from: SystemTime,
     lost: &OnceLock<LostReason>,
-) -> Result<Option<Duration>> {
-    if held.refresh(lifetime)? {
-        return Ok(Some(held.left(from)));
+    late: &mut Option<LateRefresh>,
+) -> Result<Progress<Option<Duration>>> {
+    let held_still = match held.refresh(lifetime, late)? {
+        Progress::Done(held_still) => held_still,
+        Progress::Pause(pause) => return Ok(Progress::Pause(pause)),
+    };
+    if held_still {
+        return Ok(Progress::Done(Some(held.left(from))));
     }
     if let Some(reason) = held.lost()? {
         lost.get_or_init(|| reason);
     }
-    Ok(None)
+    Ok(Progress::Done(None))
 }
 
 impl Engine for FileLease {
@@ -109,10 +118,9 @@ impl Engine for FileLease {
     }
 
     fn release(&self, _: Instant, done: Done) {
-        let (slot, settings, lifetime) = (self.slot.clone(), self.settings.clone(), self.lifetime);
-        soon(move || {
-            let outcome = with(&slot, |held| held.release(lifetime));
-            let outcome = outcome.unwrap_or(Ok(false)).and_then(|was_held| {
+        let settings = self.settings.clone();
+        soon(slot::release(self.slot.clone(), self.lifetime), move |outcome| {
+            let outcome = outcome.and_then(|was_held| {
                 let gone = || settings.error(ErrorKind::NotHeld, "somebody broke or removed it");
                 was_held.then_some(()).ok_or_else(gone)
             });

@@ -11,7 +11,8 @@ use crate::file::contender::{Contender, Step};
 use crate::file::offload::soon;
 use crate::file::query::{Details, LockState};
 use crate::file::settings::{Settings, check_lifetime};
-use crate::file::slot::{Slot, glance, with};
+use crate::file::slot::{self, Slot, glance};
+use crate::file::steps::run_steps;
 use crate::file::turn::{Patience, Turn, take};
 use crate::process::Origin;
 
@@ -150,8 +151,7 @@ impl FileLock {
     /// ```
     pub fn unlock(&self) -> Result<()> {
         let lifetime = self.lifetime();
-        let left = with(&self.slot, |held| held.release(lifetime)).unwrap_or(Ok(false));
-        self.owned(left, "unlock")
+        self.owned(run_steps(slot::release(self.slot.clone(), lifetime)), "unlock")
     }
 
     /// Leaves the lock if this object has it, and removes what it has left behind if not.
@@ -159,7 +159,7 @@ impl FileLock {
     /// # Errors
     /// [`Io`](ErrorKind::Io) when a file cannot be removed.
     pub fn unlock_unconditionally(&self) -> Result<()> {
-        let outcome = with(&self.slot, Contender::give_up).unwrap_or(Ok(()));
+        let outcome = run_steps(slot::give_up(self.slot.clone()));
         outcome.map_err(|error| error.during("unlock"))
     }
 
@@ -224,8 +224,7 @@ impl FileLock {
     }
 
     fn touch(&self) -> Result<bool> {
-        let lifetime = self.lifetime();
-        with(&self.slot, |held| held.refresh(lifetime)).unwrap_or(Ok(false))
+        run_steps(slot::refresh(self.slot.clone(), self.lifetime()))
     }
 
     pub(super) fn owned(&self, outcome: Result<bool>, operation: &'static str) -> Result<()> {
@@ -332,9 +331,8 @@ impl Drop for FileLock {
         if !self.origin.is_here() || glance(&self.slot, Contender::is_idle) == Some(true) {
             return;
         }
-        let slot = self.slot.clone();
-        soon(move || {
-            if let Some(Err(error)) = with(&slot, Contender::give_up) {
+        soon(slot::give_up(self.slot.clone()), |outcome| {
+            if let Err(error) = outcome {
                 tracing::warn!(%error, "a lock file could not be let go");
             }
         });

@@ -165,6 +165,7 @@ mod offload;
 mod query;
 mod settings;
 mod slot;
+mod steps;
 mod task;
 mod turn;
 mod wait;

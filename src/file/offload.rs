@@ -1,9 +1,15 @@
 //! Calls to the file system made off the reactor, a few at a time. Knows of no lock.
 
+use std::thread;
+use std::time::Duration;
+
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
+use tokio::task::{JoinHandle, spawn_blocking};
+use tokio::time::sleep;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::file::steps::Progress;
 
 /// File calls under way at a time in this process: waiters beyond it wait for their turn, and do
 /// not each start a thread.
@@ -11,14 +17,39 @@ static CALLS: Semaphore = Semaphore::const_new(16);
 
 /// Runs calls to the file system off the reactor.
 pub(super) async fn off_reactor<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
-    let stopped = || Error::new(ErrorKind::Io, "the runtime is shut down");
     // Kept by the job to its end, even if nobody waits for it any more.
     let permit = CALLS.acquire().await.map_err(|_| stopped())?;
-    let running = tokio::task::spawn_blocking(move || {
+    join(spawn_blocking(move || {
         let value = job();
         drop(permit);
         value
-    });
+    }))
+    .await
+}
+
+/// Runs a job off the reactor step by step. Once polled, it runs to its end even if the future is
+/// dropped; it blocks no thread while it pauses.
+pub(super) async fn run_steps_async<T: Send + 'static>(
+    mut step: impl FnMut() -> Result<Progress<T>> + Send + 'static,
+) -> Result<T> {
+    join(tokio::spawn(async move {
+        loop {
+            let (back, progress) = off_reactor(move || {
+                let progress = step();
+                (step, progress)
+            })
+            .await?;
+            step = back;
+            match progress? {
+                Progress::Done(value) => return Ok(value),
+                Progress::Pause(pause) => sleep(pause).await,
+            }
+        }
+    }))
+    .await?
+}
+
+async fn join<T>(running: JoinHandle<T>) -> Result<T> {
     match running.await {
         Ok(value) => Ok(value),
         Err(failed) if failed.is_panic() => std::panic::resume_unwind(failed.into_panic()),
@@ -26,31 +57,61 @@ pub(super) async fn off_reactor<T: Send + 'static>(job: impl FnOnce() -> T + Sen
     }
 }
 
-/// A job that is done wherever it is dropped, if not before.
-struct Surely<F: FnOnce()>(Option<F>);
+fn stopped() -> Error {
+    Error::new(ErrorKind::Io, "the runtime is shut down")
+}
 
-impl<F: FnOnce()> Surely<F> {
-    fn run(mut self) {
-        if let Some(job) = self.0.take() {
-            job();
+/// Runs a job without waiting for it, and passes its outcome to `done`: off the reactor, or, if there
+/// is no runtime or it is ending, on this thread.
+pub(super) fn soon<T: 'static>(
+    mut step: impl FnMut() -> Result<Progress<T>> + Send + 'static,
+    done: impl FnOnce(Result<T>) + Send + 'static,
+) {
+    let mut done = Some(done);
+    let mut job = Surely(Some(move || {
+        let outcome = match step() {
+            Ok(Progress::Pause(pause)) => return Some(pause),
+            Ok(Progress::Done(value)) => Ok(value),
+            Err(error) => Err(error),
+        };
+        if let Some(done) = done.take() {
+            done(outcome);
         }
+        None
+    }));
+    // If there is no runtime, the job is dropped here, and so runs here.
+    let Ok(runtime) = Handle::try_current() else { return };
+    runtime.spawn(async move {
+        loop {
+            let stepped = off_reactor(move || {
+                let pause = job.step();
+                (job, pause)
+            });
+            let Ok((back, Some(pause))) = stepped.await else { return };
+            job = back;
+            sleep(pause).await;
+        }
+    });
+}
+
+/// A job that runs to its end wherever it is dropped, if not before. It returns how long to pause before
+/// its next step; `None` after the last.
+struct Surely<F: FnMut() -> Option<Duration>>(Option<F>);
+
+impl<F: FnMut() -> Option<Duration>> Surely<F> {
+    fn step(&mut self) -> Option<Duration> {
+        // Taken out: a job that panics does not run again where it is dropped.
+        let mut job = self.0.take()?;
+        let pause = job();
+        self.0 = pause.map(|_| job);
+        pause
     }
 }
 
-impl<F: FnOnce()> Drop for Surely<F> {
+impl<F: FnMut() -> Option<Duration>> Drop for Surely<F> {
     fn drop(&mut self) {
-        if let Some(job) = self.0.take() {
-            job();
+        while let Some(pause) = self.step() {
+            thread::sleep(pause);
         }
-    }
-}
-
-/// Does the job without waiting for it: off the reactor, or, where there is none or it is ending,
-/// right here.
-pub(super) fn soon(job: impl FnOnce() + Send + 'static) {
-    let job = Surely(Some(job));
-    if let Ok(runtime) = Handle::try_current() {
-        // What keeps the job from being done drops it, and so does it.
-        runtime.spawn(async move { drop(off_reactor(move || job.run()).await) });
     }
 }

@@ -1,8 +1,11 @@
 //! A contender that several calls share, each of which has it alone for a while.
 
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use crate::error::Result;
 use crate::file::contender::Contender;
+use crate::file::steps::Progress;
 
 /// Where a [`FileLock`](crate::FileLock) keeps its contender; empty while a call takes the lock.
 pub(super) type Slot = Arc<Mutex<Option<Contender>>>;
@@ -18,11 +21,35 @@ pub(super) fn glance<T>(slot: &Slot, look: impl FnOnce(&Contender) -> T) -> Opti
     slot.try_lock().ok()?.as_ref().map(look)
 }
 
+/// A job that extends the lock of the slot's contender; `false` if it is not held.
+pub(super) fn refresh(slot: Slot, lifetime: Duration) -> impl FnMut() -> Result<Progress<bool>> {
+    let mut late = None;
+    move || with(&slot, |held| held.refresh(lifetime, &mut late)).unwrap_or(Ok(Progress::Done(false)))
+}
+
+/// A job that leaves the lock of the slot's contender; `false` if it is not held.
+pub(super) fn release(slot: Slot, lifetime: Duration) -> impl FnMut() -> Result<Progress<bool>> {
+    let mut late = None;
+    move || with(&slot, |held| held.release(lifetime, &mut late)).unwrap_or(Ok(Progress::Done(false)))
+}
+
+/// A job that removes what the slot's contender has put there, the lock included.
+pub(super) fn give_up(slot: Slot) -> impl FnMut() -> Result<Progress<()>> {
+    let mut late = None;
+    move || with(&slot, |held| held.give_up(&mut late)).unwrap_or(Ok(Progress::Done(())))
+}
+
 #[cfg(all(test, unix))]
 mod tests {
+    use std::fs::{self, File};
+    use std::path::{Path, PathBuf};
+    use std::sync::atomic::{AtomicU64, Ordering};
+    use std::time::SystemTime;
+
     use super::*;
     use crate::error::ErrorKind;
     use crate::file::FileLock;
+    use crate::file::name;
 
     #[test]
     fn a_forked_child_neither_holds_nor_removes_what_its_parent_holds() {
@@ -38,5 +65,55 @@ mod tests {
         let claim = lock.claimfile().to_owned();
         drop(lock);
         assert!(path.exists() && claim.exists());
+    }
+
+    /// A lock that is held past its end, and another contender's challenge that stands.
+    fn late(dir: &Path) -> (FileLock, PathBuf) {
+        let (path, days) = (dir.join("x.lck"), Arc::new(AtomicU64::new(0)));
+        let lock = FileLock::builder(&path).hostname("here").clock({
+            let days = days.clone();
+            move || SystemTime::now() + Duration::from_secs(86_400 * days.load(Ordering::Relaxed))
+        });
+        let lock = lock.build().unwrap();
+        lock.lock(None).unwrap();
+        days.store(1, Ordering::Relaxed);
+        let challenge = name::challenge(&name::claim(&path, "|", "far", 1, 2), "|");
+        let file = File::create(&challenge).unwrap();
+        file.set_modified(SystemTime::now() + Duration::from_secs(2 * 86_400)).unwrap();
+        (lock, challenge)
+    }
+
+    #[test]
+    fn a_late_holder_shares_its_contender_while_it_waits_for_a_challenge() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lock, challenge) = late(dir.path());
+        let mut job = refresh(lock.slot.clone(), Duration::from_secs(60));
+        for _ in 0..3 {
+            assert!(matches!(job().unwrap(), Progress::Pause(_)));
+            assert_eq!(glance(&lock.slot, Contender::is_held), Some(true));
+        }
+        fs::remove_file(challenge).unwrap();
+        assert_eq!(job().unwrap(), Progress::Done(true));
+        assert!(lock.is_locked().unwrap());
+    }
+
+    #[test]
+    fn a_late_holder_gives_up_if_a_challenge_stands_for_long_and_so_does_one_whose_lock_has_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let (lock, challenge) = late(dir.path());
+        let mut job = release(lock.slot.clone(), Duration::from_secs(60));
+        let pauses = (0..).take_while(|_| job().unwrap() != Progress::Done(false)).count();
+        assert!((30..50).contains(&pauses), "{pauses}");
+        fs::remove_file(challenge).unwrap();
+
+        let dir = tempfile::tempdir().unwrap();
+        let (lock, challenge) = late(dir.path());
+        let mut job = release(lock.slot.clone(), Duration::from_secs(60));
+        assert!(matches!(job().unwrap(), Progress::Pause(_)));
+        fs::remove_file(challenge).unwrap();
+        lock.unlock().unwrap();
+        lock.lock(None).unwrap();
+        assert_eq!(job().unwrap(), Progress::Done(false), "the lock that was taken since is not its own");
+        assert!(lock.is_locked().unwrap());
     }
 }

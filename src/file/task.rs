@@ -4,12 +4,12 @@
 use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result};
-use crate::file::contender::{Contender, Step};
+use crate::file::contender::Step;
 use crate::file::engine::{FileGrant, FileLease};
 use crate::file::lock::FileLock;
-use crate::file::offload::off_reactor;
+use crate::file::offload::{off_reactor, run_steps_async};
 use crate::file::query::{Details, LockState};
-use crate::file::slot::with;
+use crate::file::slot;
 use crate::file::turn::{Patience, Turn, take_async};
 use crate::lease::LeaseGuard;
 use crate::suspend;
@@ -192,11 +192,10 @@ impl FileLock {
     /// As [`unlock`](Self::unlock).
     ///
     /// # Cancel safety
-    /// Once polled, it is done even if the future is dropped, unless many calls are under way.
+    /// Once polled, it is done even if the future is dropped.
     pub async fn unlock_async(&self) -> Result<()> {
         let lifetime = self.lifetime();
-        let left = self.held(move |held| held.release(lifetime), Ok(false)).await;
-        self.owned(left, "unlock")
+        self.owned(run_steps_async(slot::release(self.slot.clone(), lifetime)).await, "unlock")
     }
 
     /// As [`unlock_unconditionally`](Self::unlock_unconditionally), off the reactor.
@@ -207,7 +206,7 @@ impl FileLock {
     /// # Cancel safety
     /// As [`unlock_async`](Self::unlock_async).
     pub async fn unlock_unconditionally_async(&self) -> Result<()> {
-        self.held(Contender::give_up, Ok(())).await.map_err(|error| error.during("unlock"))
+        run_steps_async(slot::give_up(self.slot.clone())).await.map_err(|error| error.during("unlock"))
     }
 
     /// As [`refresh`](Self::refresh), off the reactor.
@@ -250,18 +249,7 @@ impl FileLock {
     }
 
     async fn touch_async(&self) -> Result<bool> {
-        let lifetime = self.lifetime();
-        self.held(move |held| held.refresh(lifetime), Ok(false)).await
-    }
-
-    /// Runs `job` on this object's contender; `otherwise` where a call is taking the lock.
-    async fn held<T: Send + 'static>(
-        &self,
-        job: impl FnOnce(&mut Contender) -> Result<T> + Send + 'static,
-        otherwise: Result<T>,
-    ) -> Result<T> {
-        let slot = self.slot.clone();
-        off_reactor(move || with(&slot, job)).await?.unwrap_or(otherwise)
+        run_steps_async(slot::refresh(self.slot.clone(), self.lifetime())).await
     }
 
     /// As [`state`](Self::state), off the reactor.

@@ -6,10 +6,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::Result;
-use crate::file::contender::{Contender, Step};
-use crate::file::offload::{off_reactor, soon};
+use crate::file::contender::{Contender, LateRefresh, Step};
+use crate::file::offload::{off_reactor, run_steps_async, soon};
 use crate::file::settings::Settings;
 use crate::file::slot::Slot;
+use crate::file::steps::{Progress, run_steps};
 use crate::file::wait::Backoff;
 use crate::suspend;
 
@@ -18,64 +19,93 @@ pub(super) struct Turn {
     contender: Option<Contender>,
     home: Option<Slot>,
     lifetime: Duration,
+    late: Option<LateRefresh>,
+    /// The outcome of an attempt that failed: its files are being removed.
+    failed: Option<Result<Step>>,
 }
 
 impl Turn {
     /// A contender of its own.
     pub(super) fn new(settings: Arc<Settings>, lifetime: Duration) -> Self {
-        Self { contender: Some(Contender::new(settings)), home: None, lifetime }
+        Self::of(Contender::new(settings), None, lifetime)
     }
 
     /// The slot's contender, which must not have the lock already; `None` while another call has it.
     pub(super) fn from(slot: &Slot, lifetime: Duration) -> Result<Option<Self>> {
         let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(contender) = place.as_mut() else { return Ok(None) };
-        contender.begin()?;
-        Ok(Some(Self { contender: place.take(), home: Some(slot.clone()), lifetime }))
+        if let Some(contender) = place.as_mut() {
+            contender.begin()?;
+        }
+        Ok(place.take().map(|contender| Self::of(contender, Some(slot.clone()), lifetime)))
     }
 
+    fn of(contender: Contender, home: Option<Slot>, lifetime: Duration) -> Self {
+        Self { contender: Some(contender), home, lifetime, late: None, failed: None }
+    }
+
+    /// Takes one step. After an error no file is left behind.
     pub(super) fn step(&mut self) -> Result<Step> {
-        self.contender.as_mut().map_or(Ok(Step::Busy), |contender| contender.step(self.lifetime))
+        let Some(contender) = self.contender.as_mut() else { return Ok(Step::Busy) };
+        if self.failed.is_none() {
+            let failed = match contender.step(self.lifetime, &mut self.late) {
+                Ok(Step::Lost) => Ok(Step::Busy),
+                Ok(step) => return Ok(step),
+                Err(error) => Err(error),
+            };
+            (self.failed, self.late) = (Some(failed), None);
+        }
+        let gave_up = match contender.give_up(&mut self.late) {
+            Ok(Progress::Pause(pause)) => return Ok(Step::Settling(pause)),
+            outcome => outcome.map(drop),
+        };
+        // The first error is the one to tell.
+        self.failed.take().unwrap_or(Ok(Step::Busy)).and_then(|step| gave_up.map(|()| step))
     }
 
     /// The contender, which holds the lock; or none, where it has gone home.
     pub(super) fn finish(mut self) -> Option<Contender> {
-        let contender = self.contender.take();
-        match self.home.take() {
-            None => contender,
-            Some(home) => {
-                *home.lock().unwrap_or_else(PoisonError::into_inner) = contender;
-                None
-            }
-        }
+        let contender = self.contender.take()?;
+        self.return_home(contender)
     }
 
-    /// Leaves no file behind, on this thread.
-    pub(super) fn give_up(mut self) -> Result<()> {
-        let outcome = self.contender.as_mut().map_or(Ok(()), Contender::give_up);
-        drop(self.finish());
+    /// Takes one step towards leaving no file behind. After the last one the contender has gone home.
+    pub(super) fn give_up(&mut self) -> Result<Progress<()>> {
+        let Some(mut contender) = self.contender.take() else { return Ok(Progress::Done(())) };
+        let outcome = contender.give_up(&mut self.late);
+        match outcome {
+            Ok(Progress::Pause(_)) => self.contender = Some(contender),
+            _ => drop(self.return_home(contender)),
+        }
         outcome
     }
 
-    fn is_over(&self) -> bool {
-        self.contender.as_ref().is_none_or(Contender::is_idle)
+    fn return_home(&mut self, contender: Contender) -> Option<Contender> {
+        match self.home.take() {
+            None => Some(contender),
+            Some(home) => {
+                *home.lock().unwrap_or_else(PoisonError::into_inner) = Some(contender);
+                None
+            }
+        }
     }
 }
 
 impl Drop for Turn {
     fn drop(&mut self) {
-        let (contender, home) = (self.contender.take(), self.home.take());
-        let Some(contender) = contender else { return };
-        let turn = Turn { contender: Some(contender), home, lifetime: self.lifetime };
-        if turn.is_over() {
-            drop(turn.finish());
+        let Some(contender) = self.contender.take() else { return };
+        if contender.is_idle() {
+            drop(self.return_home(contender));
             return;
         }
-        soon(move || {
-            if let Err(error) = turn.give_up() {
-                tracing::warn!(%error, "a lock file's claim was left behind");
-            }
-        });
+        let mut turn = Turn::of(contender, self.home.take(), self.lifetime);
+        soon(
+            move || turn.give_up(),
+            |outcome| {
+                if let Err(error) = outcome {
+                    tracing::warn!(%error, "a lock file's claim was left behind");
+                }
+            },
+        );
     }
 }
 
@@ -97,7 +127,7 @@ impl Patience {
         let pause = match step {
             Step::Held => return Some(Duration::ZERO),
             Step::Settling(pause) => return Some(pause),
-            Step::Busy => self.backoff.pause(fastrand::f64()),
+            Step::Busy | Step::Lost => self.backoff.pause(fastrand::f64()),
             Step::Contested => Duration::from_millis(1 + fastrand::u64(0..4)),
         };
         let Some(deadline) = self.deadline else { return Some(pause) };
@@ -114,7 +144,7 @@ pub(super) fn take(mut turn: Turn, patience: &mut Patience) -> Result<Option<Tur
             Ok(Step::Held) => return Ok(Some(turn)),
             Ok(step) => match patience.pause(step) {
                 Some(pause) => std::thread::sleep(pause),
-                None => return turn.give_up().map(|()| None),
+                None => return run_steps(|| turn.give_up()).map(|()| None),
             },
             Err(error) => {
                 drop(turn.finish());
@@ -138,7 +168,7 @@ pub(super) async fn take_async(mut turn: Turn, patience: &mut Patience) -> Resul
             Ok(Step::Held) => return Ok(Some((turn, began))),
             Ok(step) => match patience.pause(step) {
                 Some(pause) => tokio::time::sleep(pause).await,
-                None => return off_reactor(move || turn.give_up()).await?.map(|()| None),
+                None => return run_steps_async(move || turn.give_up()).await.map(|()| None),
             },
             Err(error) => {
                 drop(turn.finish());
