@@ -233,6 +233,11 @@ pub mod blocking;
 #[cfg(feature = "client")]
 mod client;
 mod error;
+#[cfg(feature = "_failpoints")]
+#[doc(hidden)]
+pub mod failpoints;
+#[cfg(not(feature = "_failpoints"))]
+mod failpoints;
 #[cfg(feature = "file")]
 pub mod file;
 #[cfg(any(doc, doctest))]
@@ -243,11 +248,6 @@ pub mod net;
 #[cfg(any(feature = "client", feature = "file"))]
 mod process;
 pub mod proto;
-#[cfg(feature = "_sabotage")]
-#[doc(hidden)]
-pub mod sabotage;
-#[cfg(not(feature = "_sabotage"))]
-mod sabotage;
 #[cfg(feature = "server")]
 pub mod server;
 mod sharding;

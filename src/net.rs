@@ -80,7 +80,7 @@ impl Listen for tokio::net::TcpListener {
     async fn accept(&mut self) -> io::Result<(TcpStream, SocketAddr)> {
         loop {
             let (stream, peer) = tokio::net::TcpListener::accept(self).await?;
-            if tuned(&stream, peer) {
+            if try_tune(&stream, peer) {
                 return Ok((stream, peer));
             }
         }
@@ -93,7 +93,7 @@ impl Listen for tokio::net::TcpListener {
 
 /// Tunes an accepted connection. One that is reset already takes no options, on some systems: that is no
 /// fault of the listener's.
-pub(crate) fn tuned(stream: &TcpStream, peer: SocketAddr) -> bool {
+pub(crate) fn try_tune(stream: &TcpStream, peer: SocketAddr) -> bool {
     let tuned = tune(stream);
     if let Err(error) = &tuned {
         tracing::debug!(%peer, %error, "could not tune a connection");
@@ -104,22 +104,22 @@ pub(crate) fn tuned(stream: &TcpStream, peer: SocketAddr) -> bool {
 /// How long nothing comes before the system asks whether the peer's host is still there, and how often
 /// then: often enough, too, for those on the way that drop a quiet connection, since a wait sends nothing. After four probes without an answer the connection ends, 55 s after the peer was last heard.
 const PROBE_AFTER: Duration = Duration::from_secs(15);
-const PROBE_EVERY: Duration = Duration::from_secs(10);
+const PROBE_INTERVAL: Duration = Duration::from_secs(10);
 /// The same for what was sent and is not acknowledged, which no probe follows: the system would send it
 /// again for a quarter of an hour.
 #[cfg(any(target_os = "linux", target_os = "android"))]
-const UNACKNOWLEDGED: Duration = Duration::from_secs(50);
+const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(50);
 
 /// Small frames leave at once, and a peer whose host is gone is noticed within a minute.
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);
-    let probes = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_EVERY);
+    let probes = TcpKeepalive::new().with_time(PROBE_AFTER).with_interval(PROBE_INTERVAL);
     #[cfg(not(any(target_os = "openbsd", target_os = "haiku", target_os = "solaris", target_os = "redox")))]
     let probes = probes.with_retries(4);
     socket.set_tcp_keepalive(&probes)?;
     #[cfg(any(target_os = "linux", target_os = "android"))]
-    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED))?;
+    socket.set_tcp_user_timeout(Some(UNACKNOWLEDGED_TIMEOUT))?;
     Ok(())
 }
 

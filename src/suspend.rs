@@ -8,19 +8,19 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::sabotage;
+use crate::failpoints;
 
 /// A difference between two looks at the clocks that is less than this may be due to the looks.
-const NOISE: i64 = 1_000_000;
+const NOISE_NANOS: i64 = 1_000_000;
 /// How many suspensions are told apart.
-const MOST: usize = 64;
+const MAX_SUSPENSIONS: usize = 64;
 
-static NAPS: Mutex<Naps> = Mutex::new(Naps::new());
+static SUSPENSIONS: Mutex<Suspensions> = Mutex::new(Suspensions::new());
 /// How far the one clock is ahead of the other, in nanoseconds, as far as was noticed.
-static KNOWN: AtomicI64 = AtomicI64::new(UNKNOWN);
+static KNOWN_OFFSET: AtomicI64 = AtomicI64::new(UNKNOWN);
 const UNKNOWN: i64 = i64::MIN;
 /// Whether the machine was ever suspended.
-static EVER: AtomicBool = AtomicBool::new(false);
+static EVER_SUSPENDED: AtomicBool = AtomicBool::new(false);
 
 /// This instant, once every suspension before it was noticed: what is counted from here knows of every one
 /// that comes.
@@ -31,25 +31,25 @@ pub(crate) fn now() -> Instant {
 
 /// Notices whether the machine was suspended since the last time. Costs two looks at a clock.
 pub(crate) fn notice() {
-    let known = KNOWN.load(Ordering::Acquire);
+    let known = KNOWN_OFFSET.load(Ordering::Acquire);
     // The clock that counts all time is read last, so that the two are not more alike than they were.
-    let Some(ahead) = clocks::ahead() else { return };
-    if known == UNKNOWN || ahead - known > NOISE {
-        notice_it();
+    let Some(ahead) = clocks::offset_at_most() else { return };
+    if known == UNKNOWN || ahead - known > NOISE_NANOS {
+        record();
     }
 }
 
-fn notice_it() {
-    let mut naps = NAPS.lock().unwrap_or_else(PoisonError::into_inner);
-    let Some(ahead) = clocks::ahead_exactly() else { return };
-    let known = KNOWN.load(Ordering::Acquire);
+fn record() {
+    let mut naps = SUSPENSIONS.lock().unwrap_or_else(PoisonError::into_inner);
+    let Some(ahead) = clocks::exact_offset() else { return };
+    let known = KNOWN_OFFSET.load(Ordering::Acquire);
     if known == UNKNOWN {
-        KNOWN.store(ahead, Ordering::Release);
-    } else if ahead - known > NOISE {
+        KNOWN_OFFSET.store(ahead, Ordering::Release);
+    } else if ahead - known > NOISE_NANOS {
         let slept = Duration::from_nanos(ahead.abs_diff(known));
         naps.add(Instant::now(), slept);
-        EVER.store(true, Ordering::Release);
-        KNOWN.store(ahead, Ordering::Release);
+        EVER_SUSPENDED.store(true, Ordering::Release);
+        KNOWN_OFFSET.store(ahead, Ordering::Release);
         drop(naps);
         tracing::warn!(?slept, "this machine was suspended");
     }
@@ -57,22 +57,22 @@ fn notice_it() {
 
 /// For how long the machine was suspended since `then`, as far as that was noticed.
 pub(crate) fn since(then: Instant) -> Duration {
-    if !EVER.load(Ordering::Acquire) {
+    if !EVER_SUSPENDED.load(Ordering::Acquire) {
         return Duration::ZERO;
     }
-    NAPS.lock().unwrap_or_else(PoisonError::into_inner).since(then)
+    SUSPENSIONS.lock().unwrap_or_else(PoisonError::into_inner).since(then)
 }
 
 /// Each suspension, with when it was noticed.
-struct Naps(Vec<(Instant, Duration)>);
+struct Suspensions(Vec<(Instant, Duration)>);
 
-impl Naps {
+impl Suspensions {
     const fn new() -> Self {
         Self(Vec::new())
     }
 
     fn add(&mut self, noticed: Instant, slept: Duration) {
-        if self.0.len() == MOST {
+        if self.0.len() == MAX_SUSPENSIONS {
             // The two oldest count as one, as late as the later one.
             let (_, oldest) = self.0.remove(0);
             self.0[0].1 += oldest;
@@ -92,19 +92,19 @@ mod clocks {
 
     use rustix::time::{ClockId, DynamicClockId, Timespec, clock_gettime, clock_gettime_dynamic};
 
-    use super::sabotage;
+    use super::failpoints;
 
     /// How close to each other the looks at the two clocks should be.
-    const CLOSE: i64 = 100_000;
+    const CLOSE_NANOS: i64 = 100_000;
 
     /// How far the clock that counts suspended time is ahead, or less.
-    pub(super) fn ahead() -> Option<i64> {
+    pub(super) fn offset_at_most() -> Option<i64> {
         let awake = awake();
         all().map(|all| all - awake)
     }
 
     /// The same, exactly, unless this thread loses its turn each time.
-    pub(super) fn ahead_exactly() -> Option<i64> {
+    pub(super) fn exact_offset() -> Option<i64> {
         let mut closest: Option<(i64, i64)> = None;
         for _ in 0..8 {
             let (before, all, after) = (awake(), all()?, awake());
@@ -112,7 +112,7 @@ mod clocks {
             if closest.is_none_or(|(least, _)| apart < least) {
                 closest = Some((apart, all - after));
             }
-            if apart < CLOSE {
+            if apart < CLOSE_NANOS {
                 break;
             }
         }
@@ -126,7 +126,7 @@ mod clocks {
     /// Kernels without this clock are of an age without this crate.
     fn all() -> Option<i64> {
         let all = clock_gettime_dynamic(DynamicClockId::Boottime).ok()?;
-        Some(nanos(all) + sabotage::suspended())
+        Some(nanos(all) + failpoints::suspended())
     }
 
     fn nanos(time: Timespec) -> i64 {
@@ -155,7 +155,7 @@ mod tests {
 
     #[test]
     fn what_was_noticed_after_an_instant_counts_from_it() {
-        let (mut naps, start) = (Naps::new(), Instant::now());
+        let (mut naps, start) = (Suspensions::new(), Instant::now());
         naps.add(start + 10 * S, 60 * S);
         naps.add(start + 20 * S, 5 * S);
         let slept = [0, 9, 10, 19, 20, 30].map(|then| naps.since(start + then * S).as_secs());
@@ -164,11 +164,11 @@ mod tests {
 
     #[test]
     fn what_is_too_long_ago_to_be_told_apart_still_counts() {
-        let (mut naps, start) = (Naps::new(), Instant::now());
+        let (mut naps, start) = (Suspensions::new(), Instant::now());
         for n in 1..=1000 {
             naps.add(start + n * S, S);
         }
-        assert_eq!(naps.0.len(), MOST);
+        assert_eq!(naps.0.len(), MAX_SUSPENSIONS);
         assert_eq!((naps.since(start), naps.since(start + 999 * S)), (1000 * S, S));
     }
 
@@ -176,11 +176,11 @@ mod tests {
     #[test]
     fn a_machine_that_is_awake_is_not_said_to_have_slept() {
         let start = now();
-        let exact = clocks::ahead_exactly().unwrap();
+        let exact = clocks::exact_offset().unwrap();
         for _ in 0..200_000 {
             notice();
         }
         assert_eq!(since(start), Duration::ZERO);
-        assert!((clocks::ahead_exactly().unwrap() - exact).abs() < NOISE);
+        assert!((clocks::exact_offset().unwrap() - exact).abs() < NOISE_NANOS);
     }
 }

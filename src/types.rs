@@ -167,10 +167,10 @@ pub fn fence_from_token(token: &str) -> Option<Fence> {
 /// Whoever has it can act as the holder, so `Debug` shows 8 digits; [`Token::expose`] gives the
 /// whole text.
 #[derive(Clone, PartialEq, Eq, Hash)]
-pub struct Token(Repr);
+pub struct Token(TokenRepr);
 
 #[derive(Clone, PartialEq, Eq, Hash)]
-enum Repr {
+enum TokenRepr {
     /// 32 lower-case hex digits, kept as the two numbers that they spell.
     Minted { fence: u64, salt: u64 },
     /// Anything else that a server may hand out.
@@ -180,7 +180,7 @@ enum Repr {
 impl Token {
     /// Makes the token of a grant, as a server does.
     pub const fn mint(fence: Fence, salt: u64) -> Self {
-        Self(Repr::Minted { fence: fence.0, salt })
+        Self(TokenRepr::Minted { fence: fence.0, salt })
     }
 
     /// Reads a token from the wire.
@@ -202,46 +202,46 @@ impl Token {
         if token.contains(|c: char| c.is_whitespace() || c.is_control()) {
             return Err(Invalid::new("token", "has white space or control characters"));
         }
-        Ok(Self(Repr::Opaque(token.into())))
+        Ok(Self(TokenRepr::Opaque(token.into())))
     }
 
     /// The text of a lock file, which no wire carries: of any length.
     #[cfg(feature = "file")]
     pub(crate) fn of_file(text: &str) -> Self {
-        Self(Repr::Opaque(text.into()))
+        Self(TokenRepr::Opaque(text.into()))
     }
 
     /// A token of 32 lower-case hex digits, as fencing servers hand out, and nothing else.
     pub(crate) fn minted(token: &[u8]) -> Option<Self> {
         let (fence, salt) = token.split_first_chunk()?;
-        Some(Self(Repr::Minted { fence: number(fence)?, salt: number(salt.try_into().ok()?)? }))
+        Some(Self(TokenRepr::Minted { fence: number(fence)?, salt: number(salt.try_into().ok()?)? }))
     }
 
     /// Appends the whole token, as it stands on the wire.
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         match &self.0 {
-            Repr::Minted { fence, salt } => {
+            TokenRepr::Minted { fence, salt } => {
                 for half in [fence, salt] {
                     out.extend((0..16).rev().map(|digit| DIGITS[(half >> (4 * digit)) as usize & 0xf]));
                 }
             }
-            Repr::Opaque(text) => out.extend_from_slice(text.as_bytes()),
+            TokenRepr::Opaque(text) => out.extend_from_slice(text.as_bytes()),
         }
     }
 
     /// The fence of the grant; `None` for an opaque token.
     pub fn fence(&self) -> Option<Fence> {
         match &self.0 {
-            Repr::Minted { fence, .. } => Some(Fence(*fence)),
-            Repr::Opaque(text) => fence_from_token(text),
+            TokenRepr::Minted { fence, .. } => Some(Fence(*fence)),
+            TokenRepr::Opaque(text) => fence_from_token(text),
         }
     }
 
     /// The whole token. Whoever reads it can release the lease: keep it out of logs.
     pub fn expose(&self) -> String {
         match &self.0 {
-            Repr::Minted { fence, salt } => format!("{fence:016x}{salt:016x}"),
-            Repr::Opaque(text) => text.to_string(),
+            TokenRepr::Minted { fence, salt } => format!("{fence:016x}{salt:016x}"),
+            TokenRepr::Opaque(text) => text.to_string(),
         }
     }
 }
@@ -249,7 +249,7 @@ impl Token {
 const DIGITS: &[u8; 16] = b"0123456789abcdef";
 
 /// What each byte is worth as a lower-case hex digit: 16 or more where it is none.
-const WORTH: [u8; 256] = {
+const HEX_VALUES: [u8; 256] = {
     let (mut worth, mut digit) = ([u8::MAX; 256], 0);
     while digit < DIGITS.len() {
         worth[DIGITS[digit] as usize] = digit as u8;
@@ -262,7 +262,7 @@ const WORTH: [u8; 256] = {
 fn number(digits: &[u8; 16]) -> Option<u64> {
     let (mut number, mut seen) = (0, 0);
     for digit in digits {
-        let worth = WORTH[usize::from(*digit)];
+        let worth = HEX_VALUES[usize::from(*digit)];
         seen |= worth;
         number = number << 4 | u64::from(worth & 0xf);
     }

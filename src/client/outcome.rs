@@ -84,7 +84,7 @@ pub(crate) fn place(reply: Reply) -> Result<Place> {
     match reply {
         Reply::Acquired { token, lease } => Ok(Place::Acquired(Grant { token, lease: lease.duration() })),
         Reply::Queued => Ok(Place::Queued),
-        other => Err(refused_or(other, Expect::Place)),
+        other => Err(refused_or(other, Expect::Enqueue)),
     }
 }
 

@@ -26,10 +26,10 @@ use crate::client::options::{Options, Server};
 use crate::client::runtime::here;
 use crate::client::session::{Home, Orphan, Rescue, Session, Trace};
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoints::{Rule, is_broken};
 use crate::lease::{Done, Tally};
 use crate::process::Origin;
 use crate::proto::{Request, StatsResult};
-use crate::sabotage::{Rule, is_broken};
 
 pub(crate) use berth::Berth;
 pub(crate) use lines::InLine;

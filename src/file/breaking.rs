@@ -5,17 +5,17 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::error::Result;
-use crate::file::contender::{Contender, Stage, Step};
+use crate::file::contender::{Contender, ContenderState, Step};
 use crate::file::disk::{self, Content, FileId};
 use crate::file::name::{self, ClaimName};
 use crate::types::printable;
 
 /// How long a breaker waits between the judgement and the deed, so that a peer that knows of no
 /// challenges, and began before, has finished.
-const SETTLE: Duration = Duration::from_millis(50);
+const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 
 /// How long a challenge stands, unless it is renewed, before others take its owner for dead.
-const CHALLENGE: Duration = Duration::from_secs(5);
+const CHALLENGE_LIFETIME: Duration = Duration::from_secs(5);
 
 impl Contender {
     /// The lock has expired, as far as can be seen from outside: opens it, and announces the break
@@ -24,7 +24,7 @@ impl Contender {
         if self.judge()?.is_none() {
             return Ok(Step::Busy);
         }
-        self.touch(self.settings.expiry(CHALLENGE))?;
+        self.touch(self.settings.expiry(CHALLENGE_LIFETIME))?;
         match disk::link(&self.claim, &self.challenge) {
             Ok(()) => {}
             Err(error) if disk::is_missing(&error) => return Ok(Step::Busy),
@@ -33,7 +33,7 @@ impl Contender {
                 return Err(self.settings.io("could not write the challenge", &self.challenge, error));
             }
         }
-        self.stage = Stage::Challenging(id);
+        self.state = ContenderState::Challenging(id);
         self.survey(id)
     }
 
@@ -41,7 +41,7 @@ impl Contender {
     fn judge(&self) -> Result<Option<Content>> {
         let lockfile = &self.settings.lockfile;
         let found = match disk::read(lockfile) {
-            Err(error) if self.settings.is_retried(&error) => return Ok(None),
+            Err(error) if self.settings.is_transient(&error) => return Ok(None),
             outcome => outcome.map_err(|e| self.settings.io("could not read it", lockfile, e))?,
         };
         let Some(found) = found.filter(|lock| self.settings.is_expired(lock.stat.mtime)) else {
@@ -58,7 +58,7 @@ impl Contender {
     /// after this one in the order of names, and yields to those before it.
     pub(super) fn survey(&mut self, id: FileId) -> Result<Step> {
         // What one has waited for long must not be taken for a dead one's.
-        self.touch(self.settings.expiry(CHALLENGE))?;
+        self.touch(self.settings.expiry(CHALLENGE_LIFETIME))?;
         let others = self.challenges()?;
         if others.iter().any(|other| *other < self.challenge) {
             return self.withdraw(id);
@@ -69,7 +69,8 @@ impl Contender {
         let Some(mut judged) = self.judge()? else { return self.withdraw(id) };
         // From now on it looks fresh to peers that know of no challenges, and they leave it alone.
         let lockfile = &self.settings.lockfile;
-        let touched = disk::touch_exactly(lockfile, &judged, self.settings.expiry(self.settings.lifetime));
+        let touched =
+            disk::touch_if_unchanged(lockfile, &judged, self.settings.expiry(self.settings.lifetime));
         let Some(mtime) =
             touched.map_err(|e| self.settings.io("could not set the times of it", lockfile, e))?
         else {
@@ -77,8 +78,8 @@ impl Contender {
         };
         judged.stat.mtime = mtime;
         tracing::info!(key = %self.settings.key, holder = self.holder(&judged), "the lock has expired: breaking it");
-        self.stage = Stage::Settling(id, judged);
-        Ok(Step::Settling(SETTLE))
+        self.state = ContenderState::Settling(id, judged);
+        Ok(Step::Settling(SETTLE_PAUSE))
     }
 
     /// Who held what is broken, for the log.
@@ -126,18 +127,18 @@ impl Contender {
 
     fn withdraw(&mut self, id: FileId) -> Result<Step> {
         self.remove_other(&self.challenge)?;
-        self.stage = Stage::Claimed(id);
+        self.state = ContenderState::Claimed(id);
         Ok(Step::Busy)
     }
 
     /// Puts this claim in the place of what was judged, if that has not changed, and the challenge
     /// still stands: it is the challenge itself that becomes the lock file.
     pub(super) fn fire(&mut self, id: FileId) -> Result<Step> {
-        let Stage::Settling(_, judged) = &self.stage else { return Ok(Step::Busy) };
+        let ContenderState::Settling(_, judged) = &self.state else { return Ok(Step::Busy) };
         let judged = judged.clone();
         let lockfile = self.settings.lockfile.clone();
         let found = match disk::read(&lockfile) {
-            Err(error) if self.settings.is_retried(&error) => return Ok(Step::Settling(SETTLE)),
+            Err(error) if self.settings.is_transient(&error) => return Ok(Step::Settling(SETTLE_PAUSE)),
             outcome => outcome.map_err(|e| self.settings.io("could not read it", &lockfile, e))?,
         };
         if found.as_ref() != Some(&judged) {

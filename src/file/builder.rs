@@ -45,7 +45,7 @@ pub struct Builder {
     clock: Arc<Clock>,
     poll: Duration,
     slop: Duration,
-    terms: Terms,
+    lease_config: Terms,
     /// Where this process runs; only tests say something else.
     mark: Option<Mark>,
 }
@@ -62,7 +62,7 @@ impl Builder {
             clock: Arc::new(SystemTime::now),
             poll: Duration::from_millis(250),
             slop: Duration::from_secs(10),
-            terms: Terms::default(),
+            lease_config: Terms::default(),
             mark: None,
         }
     }
@@ -132,7 +132,7 @@ impl Builder {
     /// no lease waits for it. Up to 65,536 events are kept for it; what comes beyond that is dropped, and
     /// warned of. Defaults to none.
     pub fn on_event(mut self, listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
-        self.terms.listener = Listener::new(listener);
+        self.lease_config.listener = Listener::new(listener);
         self
     }
 
@@ -165,7 +165,7 @@ impl Builder {
             slop: self.slop,
             poll: self.poll,
             retry_errnos: self.retry_errnos,
-            terms: self.terms,
+            lease_config: self.lease_config,
             mark: self.mark.unwrap_or_else(Mark::here),
             clock: self.clock,
         }))
@@ -226,7 +226,7 @@ fn check_path(given: &Path, separator: &str, hostname: &str) -> Result<PathBuf> 
     if name::bytes_of(&path).is_none() {
         return Err(invalid(format!("{} is no text", path.display())));
     }
-    let longest = path.file_name().unwrap_or_default().len() + name::longest_suffix(separator, hostname);
+    let longest = path.file_name().unwrap_or_default().len() + name::max_suffix_len(separator, hostname);
     if longest > MAX_NAME_BYTES {
         let fault = format!(
             "{} has a name that grows to {longest} bytes with the host's name, the process and a number, \
@@ -253,7 +253,7 @@ impl fmt::Debug for Builder {
             .field("retry_errnos", &self.retry_errnos)
             .field("poll", &self.poll)
             .field("slop", &self.slop)
-            .field("terms", &self.terms)
+            .field("lease_config", &self.lease_config)
             .finish_non_exhaustive()
     }
 }

@@ -27,7 +27,7 @@ pub(super) struct Contender {
     text: Vec<u8>,
     /// The process that made the claim: a child made by a fork holds nothing of its parent's.
     pid: u32,
-    pub(super) stage: Stage,
+    pub(super) state: ContenderState,
     /// The lock that it has broken, until what was left of that is cleaned up.
     pub(super) broken: Option<Content>,
     /// How many claims it has written, one after the other.
@@ -38,7 +38,7 @@ pub(super) struct Contender {
 
 /// How far a contender has come.
 #[derive(Debug)]
-pub(super) enum Stage {
+pub(super) enum ContenderState {
     /// No file is there.
     Idle,
     /// The claim is there.
@@ -87,7 +87,7 @@ impl Contender {
             text: name::bytes_of(&claim).unwrap_or_default(),
             claim,
             pid,
-            stage: Stage::Idle,
+            state: ContenderState::Idle,
             broken: None,
             claims: 0,
             expiry: UNIX_EPOCH,
@@ -106,12 +106,12 @@ impl Contender {
     }
 
     pub(super) fn is_held(&self) -> bool {
-        matches!(self.stage, Stage::Held(_))
+        matches!(self.state, ContenderState::Held(_))
     }
 
     /// Whether no file of this contender's is there.
     pub(super) fn is_idle(&self) -> bool {
-        matches!(self.stage, Stage::Idle)
+        matches!(self.state, ContenderState::Idle)
     }
 
     /// Takes the lock if it is free, or goes one step further in breaking it if it has expired, or in
@@ -122,16 +122,16 @@ impl Contender {
             let fault = "was made by a process that this one was forked from, build another one";
             return Err(Error::invalid("lock", fault).for_key(&self.settings.key));
         }
-        let took = match self.stage {
-            Stage::Idle => {
+        let took = match self.state {
+            ContenderState::Idle => {
                 let id = self.write_claim(lifetime)?;
                 self.link(id, lifetime)?
             }
-            Stage::Claimed(id) => self.link(id, lifetime)?,
-            Stage::Challenging(id) => self.survey(id)?,
-            Stage::Settling(id, _) => self.fire(id)?,
-            Stage::Held(_) if late.is_none() => return Ok(Step::Held),
-            Stage::Held(_) => Step::Held,
+            ContenderState::Claimed(id) => self.link(id, lifetime)?,
+            ContenderState::Challenging(id) => self.survey(id)?,
+            ContenderState::Settling(id, _) => self.fire(id)?,
+            ContenderState::Held(_) if late.is_none() => return Ok(Step::Held),
+            ContenderState::Held(_) => Step::Held,
         };
         if took == Step::Held { self.prove(lifetime, late) } else { Ok(took) }
     }
@@ -143,7 +143,7 @@ impl Contender {
 
     /// Sees that this contender has not got the lock, and cleans up where it had.
     pub(super) fn begin(&mut self) -> Result<()> {
-        let Stage::Held(id) = self.stage else { return Ok(()) };
+        let ContenderState::Held(id) = self.state else { return Ok(()) };
         if self.is_ours(id)? {
             return Err(self.settings.error(ErrorKind::AlreadyLocked, "this object has it"));
         }
@@ -154,7 +154,7 @@ impl Contender {
     fn write_claim(&mut self, lifetime: Duration) -> Result<FileId> {
         let written = disk::write(&self.claim, &self.text);
         let id = written.map_err(|e| self.settings.io("could not write the claim", &self.claim, e))?;
-        (self.stage, self.expiry) = (Stage::Claimed(id), UNIX_EPOCH);
+        (self.state, self.expiry) = (ContenderState::Claimed(id), UNIX_EPOCH);
         self.claims += 1;
         self.touch(self.settings.expiry(lifetime))?;
         Ok(id)
@@ -188,7 +188,7 @@ impl Contender {
         }
         if disk::is_missing(&refused) {
             if disk::stat(&self.claim).is_ok_and(|claim| claim.is_none()) {
-                self.stage = Stage::Idle;
+                self.state = ContenderState::Idle;
             }
             return Ok(Step::Busy);
         }
@@ -209,7 +209,7 @@ impl Contender {
 
     /// The lock file is this claim's. Whether it is held is yet to be proven.
     pub(super) fn enter(&mut self, id: FileId) -> Step {
-        self.stage = Stage::Held(id);
+        self.state = ContenderState::Held(id);
         Step::Held
     }
 
@@ -250,7 +250,7 @@ impl Contender {
     /// The claim that has the lock. None if it has not, or is not this process's, or if the lock was
     /// taken anew since `late` began.
     fn held_claim(&self, late: Option<&LateRefresh>) -> Option<FileId> {
-        let Stage::Held(id) = self.stage else { return None };
+        let ContenderState::Held(id) = self.state else { return None };
         let is_same = late.is_none_or(|late| late.claim == self.claims);
         (is_same && !self.is_foreign()).then_some(id)
     }
@@ -312,7 +312,7 @@ impl Contender {
 
     /// Why the lock is not held any more, if so. Touches nothing.
     pub(super) fn lost(&self) -> Result<Option<LostReason>> {
-        let Stage::Held(id) = self.stage else { return Ok(Some(LostReason::FileRemoved)) };
+        let ContenderState::Held(id) = self.state else { return Ok(Some(LostReason::FileRemoved)) };
         if self.is_ours(id)? {
             return Ok(None);
         }
@@ -362,11 +362,11 @@ impl Contender {
     }
 
     fn clear(&mut self) -> Result<()> {
-        if matches!(self.stage, Stage::Challenging(_) | Stage::Settling(..)) {
+        if matches!(self.state, ContenderState::Challenging(_) | ContenderState::Settling(..)) {
             self.remove(&self.challenge)?;
         }
         self.remove(&self.claim)?;
-        self.stage = Stage::Idle;
+        self.state = ContenderState::Idle;
         Ok(())
     }
 
@@ -382,6 +382,6 @@ impl Contender {
 
 impl fmt::Debug for Contender {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Contender").field("claim", &self.claim).field("stage", &self.stage).finish()
+        f.debug_struct("Contender").field("claim", &self.claim).field("stage", &self.state).finish()
     }
 }

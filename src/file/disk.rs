@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
 /// As much of a lock file as is ever read; a claim's path is shorter by far.
-const READ_LIMIT: u64 = 16 * 1024;
+const MAX_TEXT_BYTES: u64 = 16 * 1024;
 
 /// Which file it is, as long as it exists: numbers are given out again after that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -64,13 +64,13 @@ pub(super) fn read(path: &Path) -> io::Result<Option<Content>> {
 fn content(file: &File) -> io::Result<Content> {
     let stat = system::stat_open(file)?;
     let mut text = Vec::new();
-    file.take(READ_LIMIT).read_to_end(&mut text)?;
+    file.take(MAX_TEXT_BYTES).read_to_end(&mut text)?;
     Ok(Content { stat, text })
 }
 
 /// Sets the times of the file that is expected at the path, and of no other one that may have come
 /// in its place; answers how it stands then. `None`: it is not there any more.
-pub(super) fn touch_exactly(
+pub(super) fn touch_if_unchanged(
     path: &Path,
     expected: &Content,
     time: SystemTime,

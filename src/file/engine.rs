@@ -9,15 +9,15 @@ use tokio::time::{Instant, sleep};
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::contender::{Contender, LateRefresh};
-use crate::file::offload::{off_reactor, run_steps_async, soon};
+use crate::file::offload::{run_steps_async, spawn_blocking_limited, spawn_or_run};
 use crate::file::settings::Settings;
-use crate::file::slot::{self, Slot, with};
+use crate::file::slot::{self, SharedContender, with_contender};
 use crate::file::steps::Progress;
 use crate::lease::{Done, Engine, Incident, LostReason};
 use crate::types::Token;
 
 /// How often a holder looks whether its lock file is still there.
-const LOOK: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// A lock file that was just taken. If it is dropped, the lock stays until it expires: make a guard of
 /// it at once, or release its lease.
@@ -36,7 +36,7 @@ pub(crate) struct FileLease {
     settings: Arc<Settings>,
     lifetime: Duration,
     grantor: Arc<str>,
-    slot: Slot,
+    contender: SharedContender,
     lost: Arc<OnceLock<LostReason>>,
 }
 
@@ -49,18 +49,18 @@ impl FileLease {
             settings,
             lifetime,
             grantor,
-            slot: Arc::new(Mutex::new(Some(contender))),
+            contender: Arc::new(Mutex::new(Some(contender))),
             lost: Arc::default(),
         }
     }
 
     async fn renew_once(&self) -> Result<Duration> {
-        let (slot, lifetime, lost) = (self.slot.clone(), self.lifetime, self.lost.clone());
+        let (slot, lifetime, lost) = (self.contender.clone(), self.lifetime, self.lost.clone());
         // A lease counts from before its renewal is asked for.
         let from = self.settings.now();
         let mut late = None;
         let left = run_steps_async(move || {
-            with(&slot, |held| renew(held, lifetime, from, &lost, &mut late))
+            with_contender(&slot, |held| renew(held, lifetime, from, &lost, &mut late))
                 .unwrap_or(Ok(Progress::Done(None)))
         });
         left.await?.ok_or_else(|| self.not_held())
@@ -71,11 +71,11 @@ impl FileLease {
         self.settings.error(ErrorKind::NotHeld, reason)
     }
 
-    async fn look(&self) -> Option<LostReason> {
-        let (slot, lost) = (self.slot.clone(), self.lost.clone());
-        let look = off_reactor(move || {
+    async fn check(&self) -> Option<LostReason> {
+        let (slot, lost) = (self.contender.clone(), self.lost.clone());
+        let look = spawn_blocking_limited(move || {
             // What cannot be seen may be there: the deadline decides.
-            let reason = with(&slot, |held| held.lost().ok().flatten()).flatten();
+            let reason = with_contender(&slot, |held| held.lost().ok().flatten()).flatten();
             reason.map(|reason| *lost.get_or_init(|| reason))
         });
         look.await.ok().flatten()
@@ -119,7 +119,7 @@ impl Engine for FileLease {
 
     fn release(&self, _: Instant, done: Done) {
         let settings = self.settings.clone();
-        soon(slot::release(self.slot.clone(), self.lifetime), move |outcome| {
+        spawn_or_run(slot::release(self.contender.clone(), self.lifetime), move |outcome| {
             let outcome = outcome.and_then(|was_held| {
                 let gone = || settings.error(ErrorKind::NotHeld, "somebody broke or removed it");
                 was_held.then_some(()).ok_or_else(gone)
@@ -134,8 +134,8 @@ impl Engine for FileLease {
 
     async fn incident(&self) -> Incident {
         loop {
-            sleep(LOOK.min(self.lifetime / 4)).await;
-            if let Some(reason) = self.look().await {
+            sleep(CHECK_INTERVAL.min(self.lifetime / 4)).await;
+            if let Some(reason) = self.check().await {
                 return Incident::Lost(reason);
             }
         }

@@ -6,14 +6,14 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use crate::error::{ErrorKind, Result};
+use crate::file::attempt::{Attempt, PollTimer, take};
 use crate::file::builder::Builder;
 use crate::file::contender::{Contender, Step};
-use crate::file::offload::soon;
+use crate::file::offload::spawn_or_run;
 use crate::file::query::{Details, LockState};
 use crate::file::settings::{Settings, check_lifetime};
-use crate::file::slot::{self, Slot, glance};
+use crate::file::slot::{self, SharedContender, try_with_contender};
 use crate::file::steps::run_steps;
-use crate::file::turn::{Patience, Turn, take};
 use crate::process::Origin;
 
 /// A lock file that programs on a shared file system contend for, Python's `flufl.lock` among them.
@@ -43,7 +43,7 @@ use crate::process::Origin;
 /// ```
 pub struct FileLock {
     pub(super) settings: Arc<Settings>,
-    pub(super) slot: Slot,
+    pub(super) contender: SharedContender,
     lifetime: Mutex<Duration>,
     claim: PathBuf,
     origin: Origin,
@@ -62,7 +62,7 @@ impl FileLock {
         let contender = Contender::new(settings.clone());
         let claim = contender.claim.clone();
         Self {
-            slot: Arc::new(Mutex::new(Some(contender))),
+            contender: Arc::new(Mutex::new(Some(contender))),
             settings,
             lifetime,
             claim,
@@ -121,10 +121,10 @@ impl FileLock {
     }
 
     fn take(&self, timeout: Option<Duration>) -> Result<bool> {
-        let mut patience = Patience::new(&self.settings, timeout);
+        let mut patience = PollTimer::new(&self.settings, timeout);
         loop {
-            if let Some(turn) = Turn::from(&self.slot, self.lifetime())? {
-                return Ok(take(turn, &mut patience)?.map(Turn::finish).is_some());
+            if let Some(turn) = Attempt::from_shared(&self.contender, self.lifetime())? {
+                return Ok(take(turn, &mut patience)?.map(Attempt::finish).is_some());
             }
             // Another call takes it for this object.
             let Some(pause) = patience.pause(Step::Busy) else { return Ok(false) };
@@ -151,7 +151,7 @@ impl FileLock {
     /// ```
     pub fn unlock(&self) -> Result<()> {
         let lifetime = self.lifetime();
-        self.owned(run_steps(slot::release(self.slot.clone(), lifetime)), "unlock")
+        self.require_held(run_steps(slot::release(self.contender.clone(), lifetime)), "unlock")
     }
 
     /// Leaves the lock if this object has it, and removes what it has left behind if not.
@@ -159,7 +159,7 @@ impl FileLock {
     /// # Errors
     /// [`Io`](ErrorKind::Io) when a file cannot be removed.
     pub fn unlock_unconditionally(&self) -> Result<()> {
-        let outcome = run_steps(slot::give_up(self.slot.clone()));
+        let outcome = run_steps(slot::give_up(self.contender.clone()));
         outcome.map_err(|error| error.during("unlock"))
     }
 
@@ -187,7 +187,7 @@ impl FileLock {
         if let Some(lifetime) = lifetime.into() {
             self.set_lifetime(lifetime)?;
         }
-        self.owned(self.touch(), "refresh")
+        self.require_held(self.touch(), "refresh")
     }
 
     /// As [`refresh`](Self::refresh), but a lock that this object has not got is no error.
@@ -224,10 +224,10 @@ impl FileLock {
     }
 
     fn touch(&self) -> Result<bool> {
-        run_steps(slot::refresh(self.slot.clone(), self.lifetime()))
+        run_steps(slot::refresh(self.contender.clone(), self.lifetime()))
     }
 
-    pub(super) fn owned(&self, outcome: Result<bool>, operation: &'static str) -> Result<()> {
+    pub(super) fn require_held(&self, outcome: Result<bool>, operation: &'static str) -> Result<()> {
         let not_ours = || self.settings.error(ErrorKind::NotLocked, "this object has not got it");
         let outcome = outcome.and_then(|ours| ours.then_some(()).ok_or_else(not_ours));
         outcome.map_err(|error| error.during(operation))
@@ -328,10 +328,10 @@ impl FileLock {
 impl Drop for FileLock {
     fn drop(&mut self) {
         // A forked process has no part in it, and not the threads that would leave it.
-        if !self.origin.is_here() || glance(&self.slot, Contender::is_idle) == Some(true) {
+        if !self.origin.is_here() || try_with_contender(&self.contender, Contender::is_idle) == Some(true) {
             return;
         }
-        soon(slot::give_up(self.slot.clone()), |outcome| {
+        spawn_or_run(slot::give_up(self.contender.clone()), |outcome| {
             if let Err(error) = outcome {
                 tracing::warn!(%error, "a lock file could not be let go");
             }
@@ -343,7 +343,7 @@ impl fmt::Debug for FileLock {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FileLock")
             .field("lockfile", &self.settings.lockfile)
-            .field("held", &glance(&self.slot, Contender::is_held))
+            .field("held", &try_with_contender(&self.contender, Contender::is_held))
             .field("lifetime", &self.lifetime())
             .finish_non_exhaustive()
     }

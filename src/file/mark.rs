@@ -4,11 +4,11 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::file::host;
-use crate::file::name::{ClaimName, MOST_SALT};
+use crate::file::name::{ClaimName, MAX_SALT};
 
 /// The low bits of a claim's number count the claims of a process: as many as it never makes while
 /// one of them stands, so that no two are alike.
-const COUNTED: u32 = 35;
+const COUNTER_BITS: u32 = 35;
 
 /// Those processes among which a process number means one process: of one kernel, since it was
 /// started, in one namespace of process numbers. A mark of them, 28 bits long, stands in the number
@@ -25,7 +25,7 @@ impl Mark {
     pub(super) fn here() -> Self {
         static ALONE: AtomicU64 = AtomicU64::new(0);
         let sum = system::place().map(|place| crc32fast::hash(&place));
-        Self::of_sum(sum.unwrap_or_else(|| chosen(&ALONE) as u32))
+        Self::of_sum(sum.unwrap_or_else(|| chosen_once(&ALONE) as u32))
     }
 
     fn of_sum(sum: u32) -> Self {
@@ -37,17 +37,17 @@ impl Mark {
         static FIRST: AtomicU64 = AtomicU64::new(0);
         static MADE: AtomicU64 = AtomicU64::new(0);
         if self.pid != std::process::id() {
-            return fastrand::u64(0..=MOST_SALT);
+            return fastrand::u64(0..=MAX_SALT);
         }
         // Counted from anywhere: an earlier process of this number may have left its claims.
-        let count = chosen(&FIRST).wrapping_add(MADE.fetch_add(1, Ordering::Relaxed));
-        self.bits << COUNTED | count & ((1 << COUNTED) - 1)
+        let count = chosen_once(&FIRST).wrapping_add(MADE.fetch_add(1, Ordering::Relaxed));
+        self.bits << COUNTER_BITS | count & ((1 << COUNTER_BITS) - 1)
     }
 
     /// Whether the claim's process number means to this process what it meant to the one that made
     /// the claim.
     fn made(self, claim: &ClaimName<'_>) -> bool {
-        self.pid == std::process::id() && claim.salt >> COUNTED == self.bits
+        self.pid == std::process::id() && claim.salt >> COUNTER_BITS == self.bits
     }
 
     /// Returns `true` if this process has made the claim.
@@ -62,7 +62,7 @@ impl Mark {
 }
 
 /// A number chosen once in a process, without a lock that a fork could leave taken.
-fn chosen(number: &AtomicU64) -> u64 {
+fn chosen_once(number: &AtomicU64) -> u64 {
     let choice = fastrand::u64(1..);
     match number.compare_exchange(0, choice, Ordering::Relaxed, Ordering::Relaxed) {
         Ok(_) => choice,
@@ -107,7 +107,7 @@ pub(super) mod tests {
         let (here, pid) = (Mark::here(), std::process::id());
         assert!(here.is_dead(&claim(u32::MAX, here.salt())));
         assert!(!here.is_dead(&claim(pid, here.salt())));
-        for foreign in [elsewhere().salt(), 0, MOST_SALT - 17] {
+        for foreign in [elsewhere().salt(), 0, MAX_SALT - 17] {
             assert!(!here.is_dead(&claim(u32::MAX, foreign)));
             assert!(!here.is_own(&claim(pid, foreign)));
         }
@@ -122,7 +122,7 @@ pub(super) mod tests {
     #[test]
     fn no_two_numbers_of_a_process_are_alike_and_all_are_numbers_of_a_claim() {
         let mut salts: Vec<_> = (0..10_000).map(|_| Mark::of_sum(u32::MAX).salt()).collect();
-        assert!(salts.iter().all(|salt| *salt <= MOST_SALT));
+        assert!(salts.iter().all(|salt| *salt <= MAX_SALT));
         salts.sort_unstable();
         salts.dedup();
         assert_eq!(salts.len(), 10_000);

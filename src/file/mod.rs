@@ -152,6 +152,9 @@
 //! known there: all count as living, so that [`LockState::Stale`] never shows, and claims that dead
 //! waiters left behind stay.
 
+mod async_api;
+mod attempt;
+mod backoff;
 mod breaking;
 mod builder;
 mod contender;
@@ -166,9 +169,6 @@ mod query;
 mod settings;
 mod slot;
 mod steps;
-mod task;
-mod turn;
-mod wait;
 
 pub use builder::{Builder, SEPARATOR};
 pub use lock::FileLock;

@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 
 /// The last of a challenge's five fields.
-const CHALLENGE: &[u8] = b"break";
+const CHALLENGE_FIELD: &[u8] = b"break";
 
 /// The four fields of a claim's path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,17 +46,17 @@ pub(super) fn challenge(claim: &Path, separator: &str) -> PathBuf {
 /// Whether a path is a claim's announcement that it breaks the lock.
 pub(super) fn is_challenge(path: &Path, separator: &str) -> bool {
     let name = path.as_os_str().as_encoded_bytes();
-    name.strip_suffix(CHALLENGE).is_some_and(|rest| rest.ends_with(separator.as_bytes()))
+    name.strip_suffix(CHALLENGE_FIELD).is_some_and(|rest| rest.ends_with(separator.as_bytes()))
 }
 
 /// How long, in bytes, the longest name is that a lock adds to its file's name.
-pub(super) fn longest_suffix(separator: &str, hostname: &str) -> usize {
-    let longest = challenge(&claim(Path::new(""), separator, hostname, u32::MAX, MOST_SALT), separator);
+pub(super) fn max_suffix_len(separator: &str, hostname: &str) -> usize {
+    let longest = challenge(&claim(Path::new(""), separator, hostname, u32::MAX, MAX_SALT), separator);
     longest.as_os_str().len()
 }
 
 /// The largest random number in a claim's name.
-pub(super) const MOST_SALT: u64 = i64::MAX as u64;
+pub(super) const MAX_SALT: u64 = i64::MAX as u64;
 
 fn extended(path: &Path, suffix: &str) -> PathBuf {
     let mut name = path.as_os_str().to_owned();
@@ -102,12 +102,12 @@ mod tests {
 
     #[test]
     fn a_claim_reads_back_as_it_was_made() {
-        let path = claim(Path::new("/d/x.lck"), "|", "h.example", 17, MOST_SALT);
+        let path = claim(Path::new("/d/x.lck"), "|", "h.example", 17, MAX_SALT);
         let text = bytes_of(&path).unwrap();
         assert_eq!(text, b"/d/x.lck|h.example|17|9223372036854775807");
         let name = ClaimName::parse(&text, "|").unwrap();
         assert_eq!((name.lockfile, name.hostname), (&b"/d/x.lck"[..], &b"h.example"[..]));
-        assert_eq!((name.pid, name.salt), (17, MOST_SALT));
+        assert_eq!((name.pid, name.salt), (17, MAX_SALT));
     }
 
     #[test]
@@ -139,8 +139,8 @@ mod tests {
 
     #[test]
     fn the_longest_name_counts_every_part() {
-        let made = challenge(&claim(Path::new("x"), "|", "host", u32::MAX, MOST_SALT), "|");
-        assert_eq!(longest_suffix("|", "host") + 1, made.as_os_str().len());
+        let made = challenge(&claim(Path::new("x"), "|", "host", u32::MAX, MAX_SALT), "|");
+        assert_eq!(max_suffix_len("|", "host") + 1, made.as_os_str().len());
         assert!(is_challenge(&made, "|"));
         assert!(!is_challenge(Path::new("x|host|1|2"), "|"));
         assert!(!is_challenge(Path::new("xbreak"), "|"));

@@ -13,12 +13,14 @@ use crate::file::steps::Progress;
 
 /// File calls under way at a time in this process: waiters beyond it wait for their turn, and do
 /// not each start a thread.
-static CALLS: Semaphore = Semaphore::const_new(16);
+static BLOCKING_PERMITS: Semaphore = Semaphore::const_new(16);
 
 /// Runs calls to the file system off the reactor.
-pub(super) async fn off_reactor<T: Send + 'static>(job: impl FnOnce() -> T + Send + 'static) -> Result<T> {
+pub(super) async fn spawn_blocking_limited<T: Send + 'static>(
+    job: impl FnOnce() -> T + Send + 'static,
+) -> Result<T> {
     // Kept by the job to its end, even if nobody waits for it any more.
-    let permit = CALLS.acquire().await.map_err(|_| stopped())?;
+    let permit = BLOCKING_PERMITS.acquire().await.map_err(|_| stopped())?;
     join(spawn_blocking(move || {
         let value = job();
         drop(permit);
@@ -34,7 +36,7 @@ pub(super) async fn run_steps_async<T: Send + 'static>(
 ) -> Result<T> {
     join(tokio::spawn(async move {
         loop {
-            let (back, progress) = off_reactor(move || {
+            let (back, progress) = spawn_blocking_limited(move || {
                 let progress = step();
                 (step, progress)
             })
@@ -63,12 +65,12 @@ fn stopped() -> Error {
 
 /// Runs a job without waiting for it, and passes its outcome to `done`: off the reactor, or, if there
 /// is no runtime or it is ending, on this thread.
-pub(super) fn soon<T: 'static>(
+pub(super) fn spawn_or_run<T: 'static>(
     mut step: impl FnMut() -> Result<Progress<T>> + Send + 'static,
     done: impl FnOnce(Result<T>) + Send + 'static,
 ) {
     let mut done = Some(done);
-    let mut job = Surely(Some(move || {
+    let mut job = RunOnDrop(Some(move || {
         let outcome = match step() {
             Ok(Progress::Pause(pause)) => return Some(pause),
             Ok(Progress::Done(value)) => Ok(value),
@@ -83,7 +85,7 @@ pub(super) fn soon<T: 'static>(
     let Ok(runtime) = Handle::try_current() else { return };
     runtime.spawn(async move {
         loop {
-            let stepped = off_reactor(move || {
+            let stepped = spawn_blocking_limited(move || {
                 let pause = job.step();
                 (job, pause)
             });
@@ -96,9 +98,9 @@ pub(super) fn soon<T: 'static>(
 
 /// A job that runs to its end wherever it is dropped, if not before. It returns how long to pause before
 /// its next step; `None` after the last.
-struct Surely<F: FnMut() -> Option<Duration>>(Option<F>);
+struct RunOnDrop<F: FnMut() -> Option<Duration>>(Option<F>);
 
-impl<F: FnMut() -> Option<Duration>> Surely<F> {
+impl<F: FnMut() -> Option<Duration>> RunOnDrop<F> {
     fn step(&mut self) -> Option<Duration> {
         // Taken out: a job that panics does not run again where it is dropped.
         let mut job = self.0.take()?;
@@ -108,7 +110,7 @@ impl<F: FnMut() -> Option<Duration>> Surely<F> {
     }
 }
 
-impl<F: FnMut() -> Option<Duration>> Drop for Surely<F> {
+impl<F: FnMut() -> Option<Duration>> Drop for RunOnDrop<F> {
     fn drop(&mut self) {
         while let Some(pause) = self.step() {
             thread::sleep(pause);

@@ -45,7 +45,7 @@ impl Settings {
     fn read(&self) -> Result<Option<Content>> {
         loop {
             match disk::read(&self.lockfile) {
-                Err(error) if self.is_retried(&error) => std::thread::sleep(self.poll),
+                Err(error) if self.is_transient(&error) => std::thread::sleep(self.poll),
                 outcome => return outcome.map_err(|e| self.io("could not read it", &self.lockfile, e)),
             }
         }

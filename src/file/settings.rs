@@ -12,7 +12,7 @@ use crate::lease::Terms;
 use crate::types::{Key, MAX_SECONDS};
 
 /// The shortest lifetime: times are kept in whole seconds.
-const LEAST_LIFETIME: Duration = Duration::from_secs(1);
+const MIN_LIFETIME: Duration = Duration::from_secs(1);
 
 pub(super) type Clock = dyn Fn() -> SystemTime + Send + Sync;
 
@@ -27,7 +27,7 @@ pub(super) struct Settings {
     pub(super) slop: Duration,
     pub(super) poll: Duration,
     pub(super) retry_errnos: Vec<i32>,
-    pub(super) terms: Terms,
+    pub(super) lease_config: Terms,
     pub(super) mark: Mark,
     pub(super) clock: Arc<Clock>,
 }
@@ -84,13 +84,13 @@ impl Settings {
     }
 
     /// Whether reading is to be tried again after this error.
-    pub(super) fn is_retried(&self, error: &io::Error) -> bool {
+    pub(super) fn is_transient(&self, error: &io::Error) -> bool {
         error.raw_os_error().is_some_and(|code| self.retry_errnos.contains(&code))
     }
 }
 
 pub(super) fn check_lifetime(field: &'static str, lifetime: Duration) -> Result<()> {
-    if lifetime < LEAST_LIFETIME {
+    if lifetime < MIN_LIFETIME {
         return Err(Error::invalid(field, format!("is {lifetime:?}, the least is 1 s")));
     }
     if lifetime.as_secs() > MAX_SECONDS {

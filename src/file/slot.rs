@@ -8,35 +8,39 @@ use crate::file::contender::Contender;
 use crate::file::steps::Progress;
 
 /// Where a [`FileLock`](crate::FileLock) keeps its contender; empty while a call takes the lock.
-pub(super) type Slot = Arc<Mutex<Option<Contender>>>;
+pub(super) type SharedContender = Arc<Mutex<Option<Contender>>>;
 
 /// Runs `look` on what is in the slot; `None` while a call takes the lock.
-pub(super) fn with<T>(slot: &Slot, look: impl FnOnce(&mut Contender) -> T) -> Option<T> {
+pub(super) fn with_contender<T>(slot: &SharedContender, look: impl FnOnce(&mut Contender) -> T) -> Option<T> {
     // Nothing panics while a slot is locked; if it did, the files tell how the contender stands.
     slot.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
 }
 
 /// As [`with`], but never waits; `None` also while another thread is at it.
-pub(super) fn glance<T>(slot: &Slot, look: impl FnOnce(&Contender) -> T) -> Option<T> {
+pub(super) fn try_with_contender<T>(slot: &SharedContender, look: impl FnOnce(&Contender) -> T) -> Option<T> {
     slot.try_lock().ok()?.as_ref().map(look)
 }
 
 /// A job that extends the lock of the slot's contender; `false` if it is not held.
-pub(super) fn refresh(slot: Slot, lifetime: Duration) -> impl FnMut() -> Result<Progress<bool>> {
+pub(super) fn refresh(slot: SharedContender, lifetime: Duration) -> impl FnMut() -> Result<Progress<bool>> {
     let mut late = None;
-    move || with(&slot, |held| held.refresh(lifetime, &mut late)).unwrap_or(Ok(Progress::Done(false)))
+    move || {
+        with_contender(&slot, |held| held.refresh(lifetime, &mut late)).unwrap_or(Ok(Progress::Done(false)))
+    }
 }
 
 /// A job that leaves the lock of the slot's contender; `false` if it is not held.
-pub(super) fn release(slot: Slot, lifetime: Duration) -> impl FnMut() -> Result<Progress<bool>> {
+pub(super) fn release(slot: SharedContender, lifetime: Duration) -> impl FnMut() -> Result<Progress<bool>> {
     let mut late = None;
-    move || with(&slot, |held| held.release(lifetime, &mut late)).unwrap_or(Ok(Progress::Done(false)))
+    move || {
+        with_contender(&slot, |held| held.release(lifetime, &mut late)).unwrap_or(Ok(Progress::Done(false)))
+    }
 }
 
 /// A job that removes what the slot's contender has put there, the lock included.
-pub(super) fn give_up(slot: Slot) -> impl FnMut() -> Result<Progress<()>> {
+pub(super) fn give_up(slot: SharedContender) -> impl FnMut() -> Result<Progress<()>> {
     let mut late = None;
-    move || with(&slot, |held| held.give_up(&mut late)).unwrap_or(Ok(Progress::Done(())))
+    move || with_contender(&slot, |held| held.give_up(&mut late)).unwrap_or(Ok(Progress::Done(())))
 }
 
 #[cfg(all(test, unix))]
@@ -57,7 +61,7 @@ mod tests {
         let path = dir.path().join("x.lck");
         let lock = FileLock::builder(&path).hostname("here").build().unwrap();
         lock.lock(None).unwrap();
-        with(&lock.slot, |held| held.seem_forked());
+        with_contender(&lock.contender, |held| held.seem_forked());
         assert!(!lock.is_locked().unwrap());
         assert_eq!(lock.unlock().unwrap_err().kind(), ErrorKind::NotLocked);
         assert_eq!(lock.lock(None).unwrap_err().kind(), ErrorKind::InvalidInput);
@@ -87,10 +91,10 @@ mod tests {
     fn a_late_holder_shares_its_contender_while_it_waits_for_a_challenge() {
         let dir = tempfile::tempdir().unwrap();
         let (lock, challenge) = late(dir.path());
-        let mut job = refresh(lock.slot.clone(), Duration::from_secs(60));
+        let mut job = refresh(lock.contender.clone(), Duration::from_secs(60));
         for _ in 0..3 {
             assert!(matches!(job().unwrap(), Progress::Pause(_)));
-            assert_eq!(glance(&lock.slot, Contender::is_held), Some(true));
+            assert_eq!(try_with_contender(&lock.contender, Contender::is_held), Some(true));
         }
         fs::remove_file(challenge).unwrap();
         assert_eq!(job().unwrap(), Progress::Done(true));
@@ -101,14 +105,14 @@ mod tests {
     fn a_late_holder_gives_up_if_a_challenge_stands_for_long_and_so_does_one_whose_lock_has_gone() {
         let dir = tempfile::tempdir().unwrap();
         let (lock, challenge) = late(dir.path());
-        let mut job = release(lock.slot.clone(), Duration::from_secs(60));
+        let mut job = release(lock.contender.clone(), Duration::from_secs(60));
         let pauses = (0..).take_while(|_| job().unwrap() != Progress::Done(false)).count();
         assert!((30..50).contains(&pauses), "{pauses}");
         fs::remove_file(challenge).unwrap();
 
         let dir = tempfile::tempdir().unwrap();
         let (lock, challenge) = late(dir.path());
-        let mut job = release(lock.slot.clone(), Duration::from_secs(60));
+        let mut job = release(lock.contender.clone(), Duration::from_secs(60));
         assert!(matches!(job().unwrap(), Progress::Pause(_)));
         fs::remove_file(challenge).unwrap();
         lock.unlock().unwrap();

@@ -11,8 +11,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::dispatcher;
 
+use crate::failpoints;
 use crate::lease::event::LeaseEvent;
-use crate::sabotage;
 
 /// How many events are kept for a listener that has not come to them yet.
 const MAX_KEPT: usize = 65_536;
@@ -60,7 +60,7 @@ impl Queue {
     fn put(&self, event: LeaseEvent) -> bool {
         let has_room = self.kept.fetch_add(1, Ordering::Relaxed) < MAX_KEPT;
         if has_room && let Some(events) = self.events.get_or_init(|| self.start()) {
-            sabotage::event_queued();
+            failpoints::event_queued();
             // The thread outlives its sender.
             return events.send(event).is_ok();
         }
@@ -93,7 +93,7 @@ fn hear(listen: &Listen, told: &Receiver<LeaseEvent>, kept: &AtomicUsize) {
         {
             tracing::error!(more, "the listener to lease events panicked");
         }
-        sabotage::event_told();
+        failpoints::event_delivered();
     }
 }
 

@@ -13,7 +13,7 @@ use futures::stream::FuturesUnordered;
 use tokio::time::sleep;
 
 /// How long an attempt has to itself before the next address is tried beside it.
-const APART: Duration = Duration::from_millis(250);
+const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
 /// Which address of a name worked last: it is tried first.
 #[derive(Debug, Default)]
@@ -37,16 +37,16 @@ impl Addresses {
     {
         let name = (host.to_owned(), port);
         let found = resolve.await?;
-        let last = self.worked().get(&name).copied();
+        let last = self.last_working().get(&name).copied();
         let is_one_of_many = found.len() > 1;
-        let (address, stream) = first_to_answer(in_order(found, last), connect).await?;
+        let (address, stream) = connect_first(in_order(found, last), connect).await?;
         if is_one_of_many && last != Some(address) {
-            self.worked().insert(name, address);
+            self.last_working().insert(name, address);
         }
         Ok(stream)
     }
 
-    fn worked(&self) -> MutexGuard<'_, HashMap<(String, u16), SocketAddr>> {
+    fn last_working(&self) -> MutexGuard<'_, HashMap<(String, u16), SocketAddr>> {
         // Nothing panics while it is locked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -68,7 +68,7 @@ fn in_order(mut found: Vec<SocketAddr>, last: Option<SocketAddr>) -> Vec<SocketA
     ordered
 }
 
-async fn first_to_answer<C, S>(
+async fn connect_first<C, S>(
     addresses: Vec<SocketAddr>,
     connect: impl Fn(SocketAddr) -> C,
 ) -> io::Result<(SocketAddr, S)>
@@ -88,7 +88,7 @@ where
                 Some((_, Err(error))) => fault = error,
                 None => return Err(fault),
             },
-            () = sleep(APART), if next.len() > 0 => {}
+            () = sleep(ATTEMPT_DELAY), if next.len() > 0 => {}
         }
     }
 }

@@ -144,11 +144,11 @@ impl Reply {
         match (expect, word) {
             (Expect::Done, "ok") if rest.is_empty() => Ok(Self::Done),
             (Expect::Grant, "timeout") if rest.is_empty() => Ok(Self::Timeout),
-            (Expect::Place, "queued") if rest.is_empty() => Ok(Self::Queued),
+            (Expect::Enqueue, "queued") if rest.is_empty() => Ok(Self::Queued),
             (Expect::Grant, "ok") => {
                 grant(rest).map(|(token, lease)| Self::Granted { token, lease }).map_err(bad)
             }
-            (Expect::Place, "acquired") => {
+            (Expect::Enqueue, "acquired") => {
                 grant(rest).map(|(token, lease)| Self::Acquired { token, lease }).map_err(bad)
             }
             (Expect::Lease, "ok") => lease(rest.trim()).map(Self::Renewed).map_err(bad),

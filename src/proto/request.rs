@@ -113,7 +113,7 @@ pub enum Expect {
     /// `ok <token> <lease>` or `timeout`
     Grant,
     /// `acquired <token> <lease>` or `queued`
-    Place,
+    Enqueue,
     /// `ok <seconds>`
     Lease,
     /// `ok <json>`
@@ -159,7 +159,7 @@ impl Request {
             Self::Auth { .. } | Self::Ping | Self::Release { .. } => Expect::Done,
             Self::Stats => Expect::Stats,
             Self::Acquire { .. } | Self::Wait { .. } => Expect::Grant,
-            Self::Enqueue { .. } => Expect::Place,
+            Self::Enqueue { .. } => Expect::Enqueue,
             Self::Renew { .. } => Expect::Lease,
         }
     }

@@ -72,8 +72,8 @@ fn replies() -> impl Strategy<Value = (Reply, Expect)> {
     prop_oneof![
         Just((Reply::Done, Expect::Done)),
         grants().prop_map(|(token, lease)| (Reply::Granted { token, lease }, Expect::Grant)),
-        grants().prop_map(|(token, lease)| (Reply::Acquired { token, lease }, Expect::Place)),
-        Just((Reply::Queued, Expect::Place)),
+        grants().prop_map(|(token, lease)| (Reply::Acquired { token, lease }, Expect::Enqueue)),
+        Just((Reply::Queued, Expect::Enqueue)),
         Just((Reply::Timeout, Expect::Grant)),
         seconds(1).prop_map(|lease| (Reply::Renewed(lease), Expect::Lease)),
         Just((Reply::Stats(StatsResult::default().to_json()), Expect::Stats)),
@@ -150,7 +150,7 @@ proptest! {
 
     #[test]
     fn any_line_is_a_reply_or_an_error(line in proptest::collection::vec(any::<u8>(), 0..200)) {
-        for expect in [Expect::Done, Expect::Grant, Expect::Place, Expect::Lease, Expect::Stats] {
+        for expect in [Expect::Done, Expect::Grant, Expect::Enqueue, Expect::Lease, Expect::Stats] {
             let _ = Reply::parse(&line, expect);
         }
     }
@@ -261,7 +261,7 @@ fn replies_that_do_not_fit_the_request_are_refused() {
         (Expect::Grant, "ok t 9223372037"),
         (Expect::Grant, "ok t 5 6"),
         (Expect::Grant, "queued"),
-        (Expect::Place, "ok t 5"),
+        (Expect::Enqueue, "ok t 5"),
         (Expect::Lease, "ok"),
         (Expect::Lease, "ok 0"),
         (Expect::Lease, "ok 99999999999999999999"),

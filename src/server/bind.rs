@@ -9,7 +9,7 @@ use socket2::SockRef;
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{Listen, tuned};
+use crate::net::{Listen, try_tune};
 
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
@@ -60,7 +60,7 @@ impl Listen for Listeners {
                 Poll::Pending
             })
             .await?;
-            if tuned(&stream, peer) {
+            if try_tune(&stream, peer) {
                 return Ok((stream, peer));
             }
         }

@@ -12,8 +12,8 @@ use tokio::task::yield_now;
 use tokio::time::{Instant, sleep};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoints::{Rule, is_broken};
 use crate::proto::{StatsResult, Status};
-use crate::sabotage::{Rule, is_broken};
 use crate::server::config::ServerConfig;
 use crate::server::door::Door;
 use crate::server::fence::{FenceCounter, token_mint};

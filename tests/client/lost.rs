@@ -4,7 +4,7 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dflockd_client::sabotage::await_listeners;
+use dflockd_client::failpoints::await_event_handlers;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
 use dflockd_client::{Builder, ClientTarget, ErrorKind, LeaseChange, LeaseState, LockClient, LostReason};
@@ -79,7 +79,7 @@ async fn the_first_rejected_renewal_is_the_end(face: Face) {
         start.elapsed()
     );
     sleep(30 * S).await;
-    await_listeners();
+    await_event_handlers();
     let events = rejected.lock().unwrap().clone();
     assert_eq!(events, ["Granted { ttl: 10s }", "Lost(RenewalRejected)"]);
 }
@@ -186,7 +186,7 @@ async fn a_renewal_that_fails_in_another_way_is_tried_again_in_time(face: Face) 
     .await;
     sleep(100 * S).await;
     assert!(guard.is_held());
-    await_listeners();
+    await_event_handlers();
     let events: Vec<_> = events.lock().unwrap().iter().take(6).cloned().collect();
     assert_eq!(events, ["Granted", "Draining", "NotLeader", "Server", "MaxLocks", "Renewed"]);
 }
@@ -194,7 +194,7 @@ async fn a_renewal_that_fails_in_another_way_is_tried_again_in_time(face: Face) 
 async fn a_renewal_whose_answer_comes_too_late_is_tried_again(face: Face) {
     let (guard, events) = renewed_by(face, &[Answer::After(6, "ok 33\n")]).await;
     assert_eq!(timeout(200 * S, guard.lost()).await.ok(), None);
-    await_listeners();
+    await_event_handlers();
     let events: Vec<_> = events.lock().unwrap().iter().take(3).cloned().collect();
     assert_eq!(events, ["Granted", "Timeout", "Renewed"]);
 }
@@ -215,7 +215,7 @@ async fn a_late_answer_does_not_bring_a_lost_lease_back() {
         assert_eq!(guard.state(), LeaseState::Lost(reason));
         assert_eq!(guard.lost().now_or_never(), Some(reason));
         assert_eq!(guard.renew().await.unwrap_err().kind(), ErrorKind::LeaseLost);
-        await_listeners();
+        await_event_handlers();
         let events = events.lock().unwrap();
         assert_eq!(events.last(), Some(&format!("{reason:?}")), "{events:?}");
         assert_eq!(events.iter().filter(|event| **event == format!("{reason:?}")).count(), 1);

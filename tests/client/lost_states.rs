@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dflockd_client::sabotage::await_listeners;
+use dflockd_client::failpoints::await_event_handlers;
 use dflockd_client::test_util::TestServer;
 use dflockd_client::{
     Builder, ClientTarget, Lease, LeaseChange, LeaseGuard, LeaseState, LostReason, Outcome,
@@ -84,7 +84,7 @@ async fn live_with_a_flaky_network(seed: u64) -> (LostReason, usize) {
         sleep(Duration::from_millis(7 + dice.below(40))).await;
         samples += 1;
         let (state, now) = (guard.state(), Instant::now());
-        await_listeners();
+        await_event_handlers();
         let renewed = std::mem::take(&mut *events.lock().unwrap());
         let renewed = renewed.iter().any(|event| matches!(event, LeaseChange::Renewed { .. }));
         match (before, state) {

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use dflockd_client::sabotage::await_listeners;
+use dflockd_client::failpoints::await_event_handlers;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
 use dflockd_client::{Enqueued, ErrorKind, LeaseChange, LockClient};
@@ -142,7 +142,7 @@ async fn a_release_that_crosses_the_loss_of_its_connection_has_one_outcome() {
                     cut();
                 }
                 sleep(S).await;
-                await_listeners();
+                await_event_handlers();
                 let releases = releases.lock().unwrap().clone();
                 assert_eq!(releases.len(), 1, "{what}: {releases:?}");
                 let free = count(&server.stats()) == (0, 0);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
-use dflockd_client::sabotage::await_listeners;
+use dflockd_client::failpoints::await_event_handlers;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
 use dflockd_client::{ErrorKind, LeaseChange, LeaseState, LockClient, LostReason, OnDisconnect, Settings};
@@ -44,7 +44,7 @@ async fn a_connection_that_ends_loses_the_lease_unless_told_otherwise() {
 /// What happens next, by the test's time.
 async fn next(events: &mpsc::Receiver<LeaseChange>) -> LeaseChange {
     loop {
-        await_listeners();
+        await_event_handlers();
         match events.try_recv() {
             Ok(event) => return event,
             Err(_) => sleep(Duration::from_millis(1)).await,

@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, Once, mpsc};
 use std::thread;
 use std::time::Duration;
 
-use dflockd_client::sabotage::await_listeners;
+use dflockd_client::failpoints::await_event_handlers;
 use dflockd_client::server::ServerConfig;
 use dflockd_client::test_util::TestServer;
 use dflockd_client::{Builder, ClientTarget, LeaseChange, LeaseEvent, LockClient, LostReason};
@@ -82,7 +82,7 @@ impl Events {
     }
 
     fn all(&self) -> Vec<LeaseEvent> {
-        await_listeners();
+        await_event_handlers();
         self.0.lock().unwrap().clone()
     }
 
@@ -340,7 +340,7 @@ async fn a_listener_that_panics_does_the_lease_no_harm() {
     sleep(100 * S).await;
     assert!(guard.is_held());
     guard.release().await.unwrap();
-    await_listeners();
+    await_event_handlers();
     // Once, however often it does.
     assert_eq!(log.lines(&["ERROR", "the listener to lease events panicked"]).len(), 1);
 }

@@ -5,7 +5,7 @@
 use std::sync::mpsc;
 use std::time::Duration;
 
-use dflockd_client::sabotage::{await_listeners, suspend};
+use dflockd_client::failpoints::{await_event_handlers, suspend};
 use dflockd_client::server::ServerConfig;
 use dflockd_client::test_util::TestServer;
 use dflockd_client::{ErrorKind, FileLock, LeaseChange, LeaseState, LostReason, OnDisconnect, Outcome};
@@ -51,7 +51,7 @@ async fn the_first_look_after_a_deadline_that_passed_meanwhile_says_lost() {
     // The renewal task wakes up, and does not bring it back.
     sleep(60 * S).await;
     assert_eq!(guard.state(), LeaseState::Lost(LostReason::DeadlinePassed));
-    await_listeners();
+    await_event_handlers();
     let events: Vec<_> = events.try_iter().map(|change| format!("{change:?}")).collect();
     assert_eq!(events, ["Granted { ttl: 15s }", "Lost(DeadlinePassed)"]);
     assert_eq!(guard.release().await.unwrap_err().kind(), ErrorKind::LeaseLost);
@@ -113,7 +113,7 @@ async fn a_lease_that_reattaches_is_renewed_over_another_connection() {
     assert!(guard.is_held(), "its deadline is far");
     sleep(20 * S).await;
     assert_eq!(guard.state(), LeaseState::Healthy);
-    await_listeners();
+    await_event_handlers();
     let changes: Vec<_> = events.try_iter().collect();
     assert!(
         matches!(

@@ -12,8 +12,8 @@ use super::{Rescue, Session, shut_down};
 use crate::client::deadline::Deadline;
 use crate::client::outcome::Grant;
 use crate::error::Error;
+use crate::failpoints::{Rule, is_broken};
 use crate::proto::{Family, Reply, Request};
-use crate::sabotage::{Rule, is_broken};
 use crate::types::{Key, Token};
 
 /// Why a call has no reply.
@@ -91,7 +91,7 @@ impl Drop for Answer {
     fn drop(&mut self) {
         if let Some((orphan, session)) = self.orphan.take()
             && session.is_ours()
-            && !is_broken(Rule::OrphanRelease)
+            && !is_broken(Rule::ReleaseUnclaimed)
         {
             tracing::debug!(key = %orphan.key, fence = ?orphan.token.fence(), "a grant that nobody took is released");
             session.release(orphan, Instant::now(), None);

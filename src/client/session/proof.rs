@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::sabotage::{Rule, is_broken};
+use crate::failpoints::{Rule, is_broken};
 use crate::suspend;
 
 /// When the server last proved that it was listening: the instant before a request was sent that

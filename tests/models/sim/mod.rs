@@ -23,7 +23,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread;
 
-use dflockd_client::sabotage::{self, Rule};
+use dflockd_client::failpoints::{self, Rule};
 use history::History;
 use plan::Plan;
 
@@ -108,7 +108,7 @@ fn the_checker_sees_leases_that_outlive_their_deadline() {
 
 #[test]
 fn the_checker_sees_grants_that_nobody_releases() {
-    assert_shows(&[Rule::OrphanRelease], "was not handed on");
+    assert_shows(&[Rule::ReleaseUnclaimed], "was not handed on");
 }
 
 #[test]
@@ -202,7 +202,7 @@ fn seeds() -> (Range<u64>, bool) {
 
 fn break_rules() {
     let Ok(rules) = std::env::var("SIM_BREAK") else { return };
-    let known = [Rule::Deadline, Rule::OrphanRelease, Rule::ReplyOrder, Rule::GivenUp, Rule::StatsApart];
+    let known = [Rule::Deadline, Rule::ReleaseUnclaimed, Rule::ReplyOrder, Rule::GivenUp, Rule::StatsApart];
     let named = |name: &str| known.into_iter().find(|rule| format!("{rule:?}") == name);
-    sabotage::break_only(rules.split('+').map(|name| named(name).expect("SIM_BREAK names rules")));
+    failpoints::break_only(rules.split('+').map(|name| named(name).expect("SIM_BREAK names rules")));
 }

@@ -6,41 +6,41 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::Result;
+use crate::file::backoff::Backoff;
 use crate::file::contender::{Contender, LateRefresh, Step};
-use crate::file::offload::{off_reactor, run_steps_async, soon};
+use crate::file::offload::{run_steps_async, spawn_blocking_limited, spawn_or_run};
 use crate::file::settings::Settings;
-use crate::file::slot::Slot;
+use crate::file::slot::SharedContender;
 use crate::file::steps::{Progress, run_steps};
-use crate::file::wait::Backoff;
 use crate::suspend;
 
 /// A contender that is taking the lock. Dropping it gives up, and returns it to where it came from.
-pub(super) struct Turn {
+pub(super) struct Attempt {
     contender: Option<Contender>,
-    home: Option<Slot>,
+    owner: Option<SharedContender>,
     lifetime: Duration,
     late: Option<LateRefresh>,
     /// The outcome of an attempt that failed: its files are being removed.
     failed: Option<Result<Step>>,
 }
 
-impl Turn {
+impl Attempt {
     /// A contender of its own.
     pub(super) fn new(settings: Arc<Settings>, lifetime: Duration) -> Self {
-        Self::of(Contender::new(settings), None, lifetime)
+        Self::with_owner(Contender::new(settings), None, lifetime)
     }
 
     /// The slot's contender, which must not have the lock already; `None` while another call has it.
-    pub(super) fn from(slot: &Slot, lifetime: Duration) -> Result<Option<Self>> {
+    pub(super) fn from_shared(slot: &SharedContender, lifetime: Duration) -> Result<Option<Self>> {
         let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(contender) = place.as_mut() {
             contender.begin()?;
         }
-        Ok(place.take().map(|contender| Self::of(contender, Some(slot.clone()), lifetime)))
+        Ok(place.take().map(|contender| Self::with_owner(contender, Some(slot.clone()), lifetime)))
     }
 
-    fn of(contender: Contender, home: Option<Slot>, lifetime: Duration) -> Self {
-        Self { contender: Some(contender), home, lifetime, late: None, failed: None }
+    fn with_owner(contender: Contender, home: Option<SharedContender>, lifetime: Duration) -> Self {
+        Self { contender: Some(contender), owner: home, lifetime, late: None, failed: None }
     }
 
     /// Takes one step. After an error no file is left behind.
@@ -65,7 +65,7 @@ impl Turn {
     /// The contender, which holds the lock; or none, where it has gone home.
     pub(super) fn finish(mut self) -> Option<Contender> {
         let contender = self.contender.take()?;
-        self.return_home(contender)
+        self.put_back(contender)
     }
 
     /// Takes one step towards leaving no file behind. After the last one the contender has gone home.
@@ -74,13 +74,13 @@ impl Turn {
         let outcome = contender.give_up(&mut self.late);
         match outcome {
             Ok(Progress::Pause(_)) => self.contender = Some(contender),
-            _ => drop(self.return_home(contender)),
+            _ => drop(self.put_back(contender)),
         }
         outcome
     }
 
-    fn return_home(&mut self, contender: Contender) -> Option<Contender> {
-        match self.home.take() {
+    fn put_back(&mut self, contender: Contender) -> Option<Contender> {
+        match self.owner.take() {
             None => Some(contender),
             Some(home) => {
                 *home.lock().unwrap_or_else(PoisonError::into_inner) = Some(contender);
@@ -90,15 +90,15 @@ impl Turn {
     }
 }
 
-impl Drop for Turn {
+impl Drop for Attempt {
     fn drop(&mut self) {
         let Some(contender) = self.contender.take() else { return };
         if contender.is_idle() {
-            drop(self.return_home(contender));
+            drop(self.put_back(contender));
             return;
         }
-        let mut turn = Turn::of(contender, self.home.take(), self.lifetime);
-        soon(
+        let mut turn = Attempt::with_owner(contender, self.owner.take(), self.lifetime);
+        spawn_or_run(
             move || turn.give_up(),
             |outcome| {
                 if let Err(error) = outcome {
@@ -110,12 +110,12 @@ impl Drop for Turn {
 }
 
 /// When to try again, and when to stop.
-pub(super) struct Patience {
+pub(super) struct PollTimer {
     deadline: Option<Instant>,
     backoff: Backoff,
 }
 
-impl Patience {
+impl PollTimer {
     pub(super) fn new(settings: &Settings, timeout: Option<Duration>) -> Self {
         let deadline = timeout.and_then(|timeout| Instant::now().checked_add(timeout));
         Self { deadline, backoff: Backoff::new(settings.poll) }
@@ -138,7 +138,7 @@ impl Patience {
 
 /// Takes the lock on this thread; `None` when the time is up. Either way, or after an error, nothing
 /// is under way any more.
-pub(super) fn take(mut turn: Turn, patience: &mut Patience) -> Result<Option<Turn>> {
+pub(super) fn take(mut turn: Attempt, patience: &mut PollTimer) -> Result<Option<Attempt>> {
     loop {
         match turn.step() {
             Ok(Step::Held) => return Ok(Some(turn)),
@@ -155,10 +155,13 @@ pub(super) fn take(mut turn: Turn, patience: &mut Patience) -> Result<Option<Tur
 }
 
 /// Takes the lock off the reactor; as [`take`]. The instant is from before the step that took it.
-pub(super) async fn take_async(mut turn: Turn, patience: &mut Patience) -> Result<Option<(Turn, Instant)>> {
+pub(super) async fn take_async(
+    mut turn: Attempt,
+    patience: &mut PollTimer,
+) -> Result<Option<(Attempt, Instant)>> {
     loop {
         let began = suspend::now();
-        let step = off_reactor(move || {
+        let step = spawn_blocking_limited(move || {
             let outcome = turn.step();
             (turn, outcome)
         });

@@ -1,14 +1,14 @@
 //! Rules that this crate's own tests break on purpose, to show that their checkers would notice.
-//! Nothing is ever broken without the feature `_sabotage`, which is for those tests alone.
+//! Nothing is ever broken without the feature `_failpoints`, which is for those tests alone.
 
 /// A rule that a test can break, for its whole process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "_sabotage"), allow(dead_code, unreachable_pub))]
+#[cfg_attr(not(feature = "_failpoints"), allow(dead_code, unreachable_pub))]
 pub enum Rule {
     /// A lease is lost at its deadline, and when its server is silent for too long.
     Deadline,
     /// A grant that nobody took is released.
-    OrphanRelease,
+    ReleaseUnclaimed,
     /// A reply belongs to the oldest request, even if nobody waits for that any more.
     ReplyOrder,
     /// What a connection held that the server gave up, as by its write timeout, is freed no earlier
@@ -18,7 +18,7 @@ pub enum Rule {
     StatsApart,
 }
 
-#[cfg(feature = "_sabotage")]
+#[cfg(feature = "_failpoints")]
 mod switch {
     use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -41,32 +41,32 @@ mod switch {
     }
 }
 
-#[cfg(feature = "_sabotage")]
+#[cfg(feature = "_failpoints")]
 pub use switch::break_only;
-#[cfg(all(feature = "_sabotage", any(feature = "client", feature = "server")))]
+#[cfg(all(feature = "_failpoints", any(feature = "client", feature = "server")))]
 pub(crate) use switch::is_broken;
 
-#[cfg(not(feature = "_sabotage"))]
+#[cfg(not(feature = "_failpoints"))]
 pub(crate) const fn is_broken(_: Rule) -> bool {
     false
 }
 
 /// What a test waits for that looks at events: they are told on another thread.
-#[cfg(feature = "_sabotage")]
+#[cfg(feature = "_failpoints")]
 mod events {
     use std::sync::atomic::{AtomicU64, Ordering};
     use std::thread;
     use std::time::{Duration, Instant};
 
     static QUEUED: AtomicU64 = AtomicU64::new(0);
-    static TOLD: AtomicU64 = AtomicU64::new(0);
+    static DELIVERED: AtomicU64 = AtomicU64::new(0);
 
     /// Blocks until every event that has happened in this process was told to its listener.
-    pub fn await_listeners() {
+    pub fn await_event_handlers() {
         let start = Instant::now();
         // What was told is read first: if that is as many as were queued a moment later, none is left.
         // The events of tests beside this one count, since one of them may be told before one of ours.
-        while TOLD.load(Ordering::SeqCst) < QUEUED.load(Ordering::SeqCst) {
+        while DELIVERED.load(Ordering::SeqCst) < QUEUED.load(Ordering::SeqCst) {
             assert!(start.elapsed() < Duration::from_secs(60), "a listener is stuck");
             thread::sleep(Duration::from_micros(20));
         }
@@ -78,24 +78,24 @@ mod events {
     }
 
     #[cfg(any(feature = "client", feature = "file"))]
-    pub(crate) fn event_told() {
-        TOLD.fetch_add(1, Ordering::SeqCst);
+    pub(crate) fn event_delivered() {
+        DELIVERED.fetch_add(1, Ordering::SeqCst);
     }
 }
 
-#[cfg(feature = "_sabotage")]
-pub use events::await_listeners;
-#[cfg(all(feature = "_sabotage", any(feature = "client", feature = "file")))]
-pub(crate) use events::{event_queued, event_told};
+#[cfg(feature = "_failpoints")]
+pub use events::await_event_handlers;
+#[cfg(all(feature = "_failpoints", any(feature = "client", feature = "file")))]
+pub(crate) use events::{event_delivered, event_queued};
 
-#[cfg(all(not(feature = "_sabotage"), any(feature = "client", feature = "file")))]
+#[cfg(all(not(feature = "_failpoints"), any(feature = "client", feature = "file")))]
 pub(crate) const fn event_queued() {}
 
-#[cfg(all(not(feature = "_sabotage"), any(feature = "client", feature = "file")))]
-pub(crate) const fn event_told() {}
+#[cfg(all(not(feature = "_failpoints"), any(feature = "client", feature = "file")))]
+pub(crate) const fn event_delivered() {}
 
 /// A machine that is suspended: what its clocks show afterwards.
-#[cfg(feature = "_sabotage")]
+#[cfg(feature = "_failpoints")]
 mod suspension {
     use std::sync::atomic::{AtomicI64, Ordering};
     use std::time::Duration;
@@ -115,12 +115,12 @@ mod suspension {
     }
 }
 
-#[cfg(feature = "_sabotage")]
+#[cfg(feature = "_failpoints")]
 pub use suspension::suspend;
-#[cfg(all(feature = "_sabotage", any(feature = "client", feature = "file")))]
+#[cfg(all(feature = "_failpoints", any(feature = "client", feature = "file")))]
 pub(crate) use suspension::suspended;
 
-#[cfg(all(not(feature = "_sabotage"), any(feature = "client", feature = "file")))]
+#[cfg(all(not(feature = "_failpoints"), any(feature = "client", feature = "file")))]
 #[cfg_attr(not(any(target_os = "linux", target_os = "android")), allow(dead_code))]
 pub(crate) const fn suspended() -> i64 {
     0

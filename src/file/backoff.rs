@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 /// The first pause, when a lock is found taken.
-const FIRST: Duration = Duration::from_millis(1);
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
 /// Pauses that double up to a cap, each cut by up to a half at random so that waiters do not keep
 /// in step.
@@ -15,7 +15,7 @@ pub(super) struct Backoff {
 
 impl Backoff {
     pub(super) fn new(cap: Duration) -> Self {
-        Self { next: FIRST.min(cap), cap }
+        Self { next: FIRST_PAUSE.min(cap), cap }
     }
 
     /// The next pause; `luck` (0 to 1) picks the jitter.
@@ -40,7 +40,7 @@ mod tests {
     #[test]
     fn luck_takes_up_to_a_half() {
         let mut backoff = Backoff::new(Duration::from_secs(1));
-        assert_eq!(backoff.pause(1.0), FIRST / 2);
-        assert_eq!(backoff.pause(7.0), FIRST);
+        assert_eq!(backoff.pause(1.0), FIRST_PAUSE / 2);
+        assert_eq!(backoff.pause(7.0), FIRST_PAUSE);
     }
 }

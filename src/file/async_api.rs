@@ -4,20 +4,20 @@
 use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result};
+use crate::file::attempt::{Attempt, PollTimer, take_async};
 use crate::file::contender::Step;
 use crate::file::engine::{FileGrant, FileLease};
 use crate::file::lock::FileLock;
-use crate::file::offload::{off_reactor, run_steps_async};
+use crate::file::offload::{run_steps_async, spawn_blocking_limited};
 use crate::file::query::{Details, LockState};
 use crate::file::slot;
-use crate::file::turn::{Patience, Turn, take_async};
 use crate::lease::LeaseGuard;
 use crate::suspend;
 use crate::types::Token;
 
 /// The shortest lifetime of a guard's lock: its end is cut to a whole second, so that no more than
 /// a half might be left.
-const LEAST_LEASE: Duration = Duration::from_secs(2);
+const MIN_GUARD_LIFETIME: Duration = Duration::from_secs(2);
 
 impl FileLock {
     /// Waits for the lock, up to the default timeout, or for ever where there is none; gives a guard
@@ -99,10 +99,10 @@ impl FileLock {
 
     async fn acquire_lease(&self, timeout: Option<Duration>) -> Result<Option<LeaseGuard>> {
         let grant = self.acquire_grant(timeout).await?;
-        let (key, terms) = (self.settings.key.clone(), &self.settings.terms);
+        let (key, config) = (self.settings.key.clone(), &self.settings.lease_config);
         Ok(grant.map(|grant| {
             let FileGrant { lease, token, began, ttl } = grant;
-            LeaseGuard::new(lease, key, token, terms, (began, suspend::now()), ttl)
+            LeaseGuard::new(lease, key, token, config, (began, suspend::now()), ttl)
         }))
     }
 
@@ -110,11 +110,11 @@ impl FileLock {
     /// it is busy. Waits without a limit if `timeout` is `None`.
     pub(crate) async fn acquire_grant(&self, timeout: Option<Duration>) -> Result<Option<FileGrant>> {
         let lifetime = self.lifetime();
-        if lifetime < LEAST_LEASE {
+        if lifetime < MIN_GUARD_LIFETIME {
             return Err(Error::invalid("lifetime", format!("is {lifetime:?}, the least for a guard is 2 s")));
         }
-        let turn = Turn::new(self.settings.clone(), lifetime);
-        let taken = take_async(turn, &mut Patience::new(&self.settings, timeout)).await;
+        let turn = Attempt::new(self.settings.clone(), lifetime);
+        let taken = take_async(turn, &mut PollTimer::new(&self.settings, timeout)).await;
         let Some((turn, began)) = taken.map_err(|error| error.during("acquire"))? else { return Ok(None) };
         let Some(held) = turn.finish() else { return Ok(None) };
         // In this order: a lease counts from before it was asked for, and no longer than it lasts.
@@ -168,10 +168,12 @@ impl FileLock {
     }
 
     async fn take_slot(&self, timeout: Option<Duration>) -> Result<bool> {
-        let mut patience = Patience::new(&self.settings, timeout);
+        let mut patience = PollTimer::new(&self.settings, timeout);
         loop {
-            let (slot, lifetime) = (self.slot.clone(), self.lifetime());
-            if let Some(turn) = off_reactor(move || Turn::from(&slot, lifetime)).await?? {
+            let (slot, lifetime) = (self.contender.clone(), self.lifetime());
+            if let Some(turn) =
+                spawn_blocking_limited(move || Attempt::from_shared(&slot, lifetime)).await??
+            {
                 let taken = take_async(turn, &mut patience).await?;
                 return Ok(taken.map(|(turn, _)| turn.finish()).is_some());
             }
@@ -183,7 +185,7 @@ impl FileLock {
 
     async fn timed_out(&self) -> Error {
         let settings = self.settings.clone();
-        off_reactor(move || settings.timed_out()).await.unwrap_or_else(|stopped| stopped)
+        spawn_blocking_limited(move || settings.timed_out()).await.unwrap_or_else(|stopped| stopped)
     }
 
     /// As [`unlock`](Self::unlock), off the reactor.
@@ -195,7 +197,7 @@ impl FileLock {
     /// Once polled, it is done even if the future is dropped.
     pub async fn unlock_async(&self) -> Result<()> {
         let lifetime = self.lifetime();
-        self.owned(run_steps_async(slot::release(self.slot.clone(), lifetime)).await, "unlock")
+        self.require_held(run_steps_async(slot::release(self.contender.clone(), lifetime)).await, "unlock")
     }
 
     /// As [`unlock_unconditionally`](Self::unlock_unconditionally), off the reactor.
@@ -206,7 +208,7 @@ impl FileLock {
     /// # Cancel safety
     /// As [`unlock_async`](Self::unlock_async).
     pub async fn unlock_unconditionally_async(&self) -> Result<()> {
-        run_steps_async(slot::give_up(self.slot.clone())).await.map_err(|error| error.during("unlock"))
+        run_steps_async(slot::give_up(self.contender.clone())).await.map_err(|error| error.during("unlock"))
     }
 
     /// As [`refresh`](Self::refresh), off the reactor.
@@ -220,7 +222,7 @@ impl FileLock {
         if let Some(lifetime) = lifetime.into() {
             self.set_lifetime(lifetime)?;
         }
-        self.owned(self.touch_async().await, "refresh")
+        self.require_held(self.touch_async().await, "refresh")
     }
 
     /// As [`refresh_unconditionally`](Self::refresh_unconditionally), off the reactor.
@@ -249,7 +251,7 @@ impl FileLock {
     }
 
     async fn touch_async(&self) -> Result<bool> {
-        run_steps_async(slot::refresh(self.slot.clone(), self.lifetime())).await
+        run_steps_async(slot::refresh(self.contender.clone(), self.lifetime())).await
     }
 
     /// As [`state`](Self::state), off the reactor.
@@ -261,7 +263,7 @@ impl FileLock {
     /// Dropping the future loses nothing.
     pub async fn state_async(&self) -> Result<LockState> {
         let settings = self.settings.clone();
-        off_reactor(move || settings.state()).await?.map_err(|error| error.during("state"))
+        spawn_blocking_limited(move || settings.state()).await?.map_err(|error| error.during("state"))
     }
 
     /// As [`details`](Self::details), off the reactor.
@@ -273,7 +275,7 @@ impl FileLock {
     /// Dropping the future loses nothing.
     pub async fn details_async(&self) -> Result<Details> {
         let settings = self.settings.clone();
-        off_reactor(move || settings.details()).await?.map_err(|error| error.during("details"))
+        spawn_blocking_limited(move || settings.details()).await?.map_err(|error| error.during("details"))
     }
 
     /// As [`expiration`](Self::expiration), off the reactor.
@@ -285,6 +287,8 @@ impl FileLock {
     /// Dropping the future loses nothing.
     pub async fn expiration_async(&self) -> Result<SystemTime> {
         let settings = self.settings.clone();
-        off_reactor(move || settings.expiration()).await?.map_err(|error| error.during("expiration"))
+        spawn_blocking_limited(move || settings.expiration())
+            .await?
+            .map_err(|error| error.during("expiration"))
     }
 }
