@@ -17,6 +17,9 @@ use crate::net::{Dial, TcpDial};
 use crate::sharding::{DEFAULT_SERVERS, ShardingStrategy, stable_hash_shard};
 use crate::types::Seconds;
 
+/// How many requests may be under way on one connection, unless set.
+const DEFAULT_MAX_UNANSWERED: usize = 1 << 18;
+
 /// The settings of a client, a lock or a semaphore. Nothing is checked, and nothing connects,
 /// before [`build`](Self::build).
 ///
@@ -51,6 +54,7 @@ struct Given {
     shared_connections: usize,
     max_connections: usize,
     max_leases_per_connection: usize,
+    max_unanswered_requests: usize,
     idle_timeout: Duration,
     dial: Arc<dyn Dial>,
     acquire_timeout: Duration,
@@ -74,6 +78,7 @@ impl Default for Given {
             shared_connections: 1,
             max_connections: 1000,
             max_leases_per_connection: usize::MAX,
+            max_unanswered_requests: DEFAULT_MAX_UNANSWERED,
             idle_timeout: Duration::from_secs(60),
             dial: Arc::new(TcpDial::new()),
             acquire_timeout: Duration::from_secs(10),
@@ -174,6 +179,15 @@ impl<T: Target> Builder<T> {
     /// Defaults to no limit.
     pub fn max_leases_per_connection(mut self, leases: usize) -> Self {
         self.given.max_leases_per_connection = leases;
+        self
+    }
+
+    /// How many requests may wait for their answers on one connection, at least 1, those included whose
+    /// callers have left. One more fails with [`Overloaded`](crate::ErrorKind::Overloaded), and nothing of
+    /// it is sent. Releases and pings have no limit. With too few, tasks that share a connection fail while
+    /// the server is merely slow; each takes some hundred bytes until it is answered. Defaults to 262,144.
+    pub fn max_unanswered_requests(mut self, requests: usize) -> Self {
+        self.given.max_unanswered_requests = requests;
         self
     }
 
@@ -307,6 +321,7 @@ impl<T: Target> Builder<T> {
         check_time("idle_timeout", given.idle_timeout)?;
         check_count("shared_connections", given.shared_connections)?;
         check_count("max_leases_per_connection", given.max_leases_per_connection)?;
+        check_count("max_unanswered_requests", given.max_unanswered_requests)?;
         if given.max_connections <= given.shared_connections {
             let (most, shared) = (given.max_connections, given.shared_connections);
             let fault = format!("is {most}, it must be more than shared_connections, which is {shared}");
@@ -341,6 +356,7 @@ impl<T: Target> Builder<T> {
             shared_connections: given.shared_connections,
             max_connections: given.max_connections,
             max_leases_per_connection: given.max_leases_per_connection,
+            max_unanswered_requests: given.max_unanswered_requests,
             idle_timeout: given.idle_timeout,
             dial: given.dial,
         };
@@ -362,6 +378,7 @@ impl<T> fmt::Debug for Builder<T> {
             .field("shared_connections", &given.shared_connections)
             .field("max_connections", &given.max_connections)
             .field("max_leases_per_connection", &given.max_leases_per_connection)
+            .field("max_unanswered_requests", &given.max_unanswered_requests)
             .field("idle_timeout", &given.idle_timeout)
             .field("acquire_timeout", &given.acquire_timeout)
             .field("lease_ttl", &given.lease_ttl)

@@ -24,6 +24,7 @@ pub(crate) struct Options {
     pub(crate) shared_connections: usize,
     pub(crate) max_connections: usize,
     pub(crate) max_leases_per_connection: usize,
+    pub(crate) max_unanswered_requests: usize,
     pub(crate) idle_timeout: Duration,
     pub(crate) dial: Arc<dyn Dial>,
 }

@@ -194,6 +194,7 @@ impl Pool {
         let home = Home {
             server: server.name.clone(),
             keepalive: self.options.keepalive_interval,
+            max_unanswered: self.options.max_unanswered_requests,
             draining: self.draining[shard].clone(),
             meter: self.meter.clone(),
             rescue,

@@ -35,15 +35,14 @@ use proof::Proof;
 pub(crate) use trace::{Rescue, Trace, WeakSession};
 use wire::Wire;
 
-/// How many requests may be under way on one session before it answers with an error.
-const MAX_UNANSWERED: usize = 1 << 18;
-
 /// What a session needs of the pool that it belongs to.
 #[derive(Clone)]
 pub(crate) struct Home {
     pub(crate) server: Arc<str>,
     /// How long the connection may be quiet before it pings.
     pub(crate) keepalive: Duration,
+    /// How many requests may be under way before the session answers with an error.
+    pub(crate) max_unanswered: usize,
     /// Whether the server has said that it is shutting down.
     pub(crate) draining: Arc<AtomicBool>,
     pub(crate) meter: Arc<Meter>,
@@ -359,9 +358,10 @@ impl Shared {
             drop(outbox);
             return self.fail(call, &self.end(), true);
         }
-        if outbox.len() >= MAX_UNANSWERED && matches!(call.caller, Caller::Waits { .. }) {
+        let most = self.home.max_unanswered;
+        if outbox.len() >= most && matches!(call.caller, Caller::Waits { .. }) {
             drop(outbox);
-            let detail = format!("{MAX_UNANSWERED} requests are under way on this connection already");
+            let detail = format!("{most} requests are under way on this connection already");
             return self.fail(call, &Error::new(ErrorKind::Overloaded, detail), true);
         }
         self.push(outbox, call);

@@ -540,6 +540,7 @@ fn settings_of_connections_that_cannot_work_are_refused() {
     for (builder, fault) in [
         (builder().shared_connections(0), "shared_connections is 0, the least is 1"),
         (builder().max_leases_per_connection(0), "max_leases_per_connection is 0, the least is 1"),
+        (builder().max_unanswered_requests(0), "max_unanswered_requests is 0, the least is 1"),
         (builder().idle_timeout(Duration::ZERO), "idle_timeout is 0, it must be longer"),
         (
             builder().shared_connections(4).max_connections(4),
@@ -551,7 +552,7 @@ fn settings_of_connections_that_cannot_work_are_refused() {
         assert_eq!(error.to_string(), format!("invalid input: {fault}"));
     }
     assert!(builder().shared_connections(4).max_connections(5).build().is_ok());
-    assert!(builder().max_connections(usize::MAX).build().is_ok());
+    assert!(builder().max_connections(usize::MAX).max_unanswered_requests(1).build().is_ok());
 }
 
 #[tokio::test(start_paused = true)]

@@ -1,6 +1,5 @@
 //! The binary in a process of its own: started with flags and variables, reached by its port, and
 //! killed when the test is through with it. Waits for conditions, never for a span of time.
-#![allow(dead_code, reason = "each test uses its part")]
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read, Write};

@@ -1,18 +1,17 @@
 //! The client's two faces behind one, so that a behaviour is written once and tested on both: by tasks
-//! that await, and by threads that block. Each test uses its part of this.
+//! that await, and by threads that block.
 //!
 //! Threads lend the test's own runtime, whose time stands still. It goes on while they are blocked, in
 //! steps, so their times are coarse: ask [`Face::is_exact`] before counting on one.
-#![allow(dead_code, unused_imports, unused_macros, reason = "each test uses its part")]
 
 use std::cell::RefCell;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::Duration;
 
 use dflockd_client::{
-    AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Error, Fence, Key, LeaseState,
+    AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Error, Fence, LeaseState,
     LockClient, LostReason, Outcome, Settings, StatsResult, SyncDistributedLock, SyncDistributedSemaphore,
     Token, blocking,
 };
@@ -241,20 +240,12 @@ impl Guard {
         }
     }
 
-    pub(crate) fn key(&self) -> Key {
-        self.lease().key()
-    }
-
     pub(crate) fn token(&self) -> Token {
         self.lease().token()
     }
 
     pub(crate) fn fence(&self) -> Option<Fence> {
         self.lease().fence()
-    }
-
-    pub(crate) fn grantor(&self) -> Arc<str> {
-        self.lease().grantor()
     }
 
     pub(crate) fn ttl(&self) -> Duration {
@@ -333,20 +324,12 @@ macro_rules! ask {
 }
 
 impl Lease {
-    pub(crate) fn key(&self) -> Key {
-        ask!(self, lease => lease.key().clone())
-    }
-
     pub(crate) fn token(&self) -> Token {
         ask!(self, lease => lease.token().clone())
     }
 
     pub(crate) fn fence(&self) -> Option<Fence> {
         ask!(self, lease => lease.fence())
-    }
-
-    pub(crate) fn grantor(&self) -> Arc<str> {
-        ask!(self, lease => lease.grantor())
     }
 
     pub(crate) fn ttl(&self) -> Duration {

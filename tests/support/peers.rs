@@ -1,6 +1,5 @@
 //! Servers that do what a test wants of them, reached by pipes: each connection of a client is
-//! another peer, sound or faulty. Each test uses its part of this.
-#![allow(dead_code)]
+//! another peer, sound or faulty.
 
 use std::io;
 use std::sync::Arc;

@@ -1,6 +1,5 @@
 //! A way over TCP that misbehaves on command: each direction of it passes, delays, drips, swallows,
 //! ends, cuts or resets what comes, from one moment to the next. Knows of no protocol.
-#![allow(dead_code, reason = "each test uses its part")]
 
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};

@@ -1,6 +1,5 @@
 //! Futures polled by hand, so many times and no more, while the other tasks run between the polls;
-//! and the dice that say how long those run. Each test uses its part of this.
-#![allow(dead_code, reason = "each test uses its part")]
+//! and the dice that say how long those run.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -1,6 +1,5 @@
 //! A server inside the test and raw connections to it: by pipe, or through a listener that the test
 //! makes up, with whatever addresses it likes.
-#![allow(dead_code, reason = "each test uses its part")]
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};

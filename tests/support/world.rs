@@ -1,6 +1,5 @@
 //! A server with two clients, one of which is under test: its futures are dropped after any number
-//! of polls, and then nothing of them may be left. Each test uses its part of this.
-#![allow(dead_code, reason = "each test uses its part")]
+//! of polls, and then nothing of them may be left.
 
 use std::any::Any;
 use std::io;
