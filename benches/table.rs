@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use criterion::{BenchmarkId, Criterion, criterion_group, criterion_main};
-use dflockd_client::server::table::{Answer, ConnId, LockTable, TableConfig};
+use dflockd_client::server::table::{AcquireOutcome, ConnId, LockTable, TableConfig};
 use dflockd_client::{Key, Limit, Seconds, Token};
 
 const ME: ConnId = ConnId(1);
@@ -27,7 +27,7 @@ fn table() -> LockTable {
 
 fn held(table: &mut LockTable, now: Instant, conn: ConnId, key: &Key) -> Token {
     match table.acquire(now, conn, key, Limit::new(1).unwrap(), None, false) {
-        Answer::Granted(grant) => grant.token,
+        AcquireOutcome::Granted(grant) => grant.token,
         other => panic!("the key is free, and yet: {other:?}"),
     }
 }
@@ -59,7 +59,7 @@ fn hand_off(c: &mut Criterion) {
             let mut token = held(&mut table, now, ME, &key);
             let queue = |table: &mut LockTable, conn| {
                 let answer = table.acquire(now, conn, &key, Limit::new(1).unwrap(), None, true);
-                assert!(matches!(answer, Answer::Waiting(_)));
+                assert!(matches!(answer, AcquireOutcome::Waiting(_)));
             };
             (0..waiters).for_each(|waiter| queue(&mut table, ConnId(10 + waiter)));
             b.iter(|| {
@@ -89,7 +89,7 @@ fn join_and_leave(c: &mut Criterion) {
                 None,
                 true,
             ) {
-                Answer::Waiting(waiter) => waiter,
+                AcquireOutcome::Waiting(waiter) => waiter,
                 other => panic!("the key is held, and yet: {other:?}"),
             };
             for waiter in 0..waiters {

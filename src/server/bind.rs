@@ -14,7 +14,7 @@ use crate::net::{Listen, try_tune};
 /// How many connections may wait to be accepted.
 const BACKLOG: u32 = 1024;
 /// How often another port is tried when the one that the first address was given is taken at another.
-const PORT_TRIES: usize = 10;
+const MAX_PORT_TRIES: usize = 10;
 
 /// Sockets that are accepted from as if they were one.
 pub(super) struct Listeners {
@@ -79,7 +79,7 @@ impl Listen for Listeners {
 type Bound<T> = io::Result<(T, u16)>;
 
 /// An address that cannot be listened on, and why.
-type Refused = (SocketAddr, io::Error);
+type BindError = (SocketAddr, io::Error);
 
 /// The addresses of a host, each once, at least one.
 async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
@@ -108,8 +108,8 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
 fn bind_at_one_port<T>(
     addresses: &[SocketAddr],
     mut bind: impl FnMut(SocketAddr) -> Bound<T>,
-) -> Result<Vec<T>, Refused> {
-    let mut tries = if addresses[0].port() == 0 { PORT_TRIES } else { 1 };
+) -> Result<Vec<T>, BindError> {
+    let mut tries = if addresses[0].port() == 0 { MAX_PORT_TRIES } else { 1 };
     loop {
         tries -= 1;
         match bind_all(addresses, &mut bind) {
@@ -123,7 +123,7 @@ fn bind_at_one_port<T>(
 fn bind_all<T>(
     addresses: &[SocketAddr],
     mut bind: impl FnMut(SocketAddr) -> Bound<T>,
-) -> Result<Vec<T>, Refused> {
+) -> Result<Vec<T>, BindError> {
     let (mut sockets, mut missing) = (Vec::new(), Vec::new());
     let mut port = None;
     for address in addresses {
@@ -134,7 +134,7 @@ fn bind_all<T>(
                 port = Some(given);
                 sockets.push(socket);
             }
-            Err(error) if is_missing(&error) => missing.push((address, error)),
+            Err(error) if is_address_missing(&error) => missing.push((address, error)),
             Err(error) => return Err((address, error)),
         }
     }
@@ -163,7 +163,7 @@ fn bind(address: SocketAddr) -> Bound<TcpListener> {
 }
 
 /// Whether the machine has no such address, or no such family at all.
-fn is_missing(error: &io::Error) -> bool {
+fn is_address_missing(error: &io::Error) -> bool {
     #[cfg(unix)]
     let no_family = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
     #[cfg(not(unix))]

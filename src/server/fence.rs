@@ -53,7 +53,7 @@ impl FenceCounter {
 
     fn open_reserving(path: &Path, now_nanos: u64, reservation: u64) -> io::Result<Self> {
         let (state, stored) = StateFile::open(path)?;
-        let next = past(now_nanos, stored);
+        let next = above_ceiling(now_nanos, stored);
         let mut counter = Self { next, ceiling: next, state: Some(state), reservation, failing: false };
         // Now rather than at the first grant: a path that cannot be written stops the start.
         counter.reserve()?;
@@ -85,7 +85,7 @@ impl FenceCounter {
             let (reopened, stored) = StateFile::open(state.path())?;
             *state = reopened;
             tracing::warn!(path = %state.path().display(), "the fence state file was removed or replaced while in use");
-            self.next = past(self.next, stored);
+            self.next = above_ceiling(self.next, stored);
         }
         let ceiling = self.next.saturating_add(self.reservation);
         if ceiling == self.next {
@@ -99,7 +99,7 @@ impl FenceCounter {
 
 /// Where to go on behind a ceiling that was found in a file. One past it, for the sake of a writer
 /// that counted its ceiling in.
-fn past(next: u64, stored: Option<u64>) -> u64 {
+fn above_ceiling(next: u64, stored: Option<u64>) -> u64 {
     stored.map_or(next, |ceiling| next.max(ceiling.saturating_add(1)))
 }
 

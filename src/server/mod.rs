@@ -8,13 +8,13 @@
 //! full. A system that lets nobody in, for want of open files, is warned of once, then by number.
 //! A subscriber that blocks, blocks the server: `dflockd` brings one that does not.
 
+mod accept;
 mod bind;
 mod config;
-mod door;
+mod connection;
+mod credentials;
 pub mod fence;
-mod listener;
-mod phase;
-mod session;
+mod lifecycle;
 mod shared;
 mod stats;
 pub mod table;
@@ -27,7 +27,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Listen, Stream};
 use crate::proto::StatsResult;
 use bind::Listeners;
-use shared::Shared;
+use shared::ServerShared;
 
 pub use config::ServerConfig;
 
@@ -50,7 +50,7 @@ pub use config::ServerConfig;
 /// ```
 #[derive(Clone)]
 pub struct Server {
-    shared: Arc<Shared>,
+    shared: Arc<ServerShared>,
     listener: Arc<Mutex<Option<Listeners>>>,
     addresses: Arc<[SocketAddr]>,
 }
@@ -62,7 +62,7 @@ impl Server {
     /// A setting that cannot work ([`InvalidInput`](crate::ErrorKind::InvalidInput)); a file that
     /// cannot be read ([`Io`](crate::ErrorKind::Io), [`Tls`](crate::ErrorKind::Tls)).
     pub fn new(config: ServerConfig) -> Result<Self> {
-        Ok(Self { shared: Shared::new(config)?, listener: Arc::default(), addresses: Arc::default() })
+        Ok(Self { shared: ServerShared::new(config)?, listener: Arc::default(), addresses: Arc::default() })
     }
 
     /// A server that listens on the configured host and port.
@@ -121,13 +121,13 @@ impl Server {
 
     /// [`run`](Self::run) over any listener.
     pub async fn serve(&self, listener: impl Listen, shutdown: impl Future<Output = ()> + Send) {
-        listener::serve(&self.shared, listener, shutdown).await;
+        accept::serve(&self.shared, listener, shutdown).await;
     }
 
     /// Serves one stream that is open already, such as a duplex pipe, until it ends. TLS, where it
     /// is configured, is up to the caller.
     pub async fn serve_stream(&self, stream: impl Stream) {
-        session::serve(self.shared.clone(), stream).await;
+        connection::serve(self.shared.clone(), stream).await;
     }
 
     /// Reads the files of `tls_cert`, `tls_key` and `auth_token_file` anew, as `dflockd` does when it
@@ -158,7 +158,7 @@ impl Server {
     pub async fn reload(&self) -> Result<()> {
         let shared = self.shared.clone();
         // A file may be on a disk that takes its time, or never answers.
-        let reading = tokio::task::spawn_blocking(move || shared.reopen_door());
+        let reading = tokio::task::spawn_blocking(move || shared.reload_credentials());
         let failed = |cause| Error::new(ErrorKind::Io, "could not read the files anew").caused_by(cause);
         reading.await.map_err(failed)?
     }
@@ -168,19 +168,19 @@ impl Server {
     pub(crate) fn drain(&self) {
         self.shared.begin_drain();
         let shared = self.shared.clone();
-        tokio::spawn(async move { listener::stop(&shared).await });
+        tokio::spawn(async move { accept::stop(&shared).await });
     }
 
     /// Ends every connection, as the end of the process does.
     #[cfg(feature = "test-util")]
     pub(crate) fn crash(&self) {
-        self.shared.life.enter(phase::Phase::Stopped);
+        self.shared.lifecycle.advance(lifecycle::ServerState::Stopped);
     }
 
     /// Takes the key from everyone who holds it, and tells how many did.
     #[cfg(feature = "test-util")]
     pub(crate) fn revoke(&self, key: &crate::types::Key) -> usize {
-        self.shared.with(|table, now| table.revoke(now, key))
+        self.shared.with_table(|table, now| table.revoke(now, key))
     }
 
     /// What the server holds right now.

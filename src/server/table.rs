@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use self::holders::Holders;
 use self::keys::Keys;
-use self::leaving::Leaving;
+use self::leaving::LeavingConnection;
 use self::slots::{HolderSlot, KeySlot};
 pub use self::stats::StatsList;
 use self::waiters::Waiters;
@@ -59,7 +59,7 @@ pub struct Grant {
 
 /// What a command that may wait comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Answer {
+pub enum AcquireOutcome {
     /// The key is held.
     Granted(Grant),
     /// In the queue: [`LockTable::poll_delivery`] brings the outcome under this id.
@@ -72,7 +72,7 @@ pub enum Answer {
 
 /// What an enqueue comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum EnqueueOutcome {
     /// The key is held at once.
     Acquired(Grant),
     /// In the queue.
@@ -100,12 +100,12 @@ enum Registration {
         holder: HolderSlot,
         lease: Seconds,
         /// Whether the connection knows the token: false for a grant that came while it queued.
-        told: bool,
+        delivered: bool,
     },
 }
 
 /// What the fast path comes to.
-enum Fast {
+enum FastPath {
     Held(HolderSlot, Grant),
     /// No room, or others wait; the queue takes one more.
     Full(KeySlot),
@@ -124,13 +124,13 @@ pub struct LockTable {
     /// Each of them has a holder or a waiter, so its key cannot be collected under it.
     registrations: BTreeMap<(ConnId, KeySlot), Registration>,
     /// Registrations whose lease ran out: a wait must say so, even after the key is collected.
-    lost: BTreeMap<ConnId, BTreeSet<Key>>,
+    expired_registrations: BTreeMap<ConnId, BTreeSet<Key>>,
     /// Keys with room and waiters for which no token could be minted.
     stalled: BTreeSet<KeySlot>,
     /// Connections that are gone, as long as something of theirs is here. They are granted nothing.
-    leaving: BTreeMap<ConnId, Leaving>,
+    leaving: BTreeMap<ConnId, LeavingConnection>,
     /// Whose turn it is among them.
-    turn: ConnId,
+    next_leaving: ConnId,
     /// When the last holder that is kept for a connection given up will have gone.
     kept_until: Option<Instant>,
 }
@@ -147,10 +147,10 @@ impl LockTable {
             holders: Holders::new(),
             waiters: Waiters::default(),
             registrations: BTreeMap::new(),
-            lost: BTreeMap::new(),
+            expired_registrations: BTreeMap::new(),
             stalled: BTreeSet::new(),
             leaving: BTreeMap::new(),
-            turn: ConnId(0),
+            next_leaving: ConnId(0),
             kept_until: None,
         }
     }
@@ -164,20 +164,22 @@ impl LockTable {
         limit: Limit,
         lease: Option<Seconds>,
         may_wait: bool,
-    ) -> Answer {
+    ) -> AcquireOutcome {
         if self.draining {
-            return Answer::Refused(Status::Draining);
+            return AcquireOutcome::Refused(Status::Draining);
         }
         let lease = lease.unwrap_or(self.config.default_lease);
         let found = self.keys.find(key);
         if let Some(slot) = found {
-            self.refresh(now, slot);
+            self.expire_key(now, slot);
         }
         match self.fast_path(now, conn, (key, found), limit, lease) {
-            Err(status) => Answer::Refused(status),
-            Ok(Fast::Held(_, grant)) => Answer::Granted(grant),
-            Ok(Fast::Full(slot)) if may_wait => Answer::Waiting(self.join(conn, slot, lease, true)),
-            Ok(Fast::Full(_)) => Answer::Busy,
+            Err(status) => AcquireOutcome::Refused(status),
+            Ok(FastPath::Held(_, grant)) => AcquireOutcome::Granted(grant),
+            Ok(FastPath::Full(slot)) if may_wait => {
+                AcquireOutcome::Waiting(self.join(conn, slot, lease, true))
+            }
+            Ok(FastPath::Full(_)) => AcquireOutcome::Busy,
         }
     }
 
@@ -189,64 +191,68 @@ impl LockTable {
         key: &Key,
         limit: Limit,
         lease: Option<Seconds>,
-    ) -> Place {
+    ) -> EnqueueOutcome {
         if self.draining {
-            return Place::Refused(Status::Draining);
+            return EnqueueOutcome::Refused(Status::Draining);
         }
         let lease = lease.unwrap_or(self.config.default_lease);
         let found = self.keys.find(key);
         if let Some(slot) = found {
-            self.refresh(now, slot);
-            self.refresh_registered(now, conn, slot);
+            self.expire_key(now, slot);
+            self.expire_registered(now, conn, slot);
             if self.registrations.contains_key(&(conn, slot)) {
-                return Place::Refused(Status::AlreadyEnqueued);
+                return EnqueueOutcome::Refused(Status::AlreadyEnqueued);
             }
         }
-        let (slot, registration, place) = match self.fast_path(now, conn, (key, found), limit, lease) {
-            Err(status) => return Place::Refused(status),
-            Ok(Fast::Held(holder, grant)) => {
+        let (slot, registration, outcome) = match self.fast_path(now, conn, (key, found), limit, lease) {
+            Err(status) => return EnqueueOutcome::Refused(status),
+            Ok(FastPath::Held(holder, grant)) => {
                 let Some(slot) = self.holders.get(holder).map(|holder| holder.key) else {
-                    return Place::Refused(Status::Error);
+                    return EnqueueOutcome::Refused(Status::Error);
                 };
-                (slot, Registration::Holding { holder, lease, told: true }, Place::Acquired(grant))
+                (
+                    slot,
+                    Registration::Holding { holder, lease, delivered: true },
+                    EnqueueOutcome::Acquired(grant),
+                )
             }
-            Ok(Fast::Full(slot)) => {
-                (slot, Registration::Queued(self.join(conn, slot, lease, false)), Place::Queued)
+            Ok(FastPath::Full(slot)) => {
+                (slot, Registration::Queued(self.join(conn, slot, lease, false)), EnqueueOutcome::Queued)
             }
         };
-        self.forget_lost(conn, key);
+        self.take_expired_registration(conn, key);
         self.registrations.insert((conn, slot), registration);
-        place
+        outcome
     }
 
     /// `w`, `sw`: collects the connection's registration for the key; clears it in every case.
-    pub fn wait(&mut self, now: Instant, conn: ConnId, key: &Key, may_wait: bool) -> Answer {
+    pub fn wait(&mut self, now: Instant, conn: ConnId, key: &Key, may_wait: bool) -> AcquireOutcome {
         let slot = self.keys.find(key);
         if let Some(slot) = slot {
-            self.refresh(now, slot);
+            self.expire_key(now, slot);
         }
         let found = slot.and_then(|slot| Some((slot, self.registrations.remove(&(conn, slot))?)));
-        let lost = self.forget_lost(conn, key);
+        let lost = self.take_expired_registration(conn, key);
         if self.draining {
-            return Answer::Refused(Status::Draining);
+            return AcquireOutcome::Refused(Status::Draining);
         }
         match found {
-            None if lost => Answer::Refused(Status::LeaseExpired),
-            None => Answer::Refused(Status::NotEnqueued),
+            None if lost => AcquireOutcome::Refused(Status::LeaseExpired),
+            None => AcquireOutcome::Refused(Status::NotEnqueued),
             Some((slot, Registration::Holding { holder, lease, .. })) => {
                 match self.extend(now, slot, holder, lease) {
-                    Some(token) => Answer::Granted(Grant { token, lease }),
-                    None => Answer::Refused(Status::LeaseExpired),
+                    Some(token) => AcquireOutcome::Granted(Grant { token, lease }),
+                    None => AcquireOutcome::Refused(Status::LeaseExpired),
                 }
             }
             Some((_, Registration::Queued(waiter))) if may_wait => {
-                self.waiters.attend(waiter);
-                Answer::Waiting(waiter)
+                self.waiters.set_blocking(waiter);
+                AcquireOutcome::Waiting(waiter)
             }
             Some((slot, Registration::Queued(waiter))) => {
                 self.leave_queue(waiter);
-                self.hand_on(now, slot);
-                Answer::Busy
+                self.grant_next(now, slot);
+                AcquireOutcome::Busy
             }
         }
     }
@@ -254,13 +260,13 @@ impl LockTable {
     /// The wait timed out: leaves the queue. `Some` where the outcome had come first and was not
     /// polled yet (it is then not delivered any more).
     pub fn cancel_wait(&mut self, now: Instant, waiter: WaiterId) -> Option<Result<Grant, Status>> {
-        if let Some((_, outcome)) = self.waiters.take_ready(waiter) {
+        if let Some((_, outcome)) = self.waiters.take_outcome(waiter) {
             return Some(outcome);
         }
-        if self.waiters.get(waiter).is_some_and(|waiter| waiter.attended)
+        if self.waiters.get(waiter).is_some_and(|waiter| waiter.blocking)
             && let Some(waiter) = self.leave_queue(waiter)
         {
-            self.hand_on(now, waiter.key);
+            self.grant_next(now, waiter.key);
         }
         None
     }
@@ -269,7 +275,7 @@ impl LockTable {
     pub fn release(&mut self, now: Instant, key: &Key, token: &Token) -> bool {
         let Some((slot, holder)) = self.find(key, token) else { return false };
         self.remove_holder(slot, holder);
-        self.hand_on(now, slot);
+        self.grant_next(now, slot);
         true
     }
 
@@ -282,7 +288,7 @@ impl LockTable {
         lease: Option<Seconds>,
     ) -> Option<Seconds> {
         let slot = self.keys.find(key)?;
-        self.refresh(now, slot);
+        self.expire_key(now, slot);
         let (_, holder) = self.find(key, token)?;
         let lease = lease.unwrap_or(self.config.default_lease);
         self.extend(now, slot, holder, lease).map(|_| lease)
@@ -294,27 +300,27 @@ impl LockTable {
     }
 
     /// [`sweep`](Self::sweep), at most so many leases of it; whether there may be more.
-    pub fn sweep_part(&mut self, now: Instant, most: usize) -> bool {
+    pub fn sweep_part(&mut self, now: Instant, max_steps: usize) -> bool {
         let mut touched = Vec::new();
-        while touched.len() < most
+        while touched.len() < max_steps
             && let Some((holder, slot)) = self.holders.expired(now)
         {
             self.evict(slot, holder);
             touched.push(slot);
         }
         let mut steps = touched.len();
-        self.hand_on_all(now, touched);
-        while steps < most
+        self.grant_next_all(now, touched);
+        while steps < max_steps
             && let Some(slot) = self.stalled.first().copied()
         {
-            let left = self.hand_on(now, slot);
+            let left = self.grant_next(now, slot);
             // As long as no token can be minted, one key's failure speaks for the rest.
             if left == 0 && self.stalled.contains(&slot) {
                 return false;
             }
             steps = steps.saturating_add(left.max(1));
         }
-        steps >= most
+        steps >= max_steps
     }
 
     /// Drops keys idle for `gc_max_idle`; costs what is dropped.
@@ -323,8 +329,8 @@ impl LockTable {
     }
 
     /// [`collect`](Self::collect), at most so many keys of it; whether there may be more.
-    pub fn collect_part(&mut self, now: Instant, most: usize) -> bool {
-        self.keys.collect(now, self.config.gc_max_idle, most)
+    pub fn collect_part(&mut self, now: Instant, max_keys: usize) -> bool {
+        self.keys.collect(now, self.config.gc_max_idle, max_keys)
     }
 
     /// Whether the connection holds anything.

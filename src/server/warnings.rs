@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How long events are held back before their number is reported.
-const INTERVAL: Duration = Duration::from_secs(10);
+const REPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// How many events of a kind are logged at once after a quiet interval.
 const BURST: u32 = 5;
 
@@ -59,14 +59,14 @@ impl Warning {
     /// Calls `log` with the warning's name, or counts the event and has a task report it with the others of
     /// its interval. To be called within a runtime.
     pub(super) fn warn(&self, log: impl FnOnce(&'static str)) {
-        let verdict = self.with(|rate| rate.event(now()));
+        let verdict = self.with_rate(|rate| rate.event(now()));
         match verdict {
             Verdict::Log => log(self.what),
-            Verdict::Hold => {}
-            Verdict::HoldFirst => {
+            Verdict::Suppress => {}
+            Verdict::SuppressFirst => {
                 let warning = self.clone();
                 tokio::spawn(async move {
-                    tokio::time::sleep(INTERVAL).await;
+                    tokio::time::sleep(REPORT_INTERVAL).await;
                     warning.report();
                 });
             }
@@ -74,13 +74,13 @@ impl Warning {
     }
 
     fn report(&self) {
-        let more = self.with(|rate| rate.report(now()));
+        let more = self.with_rate(|rate| rate.report(now()));
         if more > 0 {
             tracing::warn!("{} … and {more} more", self.what);
         }
     }
 
-    fn with<T>(&self, act: impl FnOnce(&mut Rate) -> T) -> T {
+    fn with_rate<T>(&self, act: impl FnOnce(&mut Rate) -> T) -> T {
         // Nothing panics while the rate is locked.
         act(&mut self.rate.lock().unwrap_or_else(PoisonError::into_inner))
     }
@@ -95,9 +95,9 @@ fn now() -> Instant {
 enum Verdict {
     Log,
     /// Counted, as the first since the last report: one is due an interval later.
-    HoldFirst,
+    SuppressFirst,
     /// Counted.
-    Hold,
+    Suppress,
 }
 
 /// Lets the first few events through; then one for each report of how many were held back, until an interval
@@ -105,36 +105,37 @@ enum Verdict {
 struct Rate {
     burst: u32,
     /// When the interval began.
-    began: Option<Instant>,
+    interval_start: Option<Instant>,
     /// How many events of the interval may still be logged.
-    left: u32,
-    held: u64,
+    remaining: u32,
+    suppressed: u64,
 }
 
 impl Rate {
     fn new(burst: u32) -> Self {
-        Self { burst, began: None, left: 0, held: 0 }
+        Self { burst, interval_start: None, remaining: 0, suppressed: 0 }
     }
 
     fn event(&mut self, now: Instant) -> Verdict {
-        let over = self.began.is_none_or(|began| now.saturating_duration_since(began) >= INTERVAL);
-        if over && self.held == 0 {
-            (self.began, self.left) = (Some(now), self.burst);
+        let over =
+            self.interval_start.is_none_or(|began| now.saturating_duration_since(began) >= REPORT_INTERVAL);
+        if over && self.suppressed == 0 {
+            (self.interval_start, self.remaining) = (Some(now), self.burst);
         }
-        if self.left > 0 {
-            self.left -= 1;
+        if self.remaining > 0 {
+            self.remaining -= 1;
             return Verdict::Log;
         }
-        self.held += 1;
-        if self.held == 1 { Verdict::HoldFirst } else { Verdict::Hold }
+        self.suppressed += 1;
+        if self.suppressed == 1 { Verdict::SuppressFirst } else { Verdict::Suppress }
     }
 
     /// Begins an interval, and returns how many events the one before held back.
     fn report(&mut self, now: Instant) -> u64 {
-        if self.held > 0 {
-            (self.began, self.left) = (Some(now), 1);
+        if self.suppressed > 0 {
+            (self.interval_start, self.remaining) = (Some(now), 1);
         }
-        std::mem::take(&mut self.held)
+        std::mem::take(&mut self.suppressed)
     }
 }
 
@@ -146,15 +147,15 @@ mod tests {
     fn the_first_few_are_logged_and_the_rest_is_counted() {
         let (mut rate, began) = (Rate::new(3), Instant::now());
         let verdicts: Vec<_> = (0..6).map(|_| rate.event(began)).collect();
-        use Verdict::{Hold, HoldFirst, Log};
-        assert_eq!(verdicts, [Log, Log, Log, HoldFirst, Hold, Hold]);
-        assert_eq!(rate.report(began + INTERVAL), 3);
-        assert_eq!(rate.report(began + INTERVAL), 0);
+        use Verdict::{Log, Suppress, SuppressFirst};
+        assert_eq!(verdicts, [Log, Log, Log, SuppressFirst, Suppress, Suppress]);
+        assert_eq!(rate.report(began + REPORT_INTERVAL), 3);
+        assert_eq!(rate.report(began + REPORT_INTERVAL), 0);
     }
 
     #[test]
     fn a_flood_is_one_event_and_one_report_an_interval_and_none_is_missing() {
-        let (mut rate, began, step) = (Rate::new(5), Instant::now(), INTERVAL / 1000);
+        let (mut rate, began, step) = (Rate::new(5), Instant::now(), REPORT_INTERVAL / 1000);
         let (mut logged, mut reported, mut due, mut reports) = (0, 0, None, 0);
         for n in 0..100_000u32 {
             let now = began + step * n;
@@ -164,8 +165,10 @@ mod tests {
             }
             match rate.event(now) {
                 Verdict::Log => logged += 1,
-                Verdict::HoldFirst => assert_eq!(due.replace(now + INTERVAL), None, "two reports are due"),
-                Verdict::Hold => assert!(due.is_some(), "nobody reports it"),
+                Verdict::SuppressFirst => {
+                    assert_eq!(due.replace(now + REPORT_INTERVAL), None, "two reports are due")
+                }
+                Verdict::Suppress => assert!(due.is_some(), "nobody reports it"),
             }
         }
         reported += rate.report(began + step * 100_000);
@@ -180,10 +183,10 @@ mod tests {
     fn a_quiet_interval_brings_the_first_few_back() {
         let (mut rate, began) = (Rate::new(2), Instant::now());
         for quiet in 0..5 {
-            let now = began + INTERVAL * 3 * quiet;
+            let now = began + REPORT_INTERVAL * 3 * quiet;
             assert_eq!([rate.event(now), rate.event(now)], [Verdict::Log, Verdict::Log], "{quiet}");
-            assert_eq!(rate.event(now), Verdict::HoldFirst);
-            assert_eq!(rate.report(now + INTERVAL), 1);
+            assert_eq!(rate.event(now), Verdict::SuppressFirst);
+            assert_eq!(rate.report(now + REPORT_INTERVAL), 1);
         }
     }
 
@@ -191,10 +194,10 @@ mod tests {
     fn a_report_that_is_late_loses_nothing() {
         let (mut rate, began) = (Rate::new(1), Instant::now());
         assert_eq!(rate.event(began), Verdict::Log);
-        assert_eq!(rate.event(began), Verdict::HoldFirst);
+        assert_eq!(rate.event(began), Verdict::SuppressFirst);
         // The interval is over, its report is not out.
-        assert_eq!(rate.event(began + INTERVAL * 2), Verdict::Hold);
-        assert_eq!(rate.report(began + INTERVAL * 2), 2);
+        assert_eq!(rate.event(began + REPORT_INTERVAL * 2), Verdict::Suppress);
+        assert_eq!(rate.report(began + REPORT_INTERVAL * 2), 2);
     }
 
     #[tokio::test(start_paused = true)]
@@ -202,8 +205,8 @@ mod tests {
         let warning = Warning::new("x", 1);
         let mut logged = 0;
         (0..10).for_each(|_| warning.warn(|_| logged += 1));
-        assert_eq!((logged, warning.with(|rate| rate.held)), (1, 9));
-        tokio::time::sleep(INTERVAL + Duration::from_millis(1)).await;
-        assert_eq!(warning.with(|rate| rate.held), 0);
+        assert_eq!((logged, warning.with_rate(|rate| rate.suppressed)), (1, 9));
+        tokio::time::sleep(REPORT_INTERVAL + Duration::from_millis(1)).await;
+        assert_eq!(warning.with_rate(|rate| rate.suppressed), 0);
     }
 }

@@ -24,7 +24,7 @@ pub(crate) fn raise_open_files() {
 
 /// Has a write that a file's size limit forbids (`ulimit -f`) fail, as on a full disk. The signal that comes with it
 /// would end the process, and with it all locks. To be called within a runtime.
-pub(crate) fn outlive_file_size() -> io::Result<()> {
+pub(crate) fn ignore_file_size_signal() -> io::Result<()> {
     // Handled for good, though nobody listens.
     signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
 }

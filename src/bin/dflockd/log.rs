@@ -11,16 +11,16 @@ use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
 /// How many bytes may wait for stderr.
-const ROOM: usize = 256 * 1024;
+const MAX_QUEUED_BYTES: usize = 256 * 1024;
 /// How long to wait before the next try when stderr is non-blocking and full.
-const BUSY_PAUSE: Duration = Duration::from_millis(10);
+const RETRY_DELAY: Duration = Duration::from_millis(10);
 
 /// A handle to write lines with. Clones write to the same log.
 #[derive(Clone)]
-pub(crate) struct Log(Arc<Shared>);
+pub(crate) struct Log(Arc<LogShared>);
 
 #[derive(Default)]
-struct Shared {
+struct LogShared {
     queue: Mutex<Queue>,
     /// Notified when text is queued, and when a batch of it is done with.
     changed: Condvar,
@@ -41,7 +41,7 @@ impl Queue {
     }
 }
 
-impl Shared {
+impl LogShared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
         // Nothing panics while the queue is locked.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
@@ -51,9 +51,9 @@ impl Shared {
 impl Log {
     /// Starts the thread that writes to `out`.
     pub(crate) fn start(out: impl Write + Send + 'static) -> io::Result<Self> {
-        let shared = Arc::<Shared>::default();
-        let (queue, sink) = (shared.clone(), Sink { out, unreported: 0, torn: false });
-        thread::Builder::new().name("log".into()).spawn(move || empty(&queue, sink))?;
+        let shared = Arc::<LogShared>::default();
+        let (queue, sink) = (shared.clone(), Sink { out, unreported: 0, mid_line: false });
+        thread::Builder::new().name("log".into()).spawn(move || drain_queue(&queue, sink))?;
         Ok(Self(shared))
     }
 
@@ -62,7 +62,7 @@ impl Log {
         let mut queue = self.0.queue();
         // Behind a loss nothing is queued until the thread has taken what is before it: the report stands
         // where the lines are missing.
-        if queue.lost == 0 && queue.text.len() + text.len() <= ROOM {
+        if queue.lost == 0 && queue.text.len() + text.len() <= MAX_QUEUED_BYTES {
             queue.text.extend_from_slice(text);
         } else {
             queue.lost += count_lines(text);
@@ -92,7 +92,7 @@ impl Write for Log {
 }
 
 /// Writes what is queued, batch by batch, until the process ends.
-fn empty(shared: &Shared, mut sink: Sink<impl Write>) {
+fn drain_queue(shared: &LogShared, mut sink: Sink<impl Write>) {
     let mut batch = Vec::new();
     loop {
         let waited = shared.changed.wait_while(shared.queue(), |queue| queue.is_empty());
@@ -117,7 +117,7 @@ struct Sink<W> {
     /// How many lines are lost without a report of it.
     unreported: u64,
     /// The last write broke off within a line.
-    torn: bool,
+    mid_line: bool,
 }
 
 impl<W: Write> Sink<W> {
@@ -126,7 +126,7 @@ impl<W: Write> Sink<W> {
         if self.unreported == 0 {
             return;
         }
-        let mut line = if self.torn { String::from("\n") } else { String::new() };
+        let mut line = if self.mid_line { String::from("\n") } else { String::new() };
         // Writing to a string does not fail.
         let _ = SystemTime.format_time(&mut Writer::new(&mut line));
         line += &format!("  WARN dflockd: log lines lost: {}; stderr did not take them\n", self.unreported);
@@ -143,13 +143,13 @@ impl<W: Write> Sink<W> {
                 Ok(0) => break,
                 Ok(n) => rest = &rest[n..],
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(BUSY_PAUSE),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => thread::sleep(RETRY_DELAY),
                 Err(_) => break,
             }
         }
         let written = &text[..text.len() - rest.len()];
         if let Some(last) = written.last() {
-            self.torn = *last != b'\n';
+            self.mid_line = *last != b'\n';
         }
         count_lines(rest)
     }
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     /// Longer than anything takes, on the slowest machine.
-    const CAP: Duration = Duration::from_secs(60);
+    const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
     /// Asks for the outcome of each write, after it has told what is to be written.
     struct Scripted {
@@ -195,7 +195,7 @@ mod tests {
 
     #[track_caller]
     fn next(writes: &Receiver<String>) -> String {
-        writes.recv_timeout(CAP).expect("the thread writes")
+        writes.recv_timeout(TEST_TIMEOUT).expect("the thread writes")
     }
 
     #[test]
@@ -205,7 +205,7 @@ mod tests {
         assert_eq!(next(&writes), "first\n");
         // Stuck from here on.
         let line = [&[b'x'; 1023][..], b"\n"].concat();
-        let fitting = ROOM / line.len();
+        let fitting = MAX_QUEUED_BYTES / line.len();
         (0..fitting + 100).for_each(|_| log.write_line(&line));
         log.write_line(b"short, and lost all the same\n");
         log.flush(Duration::from_millis(1));
@@ -221,7 +221,7 @@ mod tests {
         answer.send(ALL).unwrap();
         assert_eq!(next(&writes), "after\n");
         answer.send(ALL).unwrap();
-        log.flush(CAP);
+        log.flush(TEST_TIMEOUT);
         assert!(log.0.queue().is_empty() && !log.0.queue().writing);
     }
 
@@ -248,7 +248,7 @@ mod tests {
         log.write_line(b"five\n");
         assert_eq!(next(&writes), "five\n");
         answer.send(ALL).unwrap();
-        log.flush(CAP);
+        log.flush(TEST_TIMEOUT);
     }
 
     #[test]
@@ -261,7 +261,7 @@ mod tests {
         }
         assert_eq!(next(&writes), "line\n");
         answer.send(ALL).unwrap();
-        log.flush(CAP);
+        log.flush(TEST_TIMEOUT);
         assert!(writes.try_recv().is_err(), "nothing is lost, nothing reported");
     }
 }

@@ -16,7 +16,7 @@ use tracing_subscriber::EnvFilter;
 use log::Log;
 
 /// How long what still runs may take at the end, and the last lines of the log after it.
-const END_LIMIT: Duration = Duration::from_secs(1);
+const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
     let config = ServerConfig::from_args(std::env::args_os());
@@ -28,8 +28,8 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    show_events(&log, config.debug);
-    let _flush = Flush(log.clone());
+    init_logging(&log, config.debug);
+    let _flush = FlushOnDrop(log.clone());
     let outcome = run(config);
     if let Err(error) = &outcome {
         log.write_line(format!("dflockd: {error}\n").as_bytes());
@@ -38,16 +38,16 @@ fn main() -> ExitCode {
 }
 
 /// Writes what the log still holds when the process ends, also by a panic.
-struct Flush(Log);
+struct FlushOnDrop(Log);
 
-impl Drop for Flush {
+impl Drop for FlushOnDrop {
     fn drop(&mut self) {
-        self.0.flush(END_LIMIT);
+        self.0.flush(SHUTDOWN_GRACE);
     }
 }
 
 /// Sends events and panics to the log.
-fn show_events(log: &Log, debug: bool) {
+fn init_logging(log: &Log, debug: bool) {
     let level = if debug { "debug" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
     let (colour, log) = (io::stderr().is_terminal(), log.clone());
@@ -71,7 +71,7 @@ fn run(config: ServerConfig) -> io::Result<()> {
     let runtime = Runtime::new()?;
     let outcome = runtime.block_on(serve(config));
     // Not dropped, which would wait without bound for a name that is being resolved or a file that is being read.
-    runtime.shutdown_timeout(END_LIMIT);
+    runtime.shutdown_timeout(SHUTDOWN_GRACE);
     outcome
 }
 
@@ -79,20 +79,20 @@ async fn serve(config: ServerConfig) -> io::Result<()> {
     // From here on none of them ends the process by itself.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let hangup = signal(SignalKind::hangup())?;
-    limits::outlive_file_size()?;
+    limits::ignore_file_size_signal()?;
     let mut shutdown = Box::pin(async move { either(&mut interrupt, &mut terminate).await });
     let server = tokio::select! {
         bound = Server::bind(config) => bound?,
         () = &mut shutdown => return Ok(()),
     };
     limits::raise_open_files();
-    tokio::spawn(reload(server.clone(), hangup));
+    tokio::spawn(reload_on_hangup(server.clone(), hangup));
     server.run(shutdown).await;
     Ok(())
 }
 
 /// Reads the server's files anew at each hang-up.
-async fn reload(server: Server, mut hangup: Signal) {
+async fn reload_on_hangup(server: Server, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
         tracing::info!("hang-up: reading certificate and auth token anew");
         // What fails is logged, and stays as it was.

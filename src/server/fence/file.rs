@@ -15,7 +15,7 @@ pub(super) struct StateFile {
     path: PathBuf,
     file: File,
     /// Made just now, and without a ceiling so far.
-    empty: bool,
+    is_new: bool,
 }
 
 impl StateFile {
@@ -38,7 +38,7 @@ impl StateFile {
         }
         let mut options = OpenOptions::new();
         #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, never_waiting());
+        std::os::unix::fs::OpenOptionsExt::custom_flags(&mut options, nonblocking_flags());
         let file =
             options.read(true).write(true).open(path).map_err(|error| fault("cannot be opened", error))?;
         let metadata = file.metadata().map_err(|error| fault("cannot be opened", error))?;
@@ -51,7 +51,7 @@ impl StateFile {
             TryLockError::Error(error) => fault("cannot be locked", error),
         })?;
         let ceiling = read_ceiling(&file).map_err(|error| fault("cannot be used", error))?;
-        Ok((Self { path: path.to_owned(), file, empty: false }, Some(ceiling)))
+        Ok((Self { path: path.to_owned(), file, is_new: false }, Some(ceiling)))
     }
 
     /// Makes the file, empty and locked, unless there is one by now.
@@ -63,7 +63,7 @@ impl StateFile {
         };
         // Waits for a moment at most: another server that was faster to lock it finds it empty, and leaves.
         file.lock().map_err(|error| fault(path, "cannot be locked", error))?;
-        Ok(Some(Self { path: path.to_owned(), file, empty: true }))
+        Ok(Some(Self { path: path.to_owned(), file, is_new: true }))
     }
 
     /// Returns whether the path still leads to this file, and not to another or to none.
@@ -84,11 +84,11 @@ impl StateFile {
     /// Writes the ceiling, and returns once it is on the disk.
     pub(super) fn write(&mut self, ceiling: u64) -> io::Result<()> {
         let written = self.write_through(ceiling);
-        if self.empty && written.is_err() {
+        if self.is_new && written.is_err() {
             // An empty file would be refused at the next start.
             let _ = fs::remove_file(&self.path);
         }
-        self.empty &= written.is_err();
+        self.is_new &= written.is_err();
         written.map_err(|error| self.fault("cannot be written", error))
     }
 
@@ -96,7 +96,7 @@ impl StateFile {
         self.file.rewind()?;
         self.file.write_all(&ceiling.to_be_bytes())?;
         self.file.sync_all()?;
-        if self.empty { sync_directory(&self.path) } else { Ok(()) }
+        if self.is_new { sync_directory(&self.path) } else { Ok(()) }
     }
 
     pub(super) fn path(&self) -> &Path {
@@ -110,7 +110,7 @@ impl StateFile {
 
 /// For a FIFO, which nobody may write to, and a terminal, which would become the process's own.
 #[cfg(unix)]
-fn never_waiting() -> i32 {
+fn nonblocking_flags() -> i32 {
     use rustix::fs::OFlags;
     (OFlags::NONBLOCK | OFlags::NOCTTY).bits() as i32
 }

@@ -23,9 +23,9 @@ pub(super) struct Holders {
     by_deadline: BTreeSet<(Instant, HolderSlot)>,
     by_conn: BTreeSet<(ConnId, HolderSlot)>,
     /// Of keys with a limit above 1 alone: the entry of a lock names its holder itself.
-    shared: BTreeSet<(KeySlot, Instant, HolderSlot)>,
+    semaphore_deadlines: BTreeSet<(KeySlot, Instant, HolderSlot)>,
     /// By the fence that each token carries. Not hashed: a table that grows moves all that it has.
-    shared_fences: BTreeMap<(KeySlot, Fence), HolderSlot>,
+    semaphore_fences: BTreeMap<(KeySlot, Fence), HolderSlot>,
 }
 
 impl Holders {
@@ -34,8 +34,8 @@ impl Holders {
             slab: Slab::new(),
             by_deadline: BTreeSet::new(),
             by_conn: BTreeSet::new(),
-            shared: BTreeSet::new(),
-            shared_fences: BTreeMap::new(),
+            semaphore_deadlines: BTreeSet::new(),
+            semaphore_fences: BTreeMap::new(),
         }
     }
 
@@ -52,8 +52,8 @@ impl Holders {
         if entry.limit == Limit::ONE {
             entry.holder = Some(slot);
         } else {
-            self.shared.insert((key, deadline, slot));
-            self.shared_fences.extend(fence.map(|fence| ((key, fence), slot)));
+            self.semaphore_deadlines.insert((key, deadline, slot));
+            self.semaphore_fences.extend(fence.map(|fence| ((key, fence), slot)));
         }
         entry.holders += 1;
         slot
@@ -66,8 +66,8 @@ impl Holders {
         if entry.limit == Limit::ONE {
             entry.holder = None;
         } else {
-            self.shared.remove(&(holder.key, holder.deadline, slot));
-            holder.token.fence().and_then(|fence| self.shared_fences.remove(&(holder.key, fence)));
+            self.semaphore_deadlines.remove(&(holder.key, holder.deadline, slot));
+            holder.token.fence().and_then(|fence| self.semaphore_fences.remove(&(holder.key, fence)));
         }
         entry.holders -= 1;
         Some(holder)
@@ -80,8 +80,8 @@ impl Holders {
         self.by_deadline.remove(&(old, slot));
         self.by_deadline.insert((deadline, slot));
         if entry.limit != Limit::ONE {
-            self.shared.remove(&(holder.key, old, slot));
-            self.shared.insert((holder.key, deadline, slot));
+            self.semaphore_deadlines.remove(&(holder.key, old, slot));
+            self.semaphore_deadlines.insert((holder.key, deadline, slot));
         }
         Some(holder.token.clone())
     }
@@ -89,7 +89,7 @@ impl Holders {
     pub(super) fn find(&self, entry: &Entry, key: KeySlot, token: &Token) -> Option<HolderSlot> {
         let slot = match entry.limit {
             Limit::ONE => entry.holder?,
-            _ => *self.shared_fences.get(&(key, token.fence()?))?,
+            _ => *self.semaphore_fences.get(&(key, token.fence()?))?,
         };
         self.get(slot).filter(|holder| holder.token == *token).map(|_| slot)
     }
@@ -105,7 +105,7 @@ impl Holders {
         if entry.limit == Limit::ONE {
             return entry.holder.filter(|slot| self.get(*slot).is_some_and(|holder| holder.deadline <= now));
         }
-        let mut until_now = self.shared.range(..=(key, now, HolderSlot::LAST));
+        let mut until_now = self.semaphore_deadlines.range(..=(key, now, HolderSlot::LAST));
         until_now.next_back().filter(|(of, ..)| *of == key).map(|(.., slot)| *slot)
     }
 

@@ -29,7 +29,7 @@ impl Entry {
         u64::from(self.holders) < self.limit.get()
     }
 
-    fn unused(&self) -> bool {
+    fn is_unused(&self) -> bool {
         self.holders == 0 && self.waiters == 0
     }
 }
@@ -105,8 +105,8 @@ impl Keys {
     }
 
     /// How many slots there are, those of collected keys among them.
-    pub(super) fn places(&self) -> usize {
-        self.entries.places()
+    pub(super) fn slot_count(&self) -> usize {
+        self.entries.slot_count()
     }
 
     pub(super) fn range(&self, places: Range<usize>) -> impl Iterator<Item = &Entry> {
@@ -114,14 +114,14 @@ impl Keys {
     }
 
     /// Puts the key among the idle ones, or takes it out, as its counts say.
-    pub(super) fn settle(&mut self, now: Instant, slot: KeySlot) {
+    pub(super) fn update_idle(&mut self, now: Instant, slot: KeySlot) {
         let Some(entry) = self.entries.get_mut(slot.0) else { return };
         match entry.idle_since {
-            None if entry.unused() => {
+            None if entry.is_unused() => {
                 entry.idle_since = Some(now);
                 self.idle.insert((now, slot));
             }
-            Some(since) if !entry.unused() => {
+            Some(since) if !entry.is_unused() => {
                 entry.idle_since = None;
                 self.idle.remove(&(since, slot));
             }
@@ -130,8 +130,8 @@ impl Keys {
     }
 
     /// Drops keys that have been idle for `max_idle`, at most so many; whether there may be more.
-    pub(super) fn collect(&mut self, now: Instant, max_idle: Duration, most: usize) -> bool {
-        for _ in 0..most {
+    pub(super) fn collect(&mut self, now: Instant, max_idle: Duration, max_keys: usize) -> bool {
+        for _ in 0..max_keys {
             let Some(&(since, slot)) = self.idle.first() else { return false };
             if now.saturating_duration_since(since) < max_idle {
                 return false;

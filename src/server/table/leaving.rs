@@ -8,11 +8,11 @@ use super::{ConnId, LockTable, Registration};
 use crate::proto::Status;
 
 /// A connection that is gone and has left something behind.
-pub(super) struct Leaving {
+pub(super) struct LeavingConnection {
     /// How long its holders are kept; `None` frees them.
     kept_until: Option<Instant>,
     /// The first holder that was not looked at.
-    next: HolderSlot,
+    next_holder: HolderSlot,
 }
 
 impl LockTable {
@@ -32,26 +32,32 @@ impl LockTable {
 
     /// [`give_up`](Self::give_up), or without a time [`disconnect`](Self::disconnect), in at most so
     /// many steps. Returns whether there is more, which [`leave_part`](Self::leave_part) does.
-    pub fn leave(&mut self, now: Instant, conn: ConnId, kept_until: Option<Instant>, most: usize) -> bool {
+    pub fn leave(
+        &mut self,
+        now: Instant,
+        conn: ConnId,
+        kept_until: Option<Instant>,
+        max_steps: usize,
+    ) -> bool {
         let kept_until = kept_until.filter(|until| *until > now);
         if self.config.auto_release && self.holds(conn) {
             self.kept_until = self.kept_until.max(kept_until);
         }
-        self.leaving.insert(conn, Leaving { kept_until, next: HolderSlot::FIRST });
-        self.leave_steps(now, conn, most)
+        self.leaving.insert(conn, LeavingConnection { kept_until, next_holder: HolderSlot::FIRST });
+        self.leave_steps(now, conn, max_steps)
     }
 
     /// The next steps of one connection that leaves; they take turns. Returns whether there is more.
-    pub fn leave_part(&mut self, now: Instant, most: usize) -> bool {
-        let next = self.leaving.range(self.turn..).next().or_else(|| self.leaving.first_key_value());
+    pub fn leave_part(&mut self, now: Instant, max_steps: usize) -> bool {
+        let next = self.leaving.range(self.next_leaving..).next().or_else(|| self.leaving.first_key_value());
         let Some((&conn, _)) = next else { return false };
-        self.turn = ConnId(conn.0 + 1);
-        self.leave_steps(now, conn, most);
+        self.next_leaving = ConnId(conn.0 + 1);
+        self.leave_steps(now, conn, max_steps);
         !self.leaving.is_empty()
     }
 
     /// Whether something is held, at that time, for a connection that the server gave up.
-    pub fn keeps(&self, now: Instant) -> bool {
+    pub fn has_kept_leases(&self, now: Instant) -> bool {
         self.kept_until.is_some_and(|until| now < until) && !self.holders.is_empty()
     }
 
@@ -62,33 +68,39 @@ impl LockTable {
     }
 
     /// [`drain`](Self::drain), in at most so many steps. Returns whether there may be more.
-    pub fn drain_part(&mut self, now: Instant, most: usize) -> bool {
+    pub fn drain_part(&mut self, now: Instant, max_steps: usize) -> bool {
         self.draining = true;
         let (mut touched, mut steps) = (Vec::new(), 0);
-        while steps < most {
+        while steps < max_steps {
             if let Some(id) = self.waiters.oldest() {
                 if let Some(waiter) = self.leave_queue(id) {
                     touched.push(waiter.key);
-                    if waiter.attended {
+                    if waiter.blocking {
                         self.waiters.deliver(id, waiter, Err(Status::Draining));
                     }
                 }
             } else if let Some(((_, slot), registration)) = self.registrations.pop_first() {
-                touched.extend(self.take_untold(slot, &registration));
-            } else if !self.lost.keys().next().copied().is_some_and(|conn| self.lose_one(conn)) {
+                touched.extend(self.revoke_registered(slot, &registration));
+            } else if !self
+                .expired_registrations
+                .keys()
+                .next()
+                .copied()
+                .is_some_and(|conn| self.drop_expired_registration(conn))
+            {
                 break;
             }
             steps += 1;
         }
-        self.hand_on_all(now, touched);
-        steps == most
+        self.grant_next_all(now, touched);
+        steps == max_steps
     }
 
-    fn leave_steps(&mut self, now: Instant, conn: ConnId, most: usize) -> bool {
+    fn leave_steps(&mut self, now: Instant, conn: ConnId, max_steps: usize) -> bool {
         let mut touched = Vec::new();
         // All its places go before any hand-off, or it would be granted something once more.
-        let more = (0..most).all(|_| self.leave_step(conn, &mut touched));
-        self.hand_on_all(now, touched);
+        let more = (0..max_steps).all(|_| self.leave_step(conn, &mut touched));
+        self.grant_next_all(now, touched);
         if !more {
             self.leaving.remove(&conn);
         }
@@ -98,8 +110,8 @@ impl LockTable {
     /// Returns whether there was something left to do.
     fn leave_step(&mut self, conn: ConnId, touched: &mut Vec<KeySlot>) -> bool {
         if let Some(id) = self.waiters.first_of_conn(conn) {
-            if let Some((waiter, outcome)) = self.waiters.take_ready(id) {
-                self.take_back(&waiter, &outcome);
+            if let Some((waiter, outcome)) = self.waiters.take_outcome(id) {
+                self.revoke_undelivered(&waiter, &outcome);
                 touched.push(waiter.key);
             } else if let Some(waiter) = self.leave_queue(id) {
                 touched.push(waiter.key);
@@ -109,18 +121,19 @@ impl LockTable {
         let registered = (conn, KeySlot::FIRST)..=(conn, KeySlot::LAST);
         if let Some((&at @ (_, slot), _)) = self.registrations.range(registered).next() {
             if let Some(registration) = self.registrations.remove(&at) {
-                touched.extend(self.take_untold(slot, &registration));
+                touched.extend(self.revoke_registered(slot, &registration));
             }
             return true;
         }
-        self.lose_one(conn) || (self.config.auto_release && self.let_go_one(conn, touched))
+        self.drop_expired_registration(conn)
+            || (self.config.auto_release && self.free_one_holder(conn, touched))
     }
 
     /// Frees one holder of a connection that leaves, or sets when it will be.
-    fn let_go_one(&mut self, conn: ConnId, touched: &mut Vec<KeySlot>) -> bool {
+    fn free_one_holder(&mut self, conn: ConnId, touched: &mut Vec<KeySlot>) -> bool {
         let Some(leaving) = self.leaving.get_mut(&conn) else { return false };
-        let Some(slot) = self.holders.of_conn(conn, leaving.next).next() else { return false };
-        leaving.next = slot.next();
+        let Some(slot) = self.holders.of_conn(conn, leaving.next_holder).next() else { return false };
+        leaving.next_holder = slot.next();
         let Some(holder) = self.holders.get(slot) else { return true };
         let (key, deadline) = (holder.key, holder.deadline);
         match leaving.kept_until {
@@ -138,8 +151,8 @@ impl LockTable {
     }
 
     /// Takes back a grant that its connection was never told of; returns its key.
-    fn take_untold(&mut self, slot: KeySlot, registration: &Registration) -> Option<KeySlot> {
-        let Registration::Holding { holder, told: false, .. } = registration else { return None };
+    fn revoke_registered(&mut self, slot: KeySlot, registration: &Registration) -> Option<KeySlot> {
+        let Registration::Holding { holder, delivered: false, .. } = registration else { return None };
         self.remove_holder(slot, *holder);
         Some(slot)
     }

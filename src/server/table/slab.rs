@@ -43,7 +43,7 @@ impl<T> Slab<T> {
     }
 
     /// How many slots there are, free ones among them.
-    pub(super) fn places(&self) -> usize {
+    pub(super) fn slot_count(&self) -> usize {
         self.slots.len()
     }
 

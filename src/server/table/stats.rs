@@ -49,7 +49,7 @@ impl LockTable {
         only: Option<StatsList>,
     ) -> (StatsResult, bool) {
         let mut stats = StatsResult::default();
-        let more = places.end < self.keys.places();
+        let more = places.end < self.keys.slot_count();
         for entry in self.keys.range(places) {
             let list = StatsList::of(entry);
             if only.is_none_or(|only| only == list) {

@@ -6,15 +6,15 @@ use std::time::{Duration, Instant};
 use super::holders::Holder;
 use super::slots::{HolderSlot, KeySlot};
 use super::waiters::Waiter;
-use super::{ConnId, Fast, Grant, LockTable, Registration, WaiterId};
+use super::{ConnId, FastPath, Grant, LockTable, Registration, WaiterId};
 use crate::proto::Status;
 use crate::types::{Key, Limit, Seconds, Token};
 
 /// How many lost registrations a connection is told of at least.
-const LOST_KEPT: usize = 1024;
+const MIN_EXPIRED_KEPT: usize = 1024;
 /// How many holders of one key are evicted at once, and how many waiters granted it: with a limit of a
 /// million there may be as many.
-const STEP: usize = 512;
+const MAX_STEPS_PER_KEY: usize = 512;
 
 impl LockTable {
     /// Takes the key if it has room and nobody waits. Refuses by limits first, then by the queue's
@@ -26,7 +26,7 @@ impl LockTable {
         (key, found): (&Key, Option<KeySlot>),
         limit: Limit,
         lease: Seconds,
-    ) -> Result<Fast, Status> {
+    ) -> Result<FastPath, Status> {
         match found.and_then(|slot| self.keys.get(slot)) {
             None if self.keys.len() >= self.config.max_locks => return Err(Status::MaxLocks),
             None => {}
@@ -35,17 +35,17 @@ impl LockTable {
             Some(entry) => {
                 let cap = self.config.max_waiters;
                 let full = cap != 0 && entry.waiters as usize >= cap;
-                return found.filter(|_| !full).map(Fast::Full).ok_or(Status::MaxWaiters);
+                return found.filter(|_| !full).map(FastPath::Full).ok_or(Status::MaxWaiters);
             }
         }
         let token = (self.mint)().ok_or(Status::Error)?;
         let slot = found.unwrap_or_else(|| self.keys.insert(key, limit));
-        let holder = self.hold(now, slot, conn, token.clone(), lease).ok_or(Status::Error)?;
-        self.keys.settle(now, slot);
-        Ok(Fast::Held(holder, Grant { token, lease }))
+        let holder = self.insert_holder(now, slot, conn, token.clone(), lease).ok_or(Status::Error)?;
+        self.keys.update_idle(now, slot);
+        Ok(FastPath::Held(holder, Grant { token, lease }))
     }
 
-    fn hold(
+    fn insert_holder(
         &mut self,
         now: Instant,
         slot: KeySlot,
@@ -58,11 +58,11 @@ impl LockTable {
         Some(self.holders.insert(entry, Holder { token, deadline, conn, key: slot }))
     }
 
-    pub(super) fn join(&mut self, conn: ConnId, key: KeySlot, lease: Seconds, attended: bool) -> WaiterId {
+    pub(super) fn join(&mut self, conn: ConnId, key: KeySlot, lease: Seconds, blocking: bool) -> WaiterId {
         if let Some(entry) = self.keys.get_mut(key) {
             entry.waiters += 1;
         }
-        self.waiters.join(Waiter { conn, key, lease, attended })
+        self.waiters.join(Waiter { conn, key, lease, blocking })
     }
 
     pub(super) fn leave_queue(&mut self, id: WaiterId) -> Option<Waiter> {
@@ -106,34 +106,34 @@ impl LockTable {
     pub(super) fn evict(&mut self, slot: KeySlot, holder: HolderSlot) {
         let Some(conn) = self.remove_holder(slot, holder) else { return };
         let Some(entry) = self.keys.get(slot) else { return };
-        let lost = self.lost.entry(conn).or_default();
+        let lost = self.expired_registrations.entry(conn).or_default();
         // A connection that enqueues and never waits must not grow without bound.
-        if lost.len() < self.config.max_locks.max(LOST_KEPT) {
+        if lost.len() < self.config.max_locks.max(MIN_EXPIRED_KEPT) {
             lost.insert(entry.key.clone());
         }
     }
 
-    pub(super) fn forget_lost(&mut self, conn: ConnId, key: &Key) -> bool {
-        let Some(lost) = self.lost.get_mut(&conn) else { return false };
+    pub(super) fn take_expired_registration(&mut self, conn: ConnId, key: &Key) -> bool {
+        let Some(lost) = self.expired_registrations.get_mut(&conn) else { return false };
         let was = lost.remove(key);
         if lost.is_empty() {
-            self.lost.remove(&conn);
+            self.expired_registrations.remove(&conn);
         }
         was
     }
 
     /// Forgets one lost registration of a connection that leaves.
-    pub(super) fn lose_one(&mut self, conn: ConnId) -> bool {
-        let Some(lost) = self.lost.get_mut(&conn) else { return false };
+    pub(super) fn drop_expired_registration(&mut self, conn: ConnId) -> bool {
+        let Some(lost) = self.expired_registrations.get_mut(&conn) else { return false };
         lost.pop_first();
         if lost.is_empty() {
-            self.lost.remove(&conn);
+            self.expired_registrations.remove(&conn);
         }
         true
     }
 
     /// Takes back a grant that was delivered but not polled: nobody knows its token.
-    pub(super) fn take_back(&mut self, waiter: &Waiter, outcome: &Result<Grant, Status>) {
+    pub(super) fn revoke_undelivered(&mut self, waiter: &Waiter, outcome: &Result<Grant, Status>) {
         let (Ok(grant), Some(entry)) = (outcome, self.keys.get(waiter.key)) else { return };
         if let Some(holder) = self.holders.find(entry, waiter.key, &grant.token) {
             self.remove_holder(waiter.key, holder);
@@ -142,23 +142,23 @@ impl LockTable {
 
     /// Evicts what has run out on the key and hands it on: of very much a step's worth, and the sweep
     /// does the rest.
-    pub(super) fn refresh(&mut self, now: Instant, slot: KeySlot) {
-        for _ in 0..STEP {
+    pub(super) fn expire_key(&mut self, now: Instant, slot: KeySlot) {
+        for _ in 0..MAX_STEPS_PER_KEY {
             let Some(entry) = self.keys.get(slot) else { break };
             let Some(holder) = self.holders.expired_of(entry, slot, now) else { break };
             self.evict(slot, holder);
         }
-        self.hand_on(now, slot);
+        self.grant_next(now, slot);
     }
 
     /// Evicts the connection's own registered grant of the key if that has expired.
-    pub(super) fn refresh_registered(&mut self, now: Instant, conn: ConnId, slot: KeySlot) {
+    pub(super) fn expire_registered(&mut self, now: Instant, conn: ConnId, slot: KeySlot) {
         if let Some(Registration::Holding { holder, .. }) = self.registrations.get(&(conn, slot))
             && let holder = *holder
             && self.holders.get(holder).is_some_and(|held| held.deadline <= now)
         {
             self.evict(slot, holder);
-            self.hand_on(now, slot);
+            self.grant_next(now, slot);
         }
     }
 
@@ -173,22 +173,22 @@ impl LockTable {
             self.evict(slot, holder);
             count += 1;
         }
-        self.hand_on(now, slot);
+        self.grant_next(now, slot);
         count
     }
 
     /// Grants what room there is to those who wait, in their order, and returns how many left the queue.
     /// The last step of every change to a key: it also decides whether the key is idle. A key that has
     /// more to grant than goes in one step, or no token for it, is left with the stalled.
-    pub(super) fn hand_on(&mut self, now: Instant, slot: KeySlot) -> usize {
+    pub(super) fn grant_next(&mut self, now: Instant, slot: KeySlot) -> usize {
         self.stalled.remove(&slot);
         let mut steps = 0;
         while self.keys.get(slot).is_some_and(|entry| entry.has_room())
-            && let Some(id) = self.waiters.first(slot)
+            && let Some(id) = self.waiters.head(slot)
         {
             let leaves = self.waiters.get(id).is_some_and(|waiter| self.leaving.contains_key(&waiter.conn));
-            let token = if leaves || steps == STEP { None } else { (self.mint)() };
-            if steps == STEP || (token.is_none() && !leaves) {
+            let token = if leaves || steps == MAX_STEPS_PER_KEY { None } else { (self.mint)() };
+            if steps == MAX_STEPS_PER_KEY || (token.is_none() && !leaves) {
                 self.stalled.insert(slot);
                 return steps;
             }
@@ -196,21 +196,23 @@ impl LockTable {
             let Some(waiter) = self.leave_queue(id) else { return steps };
             let Some(token) = token else { continue };
             let (conn, lease) = (waiter.conn, waiter.lease);
-            let Some(holder) = self.hold(now, slot, conn, token.clone(), lease) else { return steps };
-            if waiter.attended {
+            let Some(holder) = self.insert_holder(now, slot, conn, token.clone(), lease) else {
+                return steps;
+            };
+            if waiter.blocking {
                 self.waiters.deliver(id, waiter, Ok(Grant { token, lease }));
             } else {
-                let kept = Registration::Holding { holder, lease, told: false };
+                let kept = Registration::Holding { holder, lease, delivered: false };
                 self.registrations.insert((conn, slot), kept);
             }
         }
-        self.keys.settle(now, slot);
+        self.keys.update_idle(now, slot);
         steps
     }
 
-    pub(super) fn hand_on_all(&mut self, now: Instant, slots: Vec<KeySlot>) {
+    pub(super) fn grant_next_all(&mut self, now: Instant, slots: Vec<KeySlot>) {
         for slot in slots {
-            self.hand_on(now, slot);
+            self.grant_next(now, slot);
         }
     }
 }

@@ -15,26 +15,26 @@ pub(super) struct Waiter {
     pub(super) key: KeySlot,
     pub(super) lease: Seconds,
     /// Whether a command blocks on it; false for an enqueue before its wait.
-    pub(super) attended: bool,
+    pub(super) blocking: bool,
 }
 
 type Outcome = Result<Grant, Status>;
 
 #[derive(Default)]
 pub(super) struct Waiters {
-    last: u64,
+    last_id: u64,
     waiting: BTreeMap<WaiterId, Waiter>,
     queues: BTreeSet<(KeySlot, WaiterId)>,
     /// Not polled yet, with the key that they were for.
-    ready: BTreeMap<WaiterId, (Waiter, Outcome)>,
+    outcomes: BTreeMap<WaiterId, (Waiter, Outcome)>,
     /// Those in `waiting` and those in `ready`.
     by_conn: BTreeSet<(ConnId, WaiterId)>,
 }
 
 impl Waiters {
     pub(super) fn join(&mut self, waiter: Waiter) -> WaiterId {
-        self.last += 1;
-        let id = WaiterId(self.last);
+        self.last_id += 1;
+        let id = WaiterId(self.last_id);
         self.queues.insert((waiter.key, id));
         self.by_conn.insert((waiter.conn, id));
         self.waiting.insert(id, waiter);
@@ -49,7 +49,7 @@ impl Waiters {
     }
 
     /// The head of the key's queue.
-    pub(super) fn first(&self, key: KeySlot) -> Option<WaiterId> {
+    pub(super) fn head(&self, key: KeySlot) -> Option<WaiterId> {
         let queue = (key, WaiterId(0))..=(key, WaiterId(u64::MAX));
         self.queues.range(queue).next().map(|(_, id)| *id)
     }
@@ -59,9 +59,9 @@ impl Waiters {
     }
 
     /// From now on a command blocks on this place.
-    pub(super) fn attend(&mut self, id: WaiterId) {
+    pub(super) fn set_blocking(&mut self, id: WaiterId) {
         if let Some(waiter) = self.waiting.get_mut(&id) {
-            waiter.attended = true;
+            waiter.blocking = true;
         }
     }
 
@@ -84,19 +84,19 @@ impl Waiters {
     /// Keeps the outcome for one who has left the queue.
     pub(super) fn deliver(&mut self, id: WaiterId, waiter: Waiter, outcome: Outcome) {
         self.by_conn.insert((waiter.conn, id));
-        self.ready.insert(id, (waiter, outcome));
+        self.outcomes.insert(id, (waiter, outcome));
     }
 
     /// Takes back an outcome that was not polled.
-    pub(super) fn take_ready(&mut self, id: WaiterId) -> Option<(Waiter, Outcome)> {
-        let ready = self.ready.remove(&id)?;
+    pub(super) fn take_outcome(&mut self, id: WaiterId) -> Option<(Waiter, Outcome)> {
+        let ready = self.outcomes.remove(&id)?;
         self.by_conn.remove(&(ready.0.conn, id));
         Some(ready)
     }
 
     /// The next outcome; those for one key come in its queue's order.
     pub(super) fn poll(&mut self) -> Option<Delivery> {
-        let (waiter, (Waiter { conn, .. }, outcome)) = self.ready.pop_first()?;
+        let (waiter, (Waiter { conn, .. }, outcome)) = self.outcomes.pop_first()?;
         self.by_conn.remove(&(conn, waiter));
         Some(Delivery { conn, waiter, outcome })
     }

@@ -53,7 +53,7 @@ fn a_renew_moves_the_deadline_from_any_connection() {
     t.pass(4);
     assert_eq!(t.renew("k", &held, Some(5)), Some(5));
     t.pass(4);
-    assert_eq!(t.attempt(B, "k"), Answer::Busy);
+    assert_eq!(t.attempt(B, "k"), AcquireOutcome::Busy);
     t.pass(1);
     granted(t.attempt(B, "k"));
 }
@@ -63,5 +63,5 @@ fn the_longest_lease_does_not_overflow_the_clock() {
     let mut t = bench();
     granted(t.acquire(A, "k", crate::types::MAX_SECONDS));
     t.table.sweep(t.now);
-    assert_eq!(t.attempt(B, "k"), Answer::Busy);
+    assert_eq!(t.attempt(B, "k"), AcquireOutcome::Busy);
 }

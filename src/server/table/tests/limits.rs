@@ -6,12 +6,12 @@ use super::*;
 fn the_first_use_fixes_the_limit_until_the_key_is_collected() {
     let mut t = bench();
     let held = granted(t.acquire(A, "k", 10));
-    assert_eq!(t.shared(B, "k", 2, 10), Answer::Refused(Status::LimitMismatch));
+    assert_eq!(t.shared(B, "k", 2, 10), AcquireOutcome::Refused(Status::LimitMismatch));
     t.release("k", &held);
-    assert_eq!(t.shared(B, "k", 2, 10), Answer::Refused(Status::LimitMismatch));
+    assert_eq!(t.shared(B, "k", 2, 10), AcquireOutcome::Refused(Status::LimitMismatch));
     t.pass(59);
     t.table.collect(t.now);
-    assert_eq!(t.shared(B, "k", 2, 10), Answer::Refused(Status::LimitMismatch));
+    assert_eq!(t.shared(B, "k", 2, 10), AcquireOutcome::Refused(Status::LimitMismatch));
     t.pass(1);
     t.table.collect(t.now);
     granted(t.shared(B, "k", 2, 10));
@@ -21,23 +21,23 @@ fn the_first_use_fixes_the_limit_until_the_key_is_collected() {
 fn limits_are_checked_before_the_queue_and_a_full_queue_before_a_try() {
     let mut t = bench_with(|config| config.max_waiters = 1);
     granted(t.acquire(A, "k", 10));
-    assert_eq!(t.attempt(B, "k"), Answer::Busy);
+    assert_eq!(t.attempt(B, "k"), AcquireOutcome::Busy);
     let waiter = waiting(t.acquire(B, "k", 10));
-    assert_eq!(t.shared(C, "k", 2, 10), Answer::Refused(Status::LimitMismatch));
-    assert_eq!(t.acquire(C, "k", 10), Answer::Refused(Status::MaxWaiters));
-    assert_eq!(t.attempt(C, "k"), Answer::Refused(Status::MaxWaiters));
-    assert_eq!(t.enqueue(C, "k", 10), Place::Refused(Status::MaxWaiters));
+    assert_eq!(t.shared(C, "k", 2, 10), AcquireOutcome::Refused(Status::LimitMismatch));
+    assert_eq!(t.acquire(C, "k", 10), AcquireOutcome::Refused(Status::MaxWaiters));
+    assert_eq!(t.attempt(C, "k"), AcquireOutcome::Refused(Status::MaxWaiters));
+    assert_eq!(t.enqueue(C, "k", 10), EnqueueOutcome::Refused(Status::MaxWaiters));
     assert_eq!(t.table.cancel_wait(t.now, waiter), None);
-    assert_eq!(t.enqueue(C, "k", 10), Place::Queued);
+    assert_eq!(t.enqueue(C, "k", 10), EnqueueOutcome::Queued);
 }
 
 #[test]
 fn idle_keys_count_to_the_cap_until_they_are_collected() {
     let mut t = bench_with(|config| config.max_locks = 1);
     let held = granted(t.acquire(A, "k", 10));
-    assert_eq!(t.acquire(A, "other", 10), Answer::Refused(Status::MaxLocks));
+    assert_eq!(t.acquire(A, "other", 10), AcquireOutcome::Refused(Status::MaxLocks));
     t.release("k", &held);
-    assert_eq!(t.enqueue(A, "other", 10), Place::Refused(Status::MaxLocks));
+    assert_eq!(t.enqueue(A, "other", 10), EnqueueOutcome::Refused(Status::MaxLocks));
     assert_eq!(t.table.stats(t.now).idle_locks.len(), 1);
     t.pass(60);
     t.table.collect(t.now);
@@ -54,7 +54,7 @@ fn a_key_in_use_is_not_collected() {
     granted(t.acquire(A, "k", 1000));
     t.pass(100);
     t.table.collect(t.now);
-    assert_eq!(t.attempt(B, "k"), Answer::Busy);
+    assert_eq!(t.attempt(B, "k"), AcquireOutcome::Busy);
 }
 
 #[test]

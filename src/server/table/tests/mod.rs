@@ -73,24 +73,24 @@ impl Bench {
         self.now += Duration::from_secs(seconds);
     }
 
-    fn acquire(&mut self, conn: ConnId, name: &str, lease: u64) -> Answer {
+    fn acquire(&mut self, conn: ConnId, name: &str, lease: u64) -> AcquireOutcome {
         self.shared(conn, name, 1, lease)
     }
 
-    fn shared(&mut self, conn: ConnId, name: &str, limit: u64, lease: u64) -> Answer {
+    fn shared(&mut self, conn: ConnId, name: &str, limit: u64, lease: u64) -> AcquireOutcome {
         let limit = Limit::new(limit).unwrap();
         self.table.acquire(self.now, conn, &key(name), limit, Some(seconds(lease)), true)
     }
 
-    fn attempt(&mut self, conn: ConnId, name: &str) -> Answer {
+    fn attempt(&mut self, conn: ConnId, name: &str) -> AcquireOutcome {
         self.table.acquire(self.now, conn, &key(name), Limit::ONE, None, false)
     }
 
-    fn enqueue(&mut self, conn: ConnId, name: &str, lease: u64) -> Place {
+    fn enqueue(&mut self, conn: ConnId, name: &str, lease: u64) -> EnqueueOutcome {
         self.table.enqueue(self.now, conn, &key(name), Limit::ONE, Some(seconds(lease)))
     }
 
-    fn wait(&mut self, conn: ConnId, name: &str) -> Answer {
+    fn wait(&mut self, conn: ConnId, name: &str) -> AcquireOutcome {
         self.table.wait(self.now, conn, &key(name), true)
     }
 
@@ -116,19 +116,19 @@ impl Bench {
 }
 
 #[track_caller]
-fn granted(answer: Answer) -> Grant {
-    let Answer::Granted(grant) = answer else { panic!("not granted: {answer:?}") };
+fn granted(outcome: AcquireOutcome) -> Grant {
+    let AcquireOutcome::Granted(grant) = outcome else { panic!("not granted: {outcome:?}") };
     grant
 }
 
 #[track_caller]
-fn waiting(answer: Answer) -> WaiterId {
-    let Answer::Waiting(waiter) = answer else { panic!("not waiting: {answer:?}") };
+fn waiting(outcome: AcquireOutcome) -> WaiterId {
+    let AcquireOutcome::Waiting(waiter) = outcome else { panic!("not waiting: {outcome:?}") };
     waiter
 }
 
 #[track_caller]
-fn acquired(place: Place) -> Grant {
-    let Place::Acquired(grant) = place else { panic!("not acquired: {place:?}") };
+fn acquired(outcome: EnqueueOutcome) -> Grant {
+    let EnqueueOutcome::Acquired(grant) = outcome else { panic!("not acquired: {outcome:?}") };
     grant
 }

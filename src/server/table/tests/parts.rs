@@ -79,7 +79,7 @@ fn leaving() -> Bench {
         granted(t.acquire(A, &held, 100));
         waiting(t.acquire(B, &held, 100));
         granted(t.acquire(C, &queued, 100));
-        assert_eq!(t.enqueue(A, &queued, 100), Place::Queued);
+        assert_eq!(t.enqueue(A, &queued, 100), EnqueueOutcome::Queued);
         acquired(t.enqueue(A, &format!("told{number}"), 100));
         acquired(t.enqueue(A, &format!("lost{number}"), 5));
     }
@@ -107,7 +107,7 @@ fn a_connection_leaves_in_parts_and_leaves_nothing() {
     assert_eq!(parts, 15);
     assert_eq!(handed_on.iter().sum::<usize>(), KEYS);
     assert!(!t.table.holds(A));
-    assert_eq!(t.wait(A, "lost1"), Answer::Refused(Status::NotEnqueued));
+    assert_eq!(t.wait(A, "lost1"), AcquireOutcome::Refused(Status::NotEnqueued));
     assert!(!t.table.leave_part(t.now, 10));
 }
 
@@ -117,9 +117,9 @@ fn a_connection_that_leaves_in_parts_is_granted_nothing_between_them() {
     let held = granted(t.acquire(C, "k", 100));
     for number in 0..KEYS {
         granted(t.acquire(C, &format!("other{number}"), 100));
-        assert_eq!(t.enqueue(A, &format!("other{number}"), 100), Place::Queued);
+        assert_eq!(t.enqueue(A, &format!("other{number}"), 100), EnqueueOutcome::Queued);
     }
-    assert_eq!(t.enqueue(A, "k", 100), Place::Queued);
+    assert_eq!(t.enqueue(A, "k", 100), EnqueueOutcome::Queued);
     let next = waiting(t.acquire(B, "k", 100));
     assert!(t.table.leave(t.now, A, None, 1));
     assert!(t.release("k", &held));
@@ -179,7 +179,11 @@ fn a_table_drains_in_parts() {
             .count();
         assert!(part <= 10);
         refused += part;
-        assert_eq!(t.acquire(B, "new", 1), Answer::Refused(Status::Draining), "from the first part on");
+        assert_eq!(
+            t.acquire(B, "new", 1),
+            AcquireOutcome::Refused(Status::Draining),
+            "from the first part on"
+        );
         if !more {
             break;
         }

@@ -31,7 +31,7 @@ fn a_try_is_busy_and_does_not_queue() {
     let mut t = bench();
     let held = granted(t.attempt(A, "k"));
     assert_eq!(held.lease, seconds(33), "the default");
-    assert_eq!(t.attempt(B, "k"), Answer::Busy);
+    assert_eq!(t.attempt(B, "k"), AcquireOutcome::Busy);
     t.release("k", &held);
     t.quiet();
     granted(t.attempt(B, "k"));
@@ -73,8 +73,8 @@ fn where_no_token_can_be_minted_nothing_is_granted_and_waiters_stay() {
     let held = granted(t.acquire(A, "k", 50));
     let waiter = waiting(t.acquire(B, "k", 50));
     t.broken.store(true, Ordering::Relaxed);
-    assert_eq!(t.acquire(A, "new", 50), Answer::Refused(Status::Error));
-    assert_eq!(t.enqueue(A, "new", 50), Place::Refused(Status::Error));
+    assert_eq!(t.acquire(A, "new", 50), AcquireOutcome::Refused(Status::Error));
+    assert_eq!(t.enqueue(A, "new", 50), EnqueueOutcome::Refused(Status::Error));
     assert!(t.release("k", &held));
     t.quiet();
     let stats = t.table.stats(t.now);

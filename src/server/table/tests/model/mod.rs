@@ -50,22 +50,22 @@ fn run(auto_release: bool, ops: Vec<Op>) {
         let limit_of = |limit| Limit::new(limit).unwrap();
         match op {
             Op::Acquire { conn, key, limit, lease, may_wait } => {
-                let answer =
+                let outcome =
                     real.acquire(now, ConnId(conn), &name(key), limit_of(limit), lease_of(lease), may_wait);
-                pairs.answer(&answer, &model.acquire(conn, key, limit, lease, may_wait));
+                pairs.assert_acquire(&outcome, &model.acquire(conn, key, limit, lease, may_wait));
             }
             Op::Enqueue { conn, key, limit, lease } => {
-                let place = real.enqueue(now, ConnId(conn), &name(key), limit_of(limit), lease_of(lease));
-                pairs.place(&place, &model.enqueue(conn, key, limit, lease));
+                let outcome = real.enqueue(now, ConnId(conn), &name(key), limit_of(limit), lease_of(lease));
+                pairs.assert_enqueue(&outcome, &model.enqueue(conn, key, limit, lease));
             }
             Op::Wait { conn, key, may_wait } => {
-                let answer = real.wait(now, ConnId(conn), &name(key), may_wait);
-                pairs.answer(&answer, &model.wait(conn, key, may_wait));
+                let outcome = real.wait(now, ConnId(conn), &name(key), may_wait);
+                pairs.assert_acquire(&outcome, &model.wait(conn, key, may_wait));
             }
             Op::Cancel { back } => {
                 let waiter = model.joins.saturating_sub(back as u64);
                 match (real.cancel_wait(now, WaiterId(waiter)), model.cancel(waiter)) {
-                    (Some(real), Some(model)) => pairs.outcome(&real, &model),
+                    (Some(real), Some(model)) => pairs.assert_outcome(&real, &model),
                     (real, model) => assert_eq!(real, model),
                 }
             }
@@ -91,7 +91,7 @@ fn run(auto_release: bool, ops: Vec<Op>) {
             Op::Sweep => {
                 real.sweep(now);
                 model.evict(None);
-                model.settle(None);
+                model.grant_next(None);
             }
             Op::Collect => {
                 real.collect(now);
@@ -102,7 +102,7 @@ fn run(auto_release: bool, ops: Vec<Op>) {
                 for expected in model.poll() {
                     let delivery = real.poll_delivery().expect("a delivery");
                     assert_eq!((delivery.conn, delivery.waiter), (expected.conn, expected.waiter));
-                    pairs.outcome(&delivery.outcome, &expected.outcome);
+                    pairs.assert_outcome(&delivery.outcome, &expected.outcome);
                 }
                 assert_eq!(real.poll_delivery(), None);
             }

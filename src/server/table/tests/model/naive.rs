@@ -13,7 +13,7 @@ struct Queued {
     waiter: u64,
     conn: u64,
     lease: u64,
-    attended: bool,
+    blocking: bool,
 }
 
 struct Row {
@@ -27,7 +27,7 @@ struct Row {
 #[derive(Clone, PartialEq)]
 enum Kept {
     Queued { waiter: u64 },
-    Holding { grant: u64, lease: u64, told: bool },
+    Holding { grant: u64, lease: u64, delivered: bool },
     Lost,
 }
 
@@ -43,7 +43,7 @@ pub(super) struct Model {
     pub(super) joins: u64,
     rows: Vec<Row>,
     kept: Vec<(u64, u8, Kept)>,
-    ready: Vec<(u8, Delivery)>,
+    outcomes: Vec<(u8, Delivery)>,
 }
 
 fn grant(number: u64, lease: u64) -> Grant {
@@ -97,7 +97,7 @@ impl Model {
     }
 
     /// Grants whatever can be granted on one key or on all, then finds out what is idle.
-    pub(super) fn settle(&mut self, only: Option<u8>) {
+    pub(super) fn grant_next(&mut self, only: Option<u8>) {
         for at in 0..self.rows.len() {
             let key = self.rows[at].key;
             if only.is_some_and(|only| only != key) {
@@ -105,16 +105,16 @@ impl Model {
             }
             while (self.rows[at].held.len() as u64) < self.rows[at].limit && !self.rows[at].queue.is_empty() {
                 let Some(number) = self.mint(key) else { break };
-                let Queued { waiter, conn, lease, attended } = self.rows[at].queue.remove(0);
+                let Queued { waiter, conn, lease, blocking } = self.rows[at].queue.remove(0);
                 let deadline = self.now + lease;
                 self.rows[at].held.push(Held { grant: number, conn, deadline });
-                if attended {
+                if blocking {
                     let outcome = Ok(grant(number, lease));
                     let delivery = Delivery { conn: ConnId(conn), waiter: WaiterId(waiter), outcome };
-                    self.ready.push((key, delivery));
+                    self.outcomes.push((key, delivery));
                 } else {
                     self.forget(conn, key);
-                    self.kept.push((conn, key, Kept::Holding { grant: number, lease, told: false }));
+                    self.kept.push((conn, key, Kept::Holding { grant: number, lease, delivered: false }));
                 }
             }
             let row = &mut self.rows[at];
@@ -144,10 +144,10 @@ impl Model {
         Ok(Some(grant(number, lease)))
     }
 
-    fn join(&mut self, conn: u64, key: u8, lease: u64, attended: bool) -> u64 {
+    fn join(&mut self, conn: u64, key: u8, lease: u64, blocking: bool) -> u64 {
         self.joins += 1;
         let waiter = self.joins;
-        self.row(key).unwrap().queue.push(Queued { waiter, conn, lease, attended });
+        self.row(key).unwrap().queue.push(Queued { waiter, conn, lease, blocking });
         waiter
     }
 
@@ -158,83 +158,84 @@ impl Model {
         limit: u64,
         lease: Option<u64>,
         may_wait: bool,
-    ) -> Answer {
+    ) -> AcquireOutcome {
         if self.draining {
-            return Answer::Refused(Status::Draining);
+            return AcquireOutcome::Refused(Status::Draining);
         }
         self.evict(Some(key));
-        self.settle(Some(key));
+        self.grant_next(Some(key));
         let lease = lease.unwrap_or(DEFAULT_LEASE);
         match self.enter(conn, key, limit, lease) {
-            Err(status) => Answer::Refused(status),
-            Ok(Some(grant)) => Answer::Granted(grant),
-            Ok(None) if may_wait => Answer::Waiting(WaiterId(self.join(conn, key, lease, true))),
-            Ok(None) => Answer::Busy,
+            Err(status) => AcquireOutcome::Refused(status),
+            Ok(Some(grant)) => AcquireOutcome::Granted(grant),
+            Ok(None) if may_wait => AcquireOutcome::Waiting(WaiterId(self.join(conn, key, lease, true))),
+            Ok(None) => AcquireOutcome::Busy,
         }
     }
 
-    pub(super) fn enqueue(&mut self, conn: u64, key: u8, limit: u64, lease: Option<u64>) -> Place {
+    pub(super) fn enqueue(&mut self, conn: u64, key: u8, limit: u64, lease: Option<u64>) -> EnqueueOutcome {
         if self.draining {
-            return Place::Refused(Status::Draining);
+            return EnqueueOutcome::Refused(Status::Draining);
         }
         self.evict(Some(key));
-        self.settle(Some(key));
+        self.grant_next(Some(key));
         if self.kept(conn, key).is_some_and(|kept| kept != Kept::Lost) {
-            return Place::Refused(Status::AlreadyEnqueued);
+            return EnqueueOutcome::Refused(Status::AlreadyEnqueued);
         }
         let lease = lease.unwrap_or(DEFAULT_LEASE);
-        let (kept, place) = match self.enter(conn, key, limit, lease) {
-            Err(status) => return Place::Refused(status),
-            Ok(Some(grant)) => {
-                (Kept::Holding { grant: self.grants, lease, told: true }, Place::Acquired(grant))
-            }
-            Ok(None) => (Kept::Queued { waiter: self.join(conn, key, lease, false) }, Place::Queued),
+        let (kept, outcome) = match self.enter(conn, key, limit, lease) {
+            Err(status) => return EnqueueOutcome::Refused(status),
+            Ok(Some(grant)) => (
+                Kept::Holding { grant: self.grants, lease, delivered: true },
+                EnqueueOutcome::Acquired(grant),
+            ),
+            Ok(None) => (Kept::Queued { waiter: self.join(conn, key, lease, false) }, EnqueueOutcome::Queued),
         };
         self.forget(conn, key);
         self.kept.push((conn, key, kept));
-        place
+        outcome
     }
 
-    pub(super) fn wait(&mut self, conn: u64, key: u8, may_wait: bool) -> Answer {
+    pub(super) fn wait(&mut self, conn: u64, key: u8, may_wait: bool) -> AcquireOutcome {
         self.evict(Some(key));
-        self.settle(Some(key));
+        self.grant_next(Some(key));
         let kept = self.kept(conn, key);
         self.forget(conn, key);
         if self.draining {
-            return Answer::Refused(Status::Draining);
+            return AcquireOutcome::Refused(Status::Draining);
         }
         let now = self.now;
         match kept {
-            None => Answer::Refused(Status::NotEnqueued),
-            Some(Kept::Lost) => Answer::Refused(Status::LeaseExpired),
+            None => AcquireOutcome::Refused(Status::NotEnqueued),
+            Some(Kept::Lost) => AcquireOutcome::Refused(Status::LeaseExpired),
             Some(Kept::Holding { grant: number, lease, .. }) => {
                 let row = self.row(key).unwrap();
                 row.held.iter_mut().find(|held| held.grant == number).unwrap().deadline = now + lease;
-                Answer::Granted(grant(number, lease))
+                AcquireOutcome::Granted(grant(number, lease))
             }
             Some(Kept::Queued { waiter }) if may_wait => {
                 let row = self.row(key).unwrap();
-                row.queue.iter_mut().find(|queued| queued.waiter == waiter).unwrap().attended = true;
-                Answer::Waiting(WaiterId(waiter))
+                row.queue.iter_mut().find(|queued| queued.waiter == waiter).unwrap().blocking = true;
+                AcquireOutcome::Waiting(WaiterId(waiter))
             }
             Some(Kept::Queued { waiter }) => {
                 self.row(key).unwrap().queue.retain(|queued| queued.waiter != waiter);
-                self.settle(Some(key));
-                Answer::Busy
+                self.grant_next(Some(key));
+                AcquireOutcome::Busy
             }
         }
     }
 
     pub(super) fn cancel(&mut self, waiter: u64) -> Option<Result<Grant, Status>> {
-        let ready = self.ready.iter().position(|(_, delivery)| delivery.waiter.0 == waiter);
+        let ready = self.outcomes.iter().position(|(_, delivery)| delivery.waiter.0 == waiter);
         if let Some(at) = ready {
-            return Some(self.ready.remove(at).1.outcome);
+            return Some(self.outcomes.remove(at).1.outcome);
         }
         for at in 0..self.rows.len() {
             let before = self.rows[at].queue.len();
-            self.rows[at].queue.retain(|queued| queued.waiter != waiter || !queued.attended);
+            self.rows[at].queue.retain(|queued| queued.waiter != waiter || !queued.blocking);
             if self.rows[at].queue.len() < before {
-                self.settle(Some(self.rows[at].key));
+                self.grant_next(Some(self.rows[at].key));
             }
         }
         None
@@ -254,14 +255,14 @@ impl Model {
     pub(super) fn release(&mut self, key: u8, number: u64) -> bool {
         let removed = self.remove(key, number);
         if removed {
-            self.settle(Some(key));
+            self.grant_next(Some(key));
         }
         removed
     }
 
     pub(super) fn renew(&mut self, key: u8, number: u64, lease: Option<u64>) -> Option<Seconds> {
         self.evict(Some(key));
-        self.settle(Some(key));
+        self.grant_next(Some(key));
         let (now, lease) = (self.now, lease.unwrap_or(DEFAULT_LEASE));
         self.row(key)?.held.iter_mut().find(|held| held.grant == number)?.deadline = now + lease;
         Some(seconds(lease))
@@ -269,18 +270,18 @@ impl Model {
 
     /// What has not been polled yet, in the order in which it will be.
     pub(super) fn poll(&mut self) -> Vec<Delivery> {
-        self.ready.sort_by_key(|(_, delivery)| delivery.waiter.0);
-        self.ready.drain(..).map(|(_, delivery)| delivery).collect()
+        self.outcomes.sort_by_key(|(_, delivery)| delivery.waiter.0);
+        self.outcomes.drain(..).map(|(_, delivery)| delivery).collect()
     }
 
     pub(super) fn holds(&self, conn: u64) -> bool {
         self.rows.iter().flat_map(|row| &row.held).any(|held| held.conn == conn)
     }
 
-    fn take_back_untold(&mut self, of: impl Fn(u64) -> bool) -> Vec<u8> {
+    fn revoke_undelivered(&mut self, of: impl Fn(u64) -> bool) -> Vec<u8> {
         let mut keys = Vec::new();
         for (conn, key, kept) in self.kept.clone() {
-            if let (true, Kept::Holding { grant, told: false, .. }) = (of(conn), kept) {
+            if let (true, Kept::Holding { grant, delivered: false, .. }) = (of(conn), kept) {
                 self.remove(key, grant);
                 keys.push(key);
             }
@@ -299,8 +300,8 @@ impl Model {
     fn leave(&mut self, conn: u64, kept_until: Option<u64>) {
         let mut touched = Vec::new();
         let (gone, ready) =
-            std::mem::take(&mut self.ready).into_iter().partition(|(_, delivery)| delivery.conn.0 == conn);
-        self.ready = ready;
+            std::mem::take(&mut self.outcomes).into_iter().partition(|(_, delivery)| delivery.conn.0 == conn);
+        self.outcomes = ready;
         let gone: Vec<(u8, Delivery)> = gone;
         for (key, delivery) in gone {
             if let Ok(grant) = delivery.outcome {
@@ -308,7 +309,7 @@ impl Model {
                 touched.push(key);
             }
         }
-        touched.extend(self.take_back_untold(|of| of == conn));
+        touched.extend(self.revoke_undelivered(|of| of == conn));
         self.kept.retain(|kept| kept.0 != conn);
         for row in &mut self.rows {
             let before = (row.queue.len(), row.held.len());
@@ -328,7 +329,7 @@ impl Model {
             }
         }
         for key in touched {
-            self.settle(Some(key));
+            self.grant_next(Some(key));
         }
     }
 
@@ -340,17 +341,17 @@ impl Model {
     pub(super) fn drain(&mut self) {
         self.draining = true;
         for row in &mut self.rows {
-            for Queued { waiter, conn, attended, .. } in std::mem::take(&mut row.queue) {
-                if attended {
+            for Queued { waiter, conn, blocking, .. } in std::mem::take(&mut row.queue) {
+                if blocking {
                     let outcome = Err(Status::Draining);
                     let delivery = Delivery { conn: ConnId(conn), waiter: WaiterId(waiter), outcome };
-                    self.ready.push((row.key, delivery));
+                    self.outcomes.push((row.key, delivery));
                 }
             }
         }
-        self.take_back_untold(|_| true);
+        self.revoke_undelivered(|_| true);
         self.kept.clear();
-        self.settle(None);
+        self.grant_next(None);
     }
 
     pub(super) fn stats(&self) -> StatsResult {

@@ -12,7 +12,7 @@ pub(super) struct Pairs {
 }
 
 impl Pairs {
-    pub(super) fn same(&mut self, real: &Grant, model: &Grant) {
+    pub(super) fn assert_same(&mut self, real: &Grant, model: &Grant) {
         assert_eq!(real.lease, model.lease);
         let number = model.token.fence().unwrap().get();
         let known = self.by_model.entry(number).or_insert_with(|| {
@@ -23,23 +23,25 @@ impl Pairs {
         assert_eq!(*known, real.token);
     }
 
-    pub(super) fn outcome(&mut self, real: &Result<Grant, Status>, model: &Result<Grant, Status>) {
+    pub(super) fn assert_outcome(&mut self, real: &Result<Grant, Status>, model: &Result<Grant, Status>) {
         match (real, model) {
-            (Ok(real), Ok(model)) => self.same(real, model),
+            (Ok(real), Ok(model)) => self.assert_same(real, model),
             _ => assert_eq!(real, model),
         }
     }
 
-    pub(super) fn answer(&mut self, real: &Answer, model: &Answer) {
+    pub(super) fn assert_acquire(&mut self, real: &AcquireOutcome, model: &AcquireOutcome) {
         match (real, model) {
-            (Answer::Granted(real), Answer::Granted(model)) => self.same(real, model),
+            (AcquireOutcome::Granted(real), AcquireOutcome::Granted(model)) => self.assert_same(real, model),
             _ => assert_eq!(real, model),
         }
     }
 
-    pub(super) fn place(&mut self, real: &Place, model: &Place) {
+    pub(super) fn assert_enqueue(&mut self, real: &EnqueueOutcome, model: &EnqueueOutcome) {
         match (real, model) {
-            (Place::Acquired(real), Place::Acquired(model)) => self.same(real, model),
+            (EnqueueOutcome::Acquired(real), EnqueueOutcome::Acquired(model)) => {
+                self.assert_same(real, model)
+            }
             _ => assert_eq!(real, model),
         }
     }

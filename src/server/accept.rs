@@ -9,15 +9,15 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use crate::net::{BoxStream, Listen};
-use crate::server::phase::Phase;
-use crate::server::session;
-use crate::server::shared::Shared;
+use crate::server::connection;
+use crate::server::lifecycle::ServerState;
+use crate::server::shared::ServerShared;
 
 /// How long to wait after the system refused to accept.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 pub(super) async fn serve(
-    shared: &Arc<Shared>,
+    shared: &Arc<ServerShared>,
     mut listener: impl Listen,
     shutdown: impl Future<Output = ()> + Send,
 ) {
@@ -39,12 +39,12 @@ pub(super) async fn serve(
             Ok((stream, peer)) => admit(shared, &per_ip, Box::new(stream), peer.ip().to_canonical()),
             Err(error) => {
                 shared.warnings.accept.warn(|what| tracing::warn!(%error, "{what}"));
-                if !is_the_peers(&error) {
+                if !is_peer_fault(&error) {
                     // Out of files, or of memory: asked again at once, the system says the same.
                     tokio::select! {
                         biased;
                         () = &mut shutdown => break,
-                        () = sleep(ACCEPT_PAUSE) => {}
+                        () = sleep(ACCEPT_RETRY_DELAY) => {}
                     }
                 }
             }
@@ -55,51 +55,51 @@ pub(super) async fn serve(
 }
 
 /// Whether one connection failed, and the next may not.
-fn is_the_peers(error: &io::Error) -> bool {
+fn is_peer_fault(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
 /// Serves a connection in a task of its own, unless a cap is reached.
-fn admit(shared: &Arc<Shared>, per_ip: &PerIp, stream: BoxStream, peer: IpAddr) {
+fn admit(shared: &Arc<ServerShared>, per_ip: &PerIp, stream: BoxStream, peer: IpAddr) {
     let config = &shared.config;
-    let open = *shared.connections.borrow();
-    if config.max_connections > 0 && open >= config.max_connections as u64 {
+    let open_connections = shared.open_connections();
+    if config.max_connections > 0 && open_connections >= config.max_connections as u64 {
         let log = |what| tracing::warn!(%peer, limit = config.max_connections, "{what}");
         return shared.warnings.max_connections.warn(log);
     }
-    let Some(counted) = per_ip.count(peer, config.max_connections_per_ip) else {
+    let Some(per_ip_guard) = per_ip.count(peer, config.max_connections_per_ip) else {
         let log = |what| tracing::warn!(%peer, limit = config.max_connections_per_ip, "{what}");
         return shared.warnings.max_connections_per_ip.warn(log);
     };
     tracing::debug!(%peer, "connected");
     // Counted from here, so that a burst cannot outrun the cap before its tasks run.
-    let connected = shared.connect();
+    let guard = shared.connect();
     let shared = shared.clone();
     tokio::spawn(async move {
         let secured = tokio::select! {
             biased;
             secured = secure(&shared, stream, peer) => secured,
             // Whoever has not even shaken hands holds nothing: a stop need not wait for it.
-            () = shared.life.reaches(Phase::Draining) => None,
+            () = shared.lifecycle.reached(ServerState::Draining) => None,
         };
         if let Some(stream) = secured {
-            session::serve_connected(shared, connected, stream).await;
+            connection::serve_guarded(shared, guard, stream).await;
         }
         tracing::debug!(%peer, "disconnected");
-        drop(counted);
+        drop(per_ip_guard);
     });
 }
 
 /// The TLS handshake, where TLS is on.
 #[cfg_attr(not(feature = "tls"), allow(clippy::unused_async))]
-async fn secure(shared: &Shared, stream: BoxStream, peer: IpAddr) -> Option<BoxStream> {
+async fn secure(shared: &ServerShared, stream: BoxStream, peer: IpAddr) -> Option<BoxStream> {
     #[cfg(feature = "tls")]
-    if let Some(tls) = shared.door().tls {
-        let limit = shared.config.read_limit();
-        let secured = match timeout(limit, tls.accept(stream)).await {
+    if let Some(tls) = shared.credentials().tls {
+        let handshake_timeout = shared.config.read_limit();
+        let secured = match timeout(handshake_timeout, tls.accept(stream)).await {
             Ok(secured) => secured.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("it took longer than {limit:?}")),
+            Err(_) => Err(format!("it took longer than {handshake_timeout:?}")),
         };
         let log = |error| shared.warnings.handshake.warn(|what| tracing::warn!(%peer, error, "{what}"));
         return secured.map_err(log).ok();
@@ -109,13 +109,13 @@ async fn secure(shared: &Shared, stream: BoxStream, peer: IpAddr) -> Option<BoxS
 }
 
 /// Lets holders let go, up to the shutdown timeout, then ends every connection.
-pub(super) async fn stop(shared: &Arc<Shared>) {
+pub(super) async fn stop(shared: &Arc<ServerShared>) {
     tracing::info!("draining");
-    let mut connections = shared.connections.subscribe();
+    let mut connections = shared.connection_count.subscribe();
     let all_gone = async {
         shared.drain().await;
         let _ = connections.wait_for(|count| *count == 0).await;
-        shared.given_back().await;
+        shared.kept_leases_expired().await;
     };
     match shared.config.shutdown_timeout {
         0 => all_gone.await,
@@ -125,7 +125,7 @@ pub(super) async fn stop(shared: &Arc<Shared>) {
             }
         }
     }
-    shared.life.enter(Phase::Stopped);
+    shared.lifecycle.advance(ServerState::Stopped);
     shared.warnings.flush();
     tracing::info!("stopped");
 }
@@ -135,7 +135,7 @@ pub(super) async fn stop(shared: &Arc<Shared>) {
 struct PerIp(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 impl PerIp {
-    fn count(&self, peer: IpAddr, cap: usize) -> Option<Counted> {
+    fn count(&self, peer: IpAddr, cap: usize) -> Option<PerIpGuard> {
         // Nothing panics while the map is locked.
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(peer).or_default();
@@ -143,16 +143,16 @@ impl PerIp {
             return None;
         }
         *count += 1;
-        Some(Counted { counts: self.clone(), peer })
+        Some(PerIpGuard { counts: self.clone(), peer })
     }
 }
 
-struct Counted {
+struct PerIpGuard {
     counts: PerIp,
     peer: IpAddr,
 }
 
-impl Drop for Counted {
+impl Drop for PerIpGuard {
     fn drop(&mut self) {
         let mut counts = self.counts.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(&self.peer) {

@@ -3,21 +3,21 @@
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep, sleep_until};
 
-use super::{AUTH_PAUSE, Ended, READ_CHUNK, Session};
+use super::{AUTH_FAILURE_DELAY, Connection, EndedBy, READ_CHUNK};
 use crate::net::Stream;
 use crate::proto::{Reply, Request, StatsResult, Status};
-use crate::server::shared::Wait;
+use crate::server::shared::PendingWait;
 use crate::server::stats::{LISTS, StatsReply};
-use crate::server::table::{Answer, Grant, Place, WaiterId};
+use crate::server::table::{AcquireOutcome, EnqueueOutcome, Grant, WaiterId};
 use crate::types::{Key, Limit, Seconds};
 
 /// How many keys `stats` looks at before it writes: what it keeps of them has a bound.
-const STATS_PART: usize = 128;
+const STATS_PART_SIZE: usize = 128;
 /// How much may be read ahead of a command that waits.
 const READ_AHEAD: usize = 64 * 1024;
 
-impl<S: Stream> Session<S> {
-    pub(super) async fn serve(&mut self, request: Request) -> Result<(), Ended> {
+impl<S: Stream> Connection<S> {
+    pub(super) async fn serve(&mut self, request: Request) -> Result<(), EndedBy> {
         if let Request::Auth { token } = &request {
             return self.authenticate(token.expose()).await;
         }
@@ -32,22 +32,23 @@ impl<S: Stream> Session<S> {
             }
             Request::Wait { key, timeout, .. } => return self.wait(key, timeout).await,
             Request::Enqueue { key, limit, lease } => {
-                let (conn, limit) = (self.connected.id, limit.unwrap_or(Limit::ONE));
-                let place = self.shared.with(|table, now| table.enqueue(now, conn, &key, limit, lease));
-                match place {
-                    Place::Acquired(grant) => {
+                let (conn, limit) = (self.guard.id, limit.unwrap_or(Limit::ONE));
+                let outcome =
+                    self.shared.with_table(|table, now| table.enqueue(now, conn, &key, limit, lease));
+                match outcome {
+                    EnqueueOutcome::Acquired(grant) => {
                         self.out.grant(key, grant, |Grant { token, lease }| Reply::Acquired { token, lease })
                     }
-                    Place::Queued => self.out.reply(&Reply::Queued),
-                    Place::Refused(status) => self.refuse(status),
+                    EnqueueOutcome::Queued => self.out.reply(&Reply::Queued),
+                    EnqueueOutcome::Refused(status) => self.refuse(status),
                 }
             }
             Request::Release { key, token, .. } => {
-                let released = self.shared.with(|table, now| table.release(now, &key, &token));
+                let released = self.shared.with_table(|table, now| table.release(now, &key, &token));
                 self.out.reply(&if released { Reply::Done } else { Reply::Refused(Status::Error) });
             }
             Request::Renew { key, token, lease, .. } => {
-                let renewed = self.shared.with(|table, now| table.renew(now, &key, &token, lease));
+                let renewed = self.shared.with_table(|table, now| table.renew(now, &key, &token, lease));
                 self.out.reply(&renewed.map_or(Reply::Refused(Status::Error), Reply::Renewed));
             }
         }
@@ -58,25 +59,25 @@ impl<S: Stream> Session<S> {
     /// and what was seen is written before the next look: this keeps no more than a part of it, however
     /// large the table and however slow the peer. Each row is true of a moment, not all of the same: a
     /// key that changes meanwhile may stand in two lists, or in none.
-    async fn stats(&mut self) -> Result<(), Ended> {
+    async fn stats(&mut self) -> Result<(), EndedBy> {
         let shared = self.shared.clone();
-        let (all, more) = shared.stats_part(0..STATS_PART, None);
+        let (all, more) = shared.stats_part(0..STATS_PART_SIZE, None);
         if !more {
-            let all = StatsResult { connections: shared.open(), ..all };
+            let all = StatsResult { connections: shared.open_connections(), ..all };
             self.out.reply(&Reply::Stats(all.to_json()));
             return Ok(());
         }
-        let mut reply = StatsReply::begin(shared.open(), self.out.bytes());
+        let mut reply = StatsReply::begin(shared.open_connections(), self.out.bytes());
         for list in LISTS {
             reply.begin_list(list, self.out.bytes());
             let (mut from, mut more) = (0, true);
             while more {
                 // Never closed. Kept over the turn of all others, or many would take one each.
-                let turn = shared.stats_turn.acquire().await;
+                let turn = shared.stats_permit.acquire().await;
                 let part;
-                (part, more) = shared.stats_part(from..from + STATS_PART, Some(list));
+                (part, more) = shared.stats_part(from..from + STATS_PART_SIZE, Some(list));
                 reply.rows(list, &part, self.out.bytes());
-                from += STATS_PART;
+                from += STATS_PART_SIZE;
                 shared.give_way().await;
                 drop(turn);
                 if self.out.is_full() {
@@ -95,36 +96,36 @@ impl<S: Stream> Session<S> {
         self.out.reply(&Reply::Refused(status));
     }
 
-    pub(super) async fn check_auth(&mut self) -> Result<(), Ended> {
-        if self.authenticated { Ok(()) } else { Err(self.deny().await) }
+    pub(super) async fn check_auth(&mut self) -> Result<(), EndedBy> {
+        if self.authenticated { Ok(()) } else { Err(self.fail_auth().await) }
     }
 
-    async fn deny(&mut self) -> Ended {
+    async fn fail_auth(&mut self) -> EndedBy {
         self.shared.warnings.authentication.warn(|what| tracing::warn!("{what}"));
         self.refuse_auth().await
     }
 
     /// Ends a connection that has not authenticated, and so holds nothing.
-    pub(super) async fn refuse_auth(&mut self) -> Ended {
+    pub(super) async fn refuse_auth(&mut self) -> EndedBy {
         self.refuse(Status::Auth);
         if self.flush().await.is_ok() {
-            sleep(AUTH_PAUSE).await;
+            sleep(AUTH_FAILURE_DELAY).await;
         }
-        Ended::ByPeer
+        EndedBy::Peer
     }
 
     /// The first `auth` counts. Later ones, and all on a server without a token, are refused and change
     /// nothing, whatever they carry.
-    async fn authenticate(&mut self, token: &[u8]) -> Result<(), Ended> {
+    async fn authenticate(&mut self, token: &[u8]) -> Result<(), EndedBy> {
         if self.authenticated {
             self.refuse(Status::Error);
             return Ok(());
         }
         // White space round it does not count, as with every argument. The right one is UTF-8.
         let given = std::str::from_utf8(token).map_or(token, |token| token.trim().as_bytes());
-        let right = self.shared.door().auth_token;
-        if !right.is_some_and(|right| same(right.trim().as_bytes(), given)) {
-            return Err(self.deny().await);
+        let right = self.shared.credentials().auth_token;
+        if !right.is_some_and(|right| constant_time_eq(right.trim().as_bytes(), given)) {
+            return Err(self.fail_auth().await);
         }
         self.authenticated = true;
         self.out.reply(&Reply::Done);
@@ -134,38 +135,38 @@ impl<S: Stream> Session<S> {
     async fn acquire(
         &mut self,
         key: Key,
-        patience: Seconds,
+        timeout: Seconds,
         limit: Limit,
         lease: Option<Seconds>,
-    ) -> Result<(), Ended> {
-        let (conn, may_wait) = (self.connected.id, patience > Seconds::ZERO);
-        let (answer, wait) = self
-            .shared
-            .with_wait(&key, |table, now| pending(table.acquire(now, conn, &key, limit, lease, may_wait)));
-        self.answer(key, answer, wait, patience).await
+    ) -> Result<(), EndedBy> {
+        let (conn, may_wait) = (self.guard.id, timeout > Seconds::ZERO);
+        let (outcome, wait) = self.shared.begin_wait(&key, |table, now| {
+            with_waiter_id(table.acquire(now, conn, &key, limit, lease, may_wait))
+        });
+        self.reply_to_wait(key, outcome, wait, timeout).await
     }
 
-    async fn wait(&mut self, key: Key, patience: Seconds) -> Result<(), Ended> {
-        let (conn, may_wait) = (self.connected.id, patience > Seconds::ZERO);
-        let (answer, wait) =
-            self.shared.with_wait(&key, |table, now| pending(table.wait(now, conn, &key, may_wait)));
-        self.answer(key, answer, wait, patience).await
+    async fn wait(&mut self, key: Key, timeout: Seconds) -> Result<(), EndedBy> {
+        let (conn, may_wait) = (self.guard.id, timeout > Seconds::ZERO);
+        let (outcome, wait) =
+            self.shared.begin_wait(&key, |table, now| with_waiter_id(table.wait(now, conn, &key, may_wait)));
+        self.reply_to_wait(key, outcome, wait, timeout).await
     }
 
     /// Answers a command that may wait; meanwhile everything before it is written, and a peer that
     /// goes away is noticed.
-    async fn answer(
+    async fn reply_to_wait(
         &mut self,
         key: Key,
-        answer: Answer,
-        wait: Option<Wait>,
-        patience: Seconds,
-    ) -> Result<(), Ended> {
-        let outcome = match (answer, wait) {
-            (Answer::Granted(grant), _) => Some(Ok(grant)),
-            (Answer::Refused(status), _) => Some(Err(status)),
-            (Answer::Busy, _) | (Answer::Waiting(_), None) => None,
-            (Answer::Waiting(_), Some(wait)) => self.watch(wait, patience).await?,
+        outcome: AcquireOutcome,
+        wait: Option<PendingWait>,
+        timeout: Seconds,
+    ) -> Result<(), EndedBy> {
+        let outcome = match (outcome, wait) {
+            (AcquireOutcome::Granted(grant), _) => Some(Ok(grant)),
+            (AcquireOutcome::Refused(status), _) => Some(Err(status)),
+            (AcquireOutcome::Busy, _) | (AcquireOutcome::Waiting(_), None) => None,
+            (AcquireOutcome::Waiting(_), Some(wait)) => self.wait_for_grant(wait, timeout).await?,
         };
         match outcome {
             Some(Ok(grant)) => {
@@ -177,12 +178,12 @@ impl<S: Stream> Session<S> {
         Ok(())
     }
 
-    async fn watch(
+    async fn wait_for_grant(
         &mut self,
-        mut wait: Wait,
-        patience: Seconds,
-    ) -> Result<Option<Result<Grant, Status>>, Ended> {
-        let limit = Instant::now() + patience.duration();
+        mut wait: PendingWait,
+        timeout: Seconds,
+    ) -> Result<Option<Result<Grant, Status>>, EndedBy> {
+        let deadline = Instant::now() + timeout.duration();
         self.flush().await?;
         let outcome = loop {
             let room = self.inbox.len() < READ_AHEAD;
@@ -193,10 +194,10 @@ impl<S: Stream> Session<S> {
                 biased;
                 // First of all: a grant that comes together with the end of its peer goes on.
                 read = self.stream.read_buf(&mut self.inbox), if room => {
-                    Ended::unless_read(read)?;
+                    EndedBy::check_read(read)?;
                 }
                 outcome = wait.outcome() => break Some(outcome),
-                () = sleep_until(limit) => break wait.give_up(),
+                () = sleep_until(deadline) => break wait.cancel(),
             }
         };
         // The time limit of lines does not run while a command waits.
@@ -206,13 +207,13 @@ impl<S: Stream> Session<S> {
 }
 
 /// An answer, and the wait that it begins.
-fn pending(answer: Answer) -> (Answer, Option<WaiterId>) {
-    let waiter = if let Answer::Waiting(waiter) = &answer { Some(*waiter) } else { None };
-    (answer, waiter)
+fn with_waiter_id(outcome: AcquireOutcome) -> (AcquireOutcome, Option<WaiterId>) {
+    let waiter = if let AcquireOutcome::Waiting(waiter) = &outcome { Some(*waiter) } else { None };
+    (outcome, waiter)
 }
 
 /// Compares in a time that does not depend on where the two differ.
-fn same(right: &[u8], given: &[u8]) -> bool {
+fn constant_time_eq(right: &[u8], given: &[u8]) -> bool {
     let mut differ = right.len() ^ given.len();
     for (index, byte) in given.iter().enumerate() {
         differ |= usize::from(byte ^ right.get(index).copied().unwrap_or(0));

@@ -8,21 +8,21 @@ use futures::FutureExt;
 use tokio::io::AsyncWriteExt;
 use tokio::time::timeout;
 
-use super::Ended;
+use super::EndedBy;
 use crate::net::Stream;
 use crate::proto::Reply;
 use crate::server::table::Grant;
 use crate::types::{Key, Token};
 
 /// How many bytes of replies are gathered before they are written.
-const BATCH: usize = 32 * 1024;
+const BATCH_SIZE: usize = 32 * 1024;
 /// How much of that a slow peer must take within the write timeout: a slow link is no dead one.
-const SLICE: usize = 8 * 1024;
+const SLICE_SIZE: usize = 8 * 1024;
 /// How much room is kept for the next ones: there may be many connections, and most are idle.
-const KEPT: usize = 1024;
+const IDLE_CAPACITY: usize = 1024;
 
 #[derive(Default)]
-pub(super) struct Outgoing {
+pub(super) struct ReplyBuffer {
     bytes: Vec<u8>,
     /// How much of `bytes` is written.
     written: usize,
@@ -30,7 +30,7 @@ pub(super) struct Outgoing {
     grants: Vec<(usize, Key, Token)>,
 }
 
-impl Outgoing {
+impl ReplyBuffer {
     pub(super) fn reply(&mut self, reply: &Reply) {
         reply.encode(&mut self.bytes);
     }
@@ -49,42 +49,46 @@ impl Outgoing {
 
     /// Whether there is enough for a batch.
     pub(super) fn is_full(&self) -> bool {
-        self.bytes.len() >= BATCH
+        self.bytes.len() >= BATCH_SIZE
     }
 
     /// Writes everything, unless the peer takes longer than this for a slice of it.
-    pub(super) async fn flush(&mut self, stream: &mut impl Stream, limit: Duration) -> Result<(), Ended> {
+    pub(super) async fn flush(
+        &mut self,
+        stream: &mut impl Stream,
+        write_timeout: Duration,
+    ) -> Result<(), EndedBy> {
         if self.bytes.is_empty() {
             return Ok(());
         }
         // Most peers take it at once: no need for a timer.
         let mut written = self.write(stream, usize::MAX).now_or_never();
         while written.is_none() {
-            let slice = self.written + SLICE;
-            let Ok(more) = timeout(limit, self.write(stream, slice)).await else {
+            let slice = self.written + SLICE_SIZE;
+            let Ok(more) = timeout(write_timeout, self.write(stream, slice)).await else {
                 tracing::debug!("write timeout: closing a connection");
-                return Err(Ended::ByServer);
+                return Err(EndedBy::Server);
             };
             written = (more.is_err() || self.written == self.bytes.len()).then_some(more);
         }
         if let Some(Err(error)) = written {
-            return Err(Ended::by(&error));
+            return Err(EndedBy::from_error(&error));
         }
-        self.empty();
+        self.clear();
         Ok(())
     }
 
     /// How many bytes are kept, used or not.
     #[cfg(test)]
-    pub(super) fn kept(&self) -> usize {
+    pub(super) fn allocated(&self) -> usize {
         self.bytes.capacity() + self.grants.capacity() * size_of::<(usize, Key, Token)>()
     }
 
-    fn empty(&mut self) {
+    fn clear(&mut self) {
         self.bytes.clear();
-        self.bytes.shrink_to(KEPT);
+        self.bytes.shrink_to(IDLE_CAPACITY);
         self.grants.clear();
-        self.grants.shrink_to(KEPT / size_of::<(usize, Key, Token)>());
+        self.grants.shrink_to(IDLE_CAPACITY / size_of::<(usize, Key, Token)>());
         self.written = 0;
     }
 

@@ -2,7 +2,7 @@
 //! what it held is freed. While a command waits, the peer is watched.
 
 mod commands;
-mod outgoing;
+mod reply_buffer;
 #[cfg(test)]
 mod tests;
 
@@ -16,123 +16,123 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{consume_budget, yield_now};
 use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 
-use self::outgoing::Outgoing;
+use self::reply_buffer::ReplyBuffer;
 use crate::net::Stream;
 use crate::proto::{Frame, FrameDecoder, Status};
-use crate::server::phase::Phase;
-use crate::server::shared::{Connected, DRAIN_LOOK, Shared};
+use crate::server::lifecycle::ServerState;
+use crate::server::shared::{ConnectionGuard, DRAIN_POLL_INTERVAL, ServerShared};
 
 /// How much is read at once from a peer that sends little: most do, and there may be many.
 const READ_CHUNK: usize = 4 * 1024;
 /// How much from one that sent more than fitted: the larger the batch, the fewer the system calls.
 const READ_CHUNK_BUSY: usize = 32 * 1024;
 /// How long a connection that failed to authenticate stays open.
-const AUTH_PAUSE: Duration = Duration::from_millis(100);
+const AUTH_FAILURE_DELAY: Duration = Duration::from_millis(100);
 
 /// Who ended a connection.
-enum Ended {
+enum EndedBy {
     /// The peer closed it, half of it included, or broke the protocol: it knows.
-    ByPeer,
+    Peer,
     /// The server did by itself. Its peer may not see that until it has been silent for too long.
-    ByServer,
+    Server,
 }
 
-impl Ended {
+impl EndedBy {
     /// The peer's own end of a stream comes as one of few errors. All others, such as a timeout of
     /// the system's or a broken TLS record, say nothing of what the peer knows.
-    fn by(error: &io::Error) -> Self {
+    fn from_error(error: &io::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         let by_peer = matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof);
-        if by_peer { Self::ByPeer } else { Self::ByServer }
+        if by_peer { Self::Peer } else { Self::Server }
     }
 
-    fn unless_read(read: io::Result<usize>) -> Result<usize, Self> {
+    fn check_read(read: io::Result<usize>) -> Result<usize, Self> {
         match read {
-            Ok(0) => Err(Self::ByPeer),
+            Ok(0) => Err(Self::Peer),
             Ok(n) => Ok(n),
-            Err(error) => Err(Self::by(&error)),
+            Err(error) => Err(Self::from_error(&error)),
         }
     }
 }
 
-pub(super) async fn serve(shared: Arc<Shared>, stream: impl Stream) {
-    let connected = shared.connect();
-    serve_connected(shared, connected, stream).await;
+pub(super) async fn serve(shared: Arc<ServerShared>, stream: impl Stream) {
+    let guard = shared.connect();
+    serve_guarded(shared, guard, stream).await;
 }
 
-pub(super) async fn serve_connected(shared: Arc<Shared>, connected: Connected, stream: impl Stream) {
-    let mut session = Session::new(shared, connected, stream);
-    let shared = session.shared.clone();
+pub(super) async fn serve_guarded(shared: Arc<ServerShared>, guard: ConnectionGuard, stream: impl Stream) {
+    let mut connection = Connection::new(shared, guard, stream);
+    let shared = connection.shared.clone();
     let stopped = async {
-        // Wakes the session as well, which looks at the phase whenever it is polled.
-        shared.life.reaches(Phase::Draining).await;
+        // Wakes the connection as well, which looks at the phase whenever it is polled.
+        shared.lifecycle.reached(ServerState::Draining).await;
         yield_now().await;
-        shared.life.reaches(Phase::Stopped).await;
+        shared.lifecycle.reached(ServerState::Stopped).await;
     };
     let ended = tokio::select! {
         biased;
-        ended = session.run() => ended,
-        () = stopped => Ended::ByServer,
+        ended = connection.run() => ended,
+        () = stopped => EndedBy::Server,
     };
-    session.ended = ended;
+    connection.ended_by = ended;
     // The peer may be gone already.
-    let _ = timeout(AUTH_PAUSE, session.stream.shutdown()).await;
+    let _ = timeout(AUTH_FAILURE_DELAY, connection.stream.shutdown()).await;
 }
 
-struct Session<S> {
+struct Connection<S> {
     stream: S,
     inbox: BytesMut,
     /// How much the next read asks for.
     chunk: usize,
-    out: Outgoing,
+    out: ReplyBuffer,
     decoder: FrameDecoder,
     authenticated: bool,
     /// When the last line ended, or the last command that waited.
     line_started: Instant,
     /// Until it has ended: who will have ended it if its task panics or is dropped.
-    ended: Ended,
-    shared: Arc<Shared>,
-    connected: Connected,
+    ended_by: EndedBy,
+    shared: Arc<ServerShared>,
+    guard: ConnectionGuard,
 }
 
-impl<S> Session<S> {
-    fn new(shared: Arc<Shared>, connected: Connected, stream: S) -> Self {
+impl<S> Connection<S> {
+    fn new(shared: Arc<ServerShared>, guard: ConnectionGuard, stream: S) -> Self {
         Self {
             stream,
             inbox: BytesMut::new(),
             chunk: READ_CHUNK,
-            out: Outgoing::default(),
+            out: ReplyBuffer::default(),
             decoder: FrameDecoder::new(),
-            authenticated: shared.door().auth_token.is_none(),
+            authenticated: shared.credentials().auth_token.is_none(),
             line_started: Instant::now(),
-            ended: Ended::ByServer,
+            ended_by: EndedBy::Server,
             shared,
-            connected,
+            guard,
         }
     }
 
     /// When the line that has begun must have ended.
-    fn line_limit(&self) -> Instant {
+    fn line_deadline(&self) -> Instant {
         self.line_started + self.shared.config.read_limit()
     }
 }
 
-impl<S> Drop for Session<S> {
+impl<S> Drop for Connection<S> {
     fn drop(&mut self) {
         for (key, token) in self.out.undelivered() {
-            self.shared.with(|table, now| table.release(now, &key, &token));
+            self.shared.with_table(|table, now| table.release(now, &key, &token));
         }
-        if let Ended::ByServer = self.ended {
+        if let EndedBy::Server = self.ended_by {
             // The last request that was answered had come whole by `line_started`. Its sender counts
             // on the read timeout from there, and on nothing less.
-            self.connected.keep_until(self.line_limit());
+            self.guard.keep_until(self.line_deadline());
         }
     }
 }
 
-impl<S: Stream> Session<S> {
-    async fn run(&mut self) -> Ended {
-        let mut timer = pin!(sleep_until(self.line_limit()));
+impl<S: Stream> Connection<S> {
+    async fn run(&mut self) -> EndedBy {
+        let mut timer = pin!(sleep_until(self.line_deadline()));
         loop {
             if let Err(ended) = self.serve_inbox().await {
                 return ended;
@@ -147,7 +147,7 @@ impl<S: Stream> Session<S> {
     }
 
     /// Serves every whole frame that has been read.
-    async fn serve_inbox(&mut self) -> Result<(), Ended> {
+    async fn serve_inbox(&mut self) -> Result<(), EndedBy> {
         loop {
             let mut rest = &self.inbox[..];
             let frame = self.decoder.next(&mut rest);
@@ -164,7 +164,7 @@ impl<S: Stream> Session<S> {
                 Some(Frame::TooLong(fault)) => {
                     tracing::debug!(%fault, "closing a connection");
                     self.check_auth().await?;
-                    return Err(self.cut_off().await);
+                    return Err(self.end_for_overlong_line().await);
                 }
             }
             if self.out.is_full() {
@@ -179,41 +179,41 @@ impl<S: Stream> Session<S> {
     ///
     /// The timer is kept from one read to the next. One that goes off may be an earlier line's: to set
     /// it anew with each line would cost more than the line.
-    async fn read(&mut self, mut timer: Pin<&mut Sleep>) -> Result<(), Ended> {
-        let limit = self.line_limit();
+    async fn read(&mut self, mut timer: Pin<&mut Sleep>) -> Result<(), EndedBy> {
+        let deadline = self.line_deadline();
         loop {
-            let draining = self.shared.life.phase() != Phase::Serving;
+            let draining = self.shared.lifecycle.state() != ServerState::Serving;
             // Half a request asks nothing: it would hold the stop up until the read timeout.
-            let may_go = draining && !self.holds();
+            let may_close = draining && !self.holds();
             self.inbox.reserve(self.chunk);
             tokio::select! {
                 biased;
                 // First of all: what has come already is answered, also by a server that stops.
                 read = self.stream.read_buf(&mut self.inbox) => {
                     if let Ok(0) = read {
-                        return Err(self.at_end().await);
+                        return Err(self.end_at_eof().await);
                     }
-                    let n = Ended::unless_read(read)?;
+                    let n = EndedBy::check_read(read)?;
                     self.fit_chunk(n);
                     let fresh = &self.inbox[self.inbox.len() - n..];
                     if memchr::memchr(b'\n', fresh).is_some() {
                         self.line_started = Instant::now();
-                    } else if Instant::now() >= limit {
+                    } else if Instant::now() >= deadline {
                         // A peer that always has more to send never lets the timer have its turn.
-                        return Err(self.time_out().await);
+                        return Err(self.end_for_read_timeout().await);
                     }
                     return Ok(());
                 }
                 // A turn later, when the read has looked with a fresh budget.
-                () = yield_now(), if may_go => return Err(Ended::ByServer),
+                () = yield_now(), if may_close => return Err(EndedBy::Server),
                 () = &mut timer => {
-                    if Instant::now() >= limit {
-                        return Err(self.time_out().await);
+                    if Instant::now() >= deadline {
+                        return Err(self.end_for_read_timeout().await);
                     }
-                    timer.as_mut().reset(limit);
+                    timer.as_mut().reset(deadline);
                 }
-                () = self.shared.life.has_reached(Phase::Draining), if !draining => {}
-                () = sleep(DRAIN_LOOK), if draining => {}
+                () = self.shared.lifecycle.poll_reached(ServerState::Draining), if !draining => {}
+                () = sleep(DRAIN_POLL_INTERVAL), if draining => {}
             }
         }
     }
@@ -229,33 +229,33 @@ impl<S: Stream> Session<S> {
     }
 
     /// The peer sends no more. Most parts of a request are dropped without a word.
-    async fn at_end(&mut self) -> Ended {
+    async fn end_at_eof(&mut self) -> EndedBy {
         if !self.authenticated {
             tracing::debug!("closed before it authenticated");
             return self.refuse_auth().await;
         }
-        if self.decoder.in_overlong_line() { self.cut_off().await } else { Ended::ByPeer }
+        if self.decoder.in_overlong_line() { self.end_for_overlong_line().await } else { EndedBy::Peer }
     }
 
     /// Ends a connection for a line over its cap, as the original server does. A client that keeps to
     /// the protocol never sends one, so no lease of such a client ends by this.
-    async fn cut_off(&mut self) -> Ended {
+    async fn end_for_overlong_line(&mut self) -> EndedBy {
         self.refuse(Status::Error);
         let _ = self.flush().await;
-        Ended::ByPeer
+        EndedBy::Peer
     }
 
-    async fn time_out(&mut self) -> Ended {
+    async fn end_for_read_timeout(&mut self) -> EndedBy {
         tracing::debug!("read timeout: closing a connection");
         self.refuse(Status::Error);
-        self.flush().await.err().unwrap_or(Ended::ByServer)
+        self.flush().await.err().unwrap_or(EndedBy::Server)
     }
 
-    async fn flush(&mut self) -> Result<(), Ended> {
+    async fn flush(&mut self) -> Result<(), EndedBy> {
         self.out.flush(&mut self.stream, self.shared.config.write_limit()).await
     }
 
     fn holds(&self) -> bool {
-        self.shared.with(|table, _| table.holds(self.connected.id))
+        self.shared.with_table(|table, _| table.holds(self.guard.id))
     }
 }

@@ -9,15 +9,15 @@ use crate::server::config::ServerConfig;
 
 /// Cheap to clone; never changed, but replaced whole.
 #[derive(Clone, Default)]
-pub(super) struct Door {
+pub(super) struct Credentials {
     pub(super) auth_token: Option<Arc<str>>,
     #[cfg(feature = "tls")]
     pub(super) tls: Option<crate::tls::ServerTls>,
 }
 
-impl Door {
+impl Credentials {
     /// Reads everything.
-    pub(super) fn open(config: &ServerConfig) -> Result<Self> {
+    pub(super) fn load(config: &ServerConfig) -> Result<Self> {
         Ok(Self {
             auth_token: config.read_auth_token()?.map(Into::into),
             #[cfg(feature = "tls")]
@@ -29,8 +29,8 @@ impl Door {
     ///
     /// # Errors
     /// The first of the things that could not be read.
-    pub(super) fn reopen(&self, config: &ServerConfig) -> (Self, Result<()>) {
-        let (mut door, mut outcome) = (self.clone(), Ok(()));
+    pub(super) fn reload(&self, config: &ServerConfig) -> (Self, Result<()>) {
+        let (mut credentials, mut outcome) = (self.clone(), Ok(()));
         let mut log = |what: &str, fault: Option<Error>| match fault {
             None => tracing::info!("read anew: {what}"),
             Some(error) => {
@@ -42,18 +42,18 @@ impl Door {
         };
         #[cfg(feature = "tls")]
         if let (Some(cert), Some(key)) = (&config.tls_cert, &config.tls_key) {
-            let read = can_be_read_again(cert).and_then(|()| can_be_read_again(key));
+            let read = check_rereadable(cert).and_then(|()| check_rereadable(key));
             let read = read.and_then(|()| read_tls(config));
-            log("tls_cert and tls_key", read.map(|tls| door.tls = tls).err());
+            log("tls_cert and tls_key", read.map(|tls| credentials.tls = tls).err());
         }
         if let Some(path) = &config.auth_token_file {
-            let read = can_be_read_again(path).and_then(|()| config.read_auth_token());
-            log("auth_token_file", read.map(|token| door.auth_token = token.map(Into::into)).err());
+            let read = check_rereadable(path).and_then(|()| config.read_auth_token());
+            log("auth_token_file", read.map(|token| credentials.auth_token = token.map(Into::into)).err());
         }
         if config.tls_cert.is_none() && config.auth_token_file.is_none() {
             tracing::info!("nothing to read anew: no setting names a file");
         }
-        (door, outcome)
+        (credentials, outcome)
     }
 }
 
@@ -65,7 +65,7 @@ fn read_tls(config: &ServerConfig) -> Result<Option<crate::tls::ServerTls>> {
 }
 
 /// A pipe gives what it has once, and whoever reads it again waits.
-fn can_be_read_again(path: &Path) -> Result<()> {
+fn check_rereadable(path: &Path) -> Result<()> {
     let fault = format!("could not read {} again", path.display());
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => Ok(()),
