@@ -1,4 +1,4 @@
-//! Accepts connections within the caps, and stops gracefully.
+//! Accepts connections up to the limits on their number, and stops gracefully.
 
 use std::collections::HashMap;
 use std::io;
@@ -13,7 +13,7 @@ use crate::server::connection;
 use crate::server::lifecycle::ServerState;
 use crate::server::shared::ServerShared;
 
-/// How long to wait after the system refused to accept.
+/// The pause after the system failed to accept a connection.
 const ACCEPT_RETRY_DELAY: Duration = Duration::from_millis(100);
 
 pub(super) async fn serve(
@@ -35,12 +35,12 @@ pub(super) async fn serve(
             accepted = listener.accept() => accepted,
         };
         match accepted {
-            // A dual-stack listener shows an IPv4 peer as an IPv6 one: the same peer, and the same cap.
+            // A dual-stack listener shows an IPv4 peer as an IPv6 address. Both count as the same peer.
             Ok((stream, peer)) => admit(shared, &per_ip, Box::new(stream), peer.ip().to_canonical()),
             Err(error) => {
                 shared.warnings.accept.warn(|what| tracing::warn!(%error, "{what}"));
                 if !is_peer_fault(&error) {
-                    // Out of files, or of memory: asked again at once, the system says the same.
+                    // The system has no file or memory left, and would fail in the same way at once.
                     tokio::select! {
                         biased;
                         () = &mut shutdown => break,
@@ -54,13 +54,13 @@ pub(super) async fn serve(
     stop(shared).await;
 }
 
-/// Whether one connection failed, and the next may not.
+/// Returns `true` if only this connection failed, so that the next may be accepted at once.
 fn is_peer_fault(error: &io::Error) -> bool {
     use io::ErrorKind::{ConnectionAborted, ConnectionRefused, ConnectionReset};
     matches!(error.kind(), ConnectionAborted | ConnectionRefused | ConnectionReset)
 }
 
-/// Serves a connection in a task of its own, unless a cap is reached.
+/// Serves a connection in a new task, unless a limit is reached.
 fn admit(shared: &Arc<ServerShared>, per_ip: &PerIp, stream: BoxStream, peer: IpAddr) {
     let config = &shared.config;
     let open_connections = shared.open_connections();
@@ -73,14 +73,14 @@ fn admit(shared: &Arc<ServerShared>, per_ip: &PerIp, stream: BoxStream, peer: Ip
         return shared.warnings.max_connections_per_ip.warn(log);
     };
     tracing::debug!(%peer, "connected");
-    // Counted from here, so that a burst cannot outrun the cap before its tasks run.
+    // Counted here, so that a burst cannot exceed the limit before its tasks run.
     let guard = shared.connect();
     let shared = shared.clone();
     tokio::spawn(async move {
         let secured = tokio::select! {
             biased;
             secured = secure(&shared, stream, peer) => secured,
-            // Whoever has not even shaken hands holds nothing: a stop need not wait for it.
+            // A peer whose handshake is not complete holds nothing, so a stop does not wait for it.
             () = shared.lifecycle.reached(ServerState::Draining) => None,
         };
         if let Some(stream) = secured {
@@ -91,7 +91,7 @@ fn admit(shared: &Arc<ServerShared>, per_ip: &PerIp, stream: BoxStream, peer: Ip
     });
 }
 
-/// The TLS handshake, where TLS is on.
+/// Does the TLS handshake if TLS is on.
 #[cfg_attr(not(feature = "tls"), allow(clippy::unused_async))]
 async fn secure(shared: &ServerShared, stream: BoxStream, peer: IpAddr) -> Option<BoxStream> {
     #[cfg(feature = "tls")]
@@ -99,7 +99,7 @@ async fn secure(shared: &ServerShared, stream: BoxStream, peer: IpAddr) -> Optio
         let handshake_timeout = shared.config.read_limit();
         let secured = match timeout(handshake_timeout, tls.accept(stream)).await {
             Ok(secured) => secured.map_err(|error| error.to_string()),
-            Err(_) => Err(format!("it took longer than {handshake_timeout:?}")),
+            Err(_) => Err(format!("the handshake took longer than {handshake_timeout:?}")),
         };
         let log = |error| shared.warnings.handshake.warn(|what| tracing::warn!(%peer, error, "{what}"));
         return secured.map_err(log).ok();
@@ -108,7 +108,7 @@ async fn secure(shared: &ServerShared, stream: BoxStream, peer: IpAddr) -> Optio
     Some(stream)
 }
 
-/// Lets holders let go, up to the shutdown timeout, then ends every connection.
+/// Waits up to the shutdown timeout for holders to release, then ends every connection.
 pub(super) async fn stop(shared: &Arc<ServerShared>) {
     tracing::info!("draining");
     let mut connections = shared.connection_count.subscribe();
@@ -130,7 +130,7 @@ pub(super) async fn stop(shared: &Arc<ServerShared>) {
     tracing::info!("stopped");
 }
 
-/// Open connections by address.
+/// The number of open connections of each address.
 #[derive(Clone, Default)]
 struct PerIp(Arc<Mutex<HashMap<IpAddr, usize>>>);
 

@@ -1,4 +1,4 @@
-//! Listening on every address of a host, at one port.
+//! The listening sockets: one for each address of a host, all at one port.
 
 use std::future::poll_fn;
 use std::io;
@@ -11,23 +11,24 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{Listen, try_tune};
 
-/// How many connections may wait to be accepted.
+/// The number of connections that may wait to be accepted.
 const BACKLOG: u32 = 1024;
-/// How often another port is tried when the one that the first address was given is taken at another.
+/// The number of ports that are tried if the port of the first address is in use at another address.
 const MAX_PORT_TRIES: usize = 10;
 
-/// Sockets that are accepted from as if they were one.
+/// Sockets that accept connections as if they were one.
 pub(super) struct Listeners {
     sockets: Vec<TcpListener>,
-    /// Which socket is asked first: all in turn, so that none keeps the others waiting.
+    /// The socket that is polled first. It rotates, so that no socket starves.
     next: usize,
 }
 
 impl Listeners {
-    /// Listens on every address of `host`: an IP address, with or without brackets, or a name. Empty is every
-    /// interface, and so is `::`, of both families.
+    /// Listens on every address of `host`: an IP address, with or without brackets, or a name. An empty
+    /// host and `::` mean every interface, of both families.
     ///
-    /// An address that this machine does not have is passed over, if another can be listened on; the log says so.
+    /// If this machine lacks an address, that is logged and the address is skipped, as long as another can
+    /// be bound.
     pub(super) async fn bind(host: &str, port: u16) -> Result<Self> {
         let failed = |cause| Error::io(&format!("could not listen on {host}:{port}"), cause);
         let addresses = resolve(host, port).await.map_err(failed)?;
@@ -39,7 +40,7 @@ impl Listeners {
 
     pub(super) fn addresses(&self) -> Result<Vec<SocketAddr>> {
         self.local_addrs().map_err(|cause| {
-            Error::new(ErrorKind::Io, "could not learn the address that is listened on").caused_by(cause)
+            Error::new(ErrorKind::Io, "could not read the address of the listening socket").caused_by(cause)
         })
     }
 }
@@ -75,13 +76,13 @@ impl Listen for Listeners {
     }
 }
 
-/// What listens on an address, and at which port.
+/// A socket that listens, with its port.
 type Bound<T> = io::Result<(T, u16)>;
 
-/// An address that cannot be listened on, and why.
+/// An address that cannot be bound, with the cause.
 type BindError = (SocketAddr, io::Error);
 
-/// The addresses of a host, each once, at least one.
+/// Returns the addresses of a host, each once, and at least one.
 async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     let everywhere = [IpAddr::from(Ipv6Addr::UNSPECIFIED), Ipv4Addr::UNSPECIFIED.into()];
@@ -90,7 +91,7 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     }
     // The dot says that the name is whole.
     if bare.strip_suffix('.').unwrap_or(bare).eq_ignore_ascii_case("localhost") {
-        // By definition, whatever the machine's table of hosts leaves out.
+        // By definition, even if the machine's host table lacks one.
         let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];
         return Ok(loopback.map(|ip| SocketAddr::new(ip, port)).into());
     }
@@ -103,8 +104,8 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if addresses.is_empty() { Err(io::Error::other("the name has no address")) } else { Ok(addresses) }
 }
 
-/// Listens on all of them. Where they name no port, the one that the first is given may be taken at another: then it
-/// is done once more.
+/// Listens on all addresses. If they name no port, the port of the first may be in use at another; then all
+/// are bound again, at a new port.
 fn bind_at_one_port<T>(
     addresses: &[SocketAddr],
     mut bind: impl FnMut(SocketAddr) -> Bound<T>,
@@ -119,7 +120,7 @@ fn bind_at_one_port<T>(
     }
 }
 
-/// Listens on all of them, at the port that the first is given where they name none.
+/// Listens on all addresses. If they name no port, all take the port that the system gives the first.
 fn bind_all<T>(
     addresses: &[SocketAddr],
     mut bind: impl FnMut(SocketAddr) -> Bound<T>,
@@ -142,18 +143,18 @@ fn bind_all<T>(
         return Err(missing.swap_remove(0));
     }
     for (address, error) in missing {
-        tracing::info!(address = %address.ip(), %error, "not listened on: this machine does not have the address");
+        tracing::info!(address = %address.ip(), %error, "address skipped: this machine does not have it");
     }
     Ok(sockets)
 }
 
 fn bind(address: SocketAddr) -> Bound<TcpListener> {
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
-    // A server that is back finds connections of the one before it still closing.
+    // After a restart, connections of the last server may still be closing.
     #[cfg(unix)]
     socket.set_reuseaddr(true)?;
     if address.is_ipv6() {
-        // IPv4 has sockets of its own.
+        // IPv4 has its own sockets.
         SockRef::from(&socket).set_only_v6(true)?;
     }
     socket.bind(address)?;
@@ -162,7 +163,7 @@ fn bind(address: SocketAddr) -> Bound<TcpListener> {
     Ok((listener, port))
 }
 
-/// Whether the machine has no such address, or no such family at all.
+/// Returns `true` if the machine lacks the address, or its whole family.
 fn is_address_missing(error: &io::Error) -> bool {
     #[cfg(unix)]
     let no_family = error.raw_os_error() == Some(rustix::io::Errno::AFNOSUPPORT.raw_os_error());
@@ -199,7 +200,7 @@ mod tests {
     #[tokio::test]
     async fn an_address_that_the_machine_lacks_is_passed_over_if_another_works() {
         let at = |address: &str| address.parse::<SocketAddr>().unwrap();
-        // Of the range for documentation: no machine has it.
+        // From the range for documentation: no machine has it.
         let missing = at("198.51.100.7:0");
         for addresses in [[missing, at("127.0.0.1:0")], [at("127.0.0.1:0"), missing]] {
             let sockets = bind_all(&addresses, bind).unwrap();
@@ -218,7 +219,7 @@ mod tests {
     fn another_port_is_tried_if_the_first_is_taken_at_the_second_address_but_not_for_ever() {
         let addresses =
             |port| ["127.0.0.1", "127.0.0.2"].map(|ip| SocketAddr::new(ip.parse().unwrap(), port));
-        // The first address is given one port after the other; the second has all but one in use.
+        // The first address gets one port after the other; at the second, all ports but one are in use.
         let bound = |port, free: Option<u16>| {
             let mut given = 1000;
             let bind = |address: SocketAddr| match address.port() {
@@ -242,7 +243,7 @@ mod tests {
 
     #[tokio::test]
     async fn all_addresses_have_one_port_and_are_accepted_from() {
-        // Both are of this machine, and of one family, which every machine has.
+        // Both belong to this machine, and to one family that every machine has.
         let addresses = ["127.0.0.1:0", "127.0.0.2:0"].map(|address| address.parse().unwrap());
         let Ok(sockets) = bind_all(&addresses, bind) else {
             eprintln!("!!! skipped: this machine has no 127.0.0.2");

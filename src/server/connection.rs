@@ -1,5 +1,5 @@
-//! One connection: frames in, replies out, strictly in order; and who ended it, on which depends when
-//! what it held is freed. While a command waits, the peer is watched.
+//! One connection: reads requests, serves them in order, writes the replies, and notes which side ended it.
+//! That decides when what it held is freed.
 
 mod commands;
 mod reply_buffer;
@@ -22,24 +22,27 @@ use crate::proto::{Frame, FrameDecoder, Status};
 use crate::server::lifecycle::ServerState;
 use crate::server::shared::{ConnectionGuard, DRAIN_POLL_INTERVAL, ServerShared};
 
-/// How much is read at once from a peer that sends little: most do, and there may be many.
+/// The size of a read from a peer that sends little. Most do, and there may be many.
 const READ_CHUNK: usize = 4 * 1024;
-/// How much from one that sent more than fitted: the larger the batch, the fewer the system calls.
+/// The size of a read from a peer that sent more than that: the larger the batch, the fewer the system
+/// calls.
 const READ_CHUNK_BUSY: usize = 32 * 1024;
-/// How long a connection that failed to authenticate stays open.
+/// How long a connection that failed to authenticate stays open. Slows down guessing.
 const AUTH_FAILURE_DELAY: Duration = Duration::from_millis(100);
 
-/// Who ended a connection.
+/// The side that ended a connection.
 enum EndedBy {
-    /// The peer closed it, half of it included, or broke the protocol: it knows.
+    /// The peer closed the connection or its sending half, or broke the protocol: it knows that the
+    /// connection has ended.
     Peer,
-    /// The server did by itself. Its peer may not see that until it has been silent for too long.
+    /// The server ended the connection by itself. The peer may not notice before its keepalive fails.
     Server,
 }
 
 impl EndedBy {
-    /// The peer's own end of a stream comes as one of few errors. All others, such as a timeout of
-    /// the system's or a broken TLS record, say nothing of what the peer knows.
+    /// Returns the side that a failed read or write points to. A close by the peer shows as one of a few
+    /// errors. All other errors, such as a timeout of the system or a broken TLS record, leave open what
+    /// the peer knows.
     fn from_error(error: &io::Error) -> Self {
         use io::ErrorKind::{BrokenPipe, ConnectionReset, UnexpectedEof};
         let by_peer = matches!(error.kind(), BrokenPipe | ConnectionReset | UnexpectedEof);
@@ -64,7 +67,7 @@ pub(super) async fn serve_guarded(shared: Arc<ServerShared>, guard: ConnectionGu
     let mut connection = Connection::new(shared, guard, stream);
     let shared = connection.shared.clone();
     let stopped = async {
-        // Wakes the connection as well, which looks at the phase whenever it is polled.
+        // Also wakes the connection, which checks the server's state at each poll.
         shared.lifecycle.reached(ServerState::Draining).await;
         yield_now().await;
         shared.lifecycle.reached(ServerState::Stopped).await;
@@ -75,21 +78,22 @@ pub(super) async fn serve_guarded(shared: Arc<ServerShared>, guard: ConnectionGu
         () = stopped => EndedBy::Server,
     };
     connection.ended_by = ended;
-    // The peer may be gone already.
+    // Fails if the peer has already closed the connection.
     let _ = timeout(AUTH_FAILURE_DELAY, connection.stream.shutdown()).await;
 }
 
 struct Connection<S> {
     stream: S,
     inbox: BytesMut,
-    /// How much the next read asks for.
+    /// The size of the next read.
     chunk: usize,
     out: ReplyBuffer,
     decoder: FrameDecoder,
     authenticated: bool,
-    /// When the last line ended, or the last command that waited.
+    /// When the last line or the last wait of a command ended.
     line_started: Instant,
-    /// Until it has ended: who will have ended it if its task panics or is dropped.
+    /// The side that ended the connection. Before its end, the one that counts if its task panics or is
+    /// dropped.
     ended_by: EndedBy,
     shared: Arc<ServerShared>,
     guard: ConnectionGuard,
@@ -111,7 +115,7 @@ impl<S> Connection<S> {
         }
     }
 
-    /// When the line that has begun must have ended.
+    /// Returns the time by which the current line must be complete.
     fn line_deadline(&self) -> Instant {
         self.line_started + self.shared.config.read_limit()
     }
@@ -123,8 +127,8 @@ impl<S> Drop for Connection<S> {
             self.shared.with_table(|table, now| table.release(now, &key, &token));
         }
         if let EndedBy::Server = self.ended_by {
-            // The last request that was answered had come whole by `line_started`. Its sender counts
-            // on the read timeout from there, and on nothing less.
+            // The last request that got a reply was complete by `line_started`. Its sender relies on the
+            // read timeout from then on, and on nothing less.
             self.guard.keep_until(self.line_deadline());
         }
     }
@@ -146,7 +150,7 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Serves every whole frame that has been read.
+    /// Serves every complete frame that has been read.
     async fn serve_inbox(&mut self) -> Result<(), EndedBy> {
         loop {
             let mut rest = &self.inbox[..];
@@ -157,7 +161,7 @@ impl<S: Stream> Connection<S> {
                 None => return Ok(()),
                 Some(Frame::Request(request)) => self.serve(request).await?,
                 Some(Frame::Malformed(fault)) => {
-                    tracing::debug!(%fault, "refused a request");
+                    tracing::debug!(%fault, "request refused");
                     self.check_auth().await?;
                     self.refuse(Status::Error);
                 }
@@ -170,25 +174,26 @@ impl<S: Stream> Connection<S> {
             if self.out.is_full() {
                 self.flush().await?;
             }
-            // One read brings hundreds of frames: a peer that sends them fast must not keep others waiting.
+            // One read may bring hundreds of frames. A peer that sends them fast must not delay other
+            // tasks.
             consume_budget().await;
         }
     }
 
-    /// Reads more, while the line that has begun is within its time and the server goes on.
+    /// Reads more, until the current line's deadline or the server's stop.
     ///
-    /// The timer is kept from one read to the next. One that goes off may be an earlier line's: to set
-    /// it anew with each line would cost more than the line.
+    /// The timer is kept from one read to the next, and may fire for an earlier line. Setting it for each
+    /// line would cost more than serving the line.
     async fn read(&mut self, mut timer: Pin<&mut Sleep>) -> Result<(), EndedBy> {
         let deadline = self.line_deadline();
         loop {
             let draining = self.shared.lifecycle.state() != ServerState::Serving;
-            // Half a request asks nothing: it would hold the stop up until the read timeout.
+            // A partial request does not delay the stop: that would take until the read timeout.
             let may_close = draining && !self.holds();
             self.inbox.reserve(self.chunk);
             tokio::select! {
                 biased;
-                // First of all: what has come already is answered, also by a server that stops.
+                // First, so that a server that stops still serves the requests that have arrived.
                 read = self.stream.read_buf(&mut self.inbox) => {
                     if let Ok(0) = read {
                         return Err(self.end_at_eof().await);
@@ -199,12 +204,12 @@ impl<S: Stream> Connection<S> {
                     if memchr::memchr(b'\n', fresh).is_some() {
                         self.line_started = Instant::now();
                     } else if Instant::now() >= deadline {
-                        // A peer that always has more to send never lets the timer have its turn.
+                        // While a peer always has more to send, the timer is never polled.
                         return Err(self.end_for_read_timeout().await);
                     }
                     return Ok(());
                 }
-                // A turn later, when the read has looked with a fresh budget.
+                // After a yield, so that the read was polled with a fresh budget.
                 () = yield_now(), if may_close => return Err(EndedBy::Server),
                 () = &mut timer => {
                     if Instant::now() >= deadline {
@@ -218,7 +223,7 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// Reads more at once from a peer that sends much, and keeps no room for that once it does not.
+    /// Reads more at once from a peer that sends much, and shrinks the buffer once the peer sends less.
     fn fit_chunk(&mut self, n: usize) {
         if self.inbox.len() == self.inbox.capacity() {
             self.chunk = READ_CHUNK_BUSY;
@@ -228,7 +233,7 @@ impl<S: Stream> Connection<S> {
         }
     }
 
-    /// The peer sends no more. Most parts of a request are dropped without a word.
+    /// Handles the end of the peer's stream. Most partial requests are dropped without a reply.
     async fn end_at_eof(&mut self) -> EndedBy {
         if !self.authenticated {
             tracing::debug!("closed before it authenticated");
@@ -237,8 +242,8 @@ impl<S: Stream> Connection<S> {
         if self.decoder.in_overlong_line() { self.end_for_overlong_line().await } else { EndedBy::Peer }
     }
 
-    /// Ends a connection for a line over its cap, as the original server does. A client that keeps to
-    /// the protocol never sends one, so no lease of such a client ends by this.
+    /// Ends the connection because of a line over its cap, as the original server does. A client that keeps
+    /// to the protocol never sends one, so this ends no lease of such a client.
     async fn end_for_overlong_line(&mut self) -> EndedBy {
         self.refuse(Status::Error);
         let _ = self.flush().await;

@@ -1,5 +1,5 @@
-//! What a new connection must get past: the TLS handshake and the auth token. Read from the configured files at the
-//! start, and again whenever the server is told to.
+//! The certificate and the auth token that new connections are checked against. Read from the configured
+//! files at the start, and again on request.
 
 use std::path::Path;
 use std::sync::Arc;
@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::error::{Error, ErrorKind, Result};
 use crate::server::config::ServerConfig;
 
-/// Cheap to clone; never changed, but replaced whole.
+/// Cheap to clone. Replaced as a whole, never changed in place.
 #[derive(Clone, Default)]
 pub(super) struct Credentials {
     pub(super) auth_token: Option<Arc<str>>,
@@ -16,7 +16,7 @@ pub(super) struct Credentials {
 }
 
 impl Credentials {
-    /// Reads everything.
+    /// Reads the certificate with its key, and the auth token.
     pub(super) fn load(config: &ServerConfig) -> Result<Self> {
         Ok(Self {
             auth_token: config.read_auth_token()?.map(Into::into),
@@ -25,16 +25,16 @@ impl Credentials {
         })
     }
 
-    /// Reads anew what is in files, and logs what becomes of each. What cannot be read stays as it is.
+    /// Reads the files again, and logs the outcome for each. What cannot be read stays as it is.
     ///
     /// # Errors
-    /// The first of the things that could not be read.
+    /// The error of the first file that could not be read.
     pub(super) fn reload(&self, config: &ServerConfig) -> (Self, Result<()>) {
         let (mut credentials, mut outcome) = (self.clone(), Ok(()));
         let mut log = |what: &str, fault: Option<Error>| match fault {
-            None => tracing::info!("read anew: {what}"),
+            None => tracing::info!("reloaded {what}"),
             Some(error) => {
-                tracing::warn!(%error, "could not read anew, the old goes on: {what}");
+                tracing::warn!(%error, "could not reload {what}, the old value stays in use");
                 if outcome.is_ok() {
                     outcome = Err(error);
                 }
@@ -51,7 +51,7 @@ impl Credentials {
             log("auth_token_file", read.map(|token| credentials.auth_token = token.map(Into::into)).err());
         }
         if config.tls_cert.is_none() && config.auth_token_file.is_none() {
-            tracing::info!("nothing to read anew: no setting names a file");
+            tracing::info!("nothing to reload: no setting names a file");
         }
         (credentials, outcome)
     }
@@ -64,12 +64,12 @@ fn read_tls(config: &ServerConfig) -> Result<Option<crate::tls::ServerTls>> {
     tls.map(Some).map_err(|error| error.during("reading tls_cert and tls_key"))
 }
 
-/// A pipe gives what it has once, and whoever reads it again waits.
+/// Checks that the path is a regular file. A pipe returns its content once, and a second read of it blocks.
 fn check_rereadable(path: &Path) -> Result<()> {
     let fault = format!("could not read {} again", path.display());
     match std::fs::metadata(path) {
         Ok(metadata) if metadata.is_file() => Ok(()),
-        Ok(_) => Err(Error::new(ErrorKind::Io, format!("{fault}: it is no regular file"))),
+        Ok(_) => Err(Error::new(ErrorKind::Io, format!("{fault}: it is not a regular file"))),
         Err(cause) => Err(Error::new(ErrorKind::Io, fault).caused_by(cause)),
     }
 }

@@ -1,4 +1,4 @@
-//! Where a server stands in its life, and who waits for the next step. Knows of no connection.
+//! The state of a server, from serving to stopped, and the tasks that wait for a state.
 
 use std::future::poll_fn;
 use std::pin::pin;
@@ -14,10 +14,10 @@ pub(super) enum ServerState {
     Stopped,
 }
 
-/// A state that only moves on.
+/// A state that only advances.
 ///
-/// Not a `watch`: that wakes those who wait in an order of its own, this in the order in which they
-/// came, so that a simulated run replays.
+/// Not a `watch`, which wakes its waiters in an order of its own. This wakes them in the order of their
+/// arrival, so that a simulated run can be replayed.
 #[derive(Default)]
 pub(super) struct Lifecycle {
     state: AtomicU8,
@@ -35,16 +35,16 @@ impl Lifecycle {
         self.state_changed.notify_waiters();
     }
 
-    /// Resolves like [`reaches`](Self::reaches), but only where somebody else has it polled then.
+    /// Resolves like [`reached`](Self::reached), but registers no waker: another event must have it polled.
     pub(super) fn poll_reached(&self, state: ServerState) -> impl Future<Output = ()> {
         poll_fn(move |_| if self.state() >= state { Poll::Ready(()) } else { Poll::Pending })
     }
 
-    /// Resolves in this state and in those after it.
+    /// Resolves once the server is in this state or a later one.
     pub(super) async fn reached(&self, state: ServerState) {
         loop {
             let mut moved_on = pin!(self.state_changed.notified());
-            // Before the look, so that no step between it and the wait is missed.
+            // Before the check, so that no change between the check and the wait is missed.
             moved_on.as_mut().enable();
             if self.state() >= state {
                 return;

@@ -1,5 +1,5 @@
-//! What all connections of a server share: the table under its lock, the waits that it answers,
-//! the count of connections, and the phase that the server is in.
+//! What all connections of a server share: the table under its lock, the waits for its grants, the number
+//! of connections, and the state of the server.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,30 +22,31 @@ use crate::server::table::{ConnId, Grant, LockTable, StatsList, TableConfig, Wai
 use crate::server::warnings::Warnings;
 use crate::types::{Key, Seconds};
 
-/// How many keys or leases are gone through before others have their turn: well under a millisecond's worth.
+/// The number of keys or leases that are processed before other tasks have their turn. Takes well under a
+/// millisecond.
 const PART_SIZE: usize = 512;
 
-/// How long work that goes in parts stands back when a thread waits for the table.
+/// The pause between two parts of a long step if a thread waits for the table.
 const GIVE_WAY_DELAY: Duration = Duration::from_millis(1);
 
-/// How often a draining server looks whether a holder's lease has run out.
+/// The interval at which a draining server checks whether a holder's lease has expired.
 pub(super) const DRAIN_POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 pub(super) struct ServerShared {
     pub(super) config: ServerConfig,
     credentials: Mutex<Credentials>,
     table: Mutex<SharedTable>,
-    /// How many threads wait for `state`.
+    /// The number of threads that wait for the lock of `table`.
     blocked_threads: AtomicUsize,
     next_conn: AtomicU64,
     pub(super) connection_count: watch::Sender<u64>,
     pub(super) lifecycle: Lifecycle,
     pub(super) warnings: Warnings,
     maintenance_started: AtomicBool,
-    /// Whose turn it is to look at a part of the table for `stats`: many that ask at once take no more
-    /// of the server's time than one does.
+    /// The permit to read a part of the table for `stats`. Many requests at once take no more of the
+    /// server's time than one does.
     pub(super) stats_permit: Semaphore,
-    /// Told when a connection has left more behind than goes in one part.
+    /// Notified when a connection has left more behind than is removed in one part.
     leaving: Arc<Notify>,
 }
 
@@ -53,7 +54,7 @@ type Outcome = Result<Grant, Status>;
 
 struct SharedTable {
     table: LockTable,
-    /// Not hashed: a table that grows moves all that it has.
+    /// Not a hash map: one that grows moves all its entries at once.
     pending: BTreeMap<WaiterId, oneshot::Sender<Outcome>>,
 }
 
@@ -69,7 +70,7 @@ impl ServerShared {
         let fences = match &config.fence_state_file {
             None => FenceCounter::in_memory(now),
             Some(path) => FenceCounter::open(path, now).map_err(|cause| {
-                // The cause names the path.
+                // The text of the cause names the path.
                 Error::new(ErrorKind::Io, "could not use fence_state_file").caused_by(cause)
             })?,
         };
@@ -98,12 +99,12 @@ impl ServerShared {
         }))
     }
 
-    /// What a connection must get past by now.
+    /// Returns what new connections are checked against now.
     pub(super) fn credentials(&self) -> Credentials {
         self.credentials.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads the door's files anew, in one step for every connection that comes later.
+    /// Reads certificate and auth token again. All later connections see the change in one step.
     pub(super) fn reload_credentials(&self) -> Result<()> {
         let (credentials, outcome) = self.credentials().reload(&self.config);
         *self.credentials.lock().unwrap_or_else(PoisonError::into_inner) = credentials;
@@ -111,7 +112,7 @@ impl ServerShared {
     }
 
     fn lock(&self) -> MutexGuard<'_, SharedTable> {
-        // A panic in the table is a bug, and would be one in every later call as well: go on.
+        // A poisoned lock is ignored: a panic in the table is a bug that fails each later call by itself.
         match self.table.try_lock() {
             Ok(state) => return state,
             Err(TryLockError::Poisoned(poisoned)) => return poisoned.into_inner(),
@@ -123,8 +124,8 @@ impl ServerShared {
         state
     }
 
-    /// Lets others have their turn between two parts. A thread that lets the table go and wants it again
-    /// has it before one that must wake up for it, part after part: it stands back for those that wait.
+    /// Lets other tasks have their turn between two parts. A thread that unlocks the table and locks it
+    /// again is faster than one that must wake up first, so it pauses while threads wait.
     pub(super) async fn give_way(&self) {
         match self.blocked_threads.load(Ordering::Relaxed) {
             0 => yield_now().await,
@@ -132,7 +133,7 @@ impl ServerShared {
         }
     }
 
-    /// Does one thing to the table, and delivers whatever comes of it to those who wait.
+    /// Runs `act` on the table, and delivers the outcomes to the waiting commands.
     pub(super) fn with_table<T>(&self, act: impl FnOnce(&mut LockTable, std::time::Instant) -> T) -> T {
         let mut state = self.lock();
         let outcome = act(&mut state.table, Instant::now().into_std());
@@ -140,7 +141,7 @@ impl ServerShared {
         outcome
     }
 
-    /// Registers a wait that the table has just begun; to be called in the same turn.
+    /// Runs `act` on the table, and registers the wait that it begins under the same lock.
     pub(super) fn begin_wait<T>(
         self: &Arc<Self>,
         key: &Key,
@@ -173,39 +174,39 @@ impl ServerShared {
         }
     }
 
-    /// The table's keys in a range of places; whether there are more behind it.
+    /// Returns the statistics of the keys in a range of slots, and `true` if there are slots behind it.
     pub(super) fn stats_part(&self, places: Range<usize>, only: Option<StatsList>) -> (StatsResult, bool) {
         let now = Instant::now().into_std();
         self.lock().table.stats_part(now, places, only)
     }
 
-    /// How many connections are open.
+    /// Returns the number of open connections.
     pub(super) fn open_connections(&self) -> u64 {
         *self.connection_count.borrow()
     }
 
-    /// Refuses new grants, and all that wait. A large table takes its time: the rest goes in parts.
+    /// Refuses new grants and all waiters, in parts.
     pub(super) async fn drain(&self) {
         while self.begin_drain() {
             self.give_way().await;
         }
     }
 
-    /// The first part of [`drain`](Self::drain). Returns whether there is more.
+    /// Does the first part of [`drain`](Self::drain), and returns `true` if more is left.
     pub(super) fn begin_drain(&self) -> bool {
         let more = self.with_table(|table, now| table.drain_part(now, PART_SIZE));
         self.lifecycle.advance(ServerState::Draining);
         more
     }
 
-    /// Resolves once nothing is held any more for connections that the server gave up.
+    /// Resolves once nothing is held for connections that the server gave up.
     pub(super) async fn kept_leases_expired(&self) {
         while self.with_table(|table, now| table.has_kept_leases(now)) {
             sleep(DRAIN_POLL_INTERVAL).await;
         }
     }
 
-    /// A new connection's number; counts until the guard drops.
+    /// Creates a connection. It counts as open until the guard is dropped.
     pub(super) fn connect(self: &Arc<Self>) -> ConnectionGuard {
         self.start_maintenance();
         self.connection_count.send_modify(|count| *count += 1);
@@ -213,8 +214,8 @@ impl ServerShared {
         ConnectionGuard { shared: self.clone(), id, kept_until: None }
     }
 
-    /// Sweeps and collects in the background, and lets go what many-keyed connections left, from the
-    /// first connection on, while the server lives.
+    /// Starts the task that sweeps, collects, and removes what closed connections left behind. It runs from
+    /// the first connection on until the server is dropped.
     fn start_maintenance(self: &Arc<Self>) {
         if self.maintenance_started.swap(true, Ordering::Relaxed) {
             return;
@@ -253,14 +254,15 @@ impl SharedTable {
     fn deliver(&mut self) {
         while let Some(delivery) = self.table.poll_delivery() {
             if let Some(wait) = self.pending.remove(&delivery.waiter) {
-                // Whoever drops the receiver looks into it first.
+                // A wait takes the outcome out of its receiver before it drops it.
                 let _ = wait.send(delivery.outcome);
             }
         }
     }
 }
 
-/// An open connection: everything it has goes when this drops, at once or when it was told.
+/// An open connection. When the guard is dropped, what the connection holds is freed, at once or at the
+/// time set by [`keep_until`](Self::keep_until).
 pub(super) struct ConnectionGuard {
     shared: Arc<ServerShared>,
     pub(super) id: ConnId,
@@ -268,7 +270,8 @@ pub(super) struct ConnectionGuard {
 }
 
 impl ConnectionGuard {
-    /// What the connection holds is kept until then: the server gave it up, its peer did not.
+    /// Keeps what the connection holds until then. For a connection that the server gave up, and its peer
+    /// did not.
     pub(super) fn keep_until(&mut self, until: Instant) {
         self.kept_until = (!is_broken(Rule::GivenUp)).then(|| until.into_std());
     }
@@ -284,8 +287,8 @@ impl Drop for ConnectionGuard {
     }
 }
 
-/// A command that waits. Dropped before its outcome was taken, it leaves the queue, and a grant
-/// that had come already is released.
+/// A command that waits. If dropped before its outcome is taken, it leaves the queue, and releases a grant
+/// that has come already.
 pub(super) struct PendingWait {
     shared: Arc<ServerShared>,
     waiter: WaiterId,
@@ -295,14 +298,14 @@ pub(super) struct PendingWait {
 }
 
 impl PendingWait {
-    /// The outcome, once it is there.
+    /// Returns the outcome once there is one.
     pub(super) async fn outcome(&mut self) -> Outcome {
         let outcome = (&mut self.receiver).await.unwrap_or(Err(Status::Error));
         self.done = true;
         outcome
     }
 
-    /// The time is up: the outcome, where it came at the last moment.
+    /// Ends the wait at its timeout. Returns the outcome if it came at the last moment.
     pub(super) fn cancel(mut self) -> Option<Outcome> {
         self.done = true;
         self.leave_queue()
@@ -352,7 +355,7 @@ mod tests {
         assert_eq!(shared.blocked_threads.load(Ordering::Relaxed), 0);
     }
 
-    /// How long it takes, in virtual time, until all of many keys that one connection held are free.
+    /// Returns the virtual time until all of many keys that one connection held are free.
     async fn to_free(waiting: usize) -> Duration {
         let config = ServerConfig { max_locks: KEYS, ..Default::default() };
         let shared = ServerShared::new(config).unwrap();

@@ -1,5 +1,5 @@
-//! The reply to `stats`, made of parts: a table of a million keys is neither looked at nor kept in one
-//! piece. Does not depend on the table's lock or a connection.
+//! The reply to `stats`, encoded in parts, so that a table of a million keys is neither read nor kept in
+//! one piece.
 
 use serde::Serialize;
 
@@ -10,9 +10,9 @@ use crate::server::table::StatsList;
 pub(super) const LISTS: [StatsList; 4] =
     [StatsList::Locks, StatsList::Semaphores, StatsList::IdleLocks, StatsList::IdleSemaphores];
 
-/// A reply that has begun: appends to `out` what comes next.
+/// A reply that has begun. Each method appends the next part to `out`.
 pub(super) struct StatsReply {
-    /// Whether the list that was begun has rows.
+    /// `true` if the current list has rows.
     rows: bool,
 }
 
@@ -55,7 +55,7 @@ impl StatsReply {
             if std::mem::replace(&mut self.rows, true) {
                 out.push(b',');
             }
-            // Structs of strings and finite numbers always serialise, and a vector takes it all.
+            // Cannot fail: the rows are strings and finite numbers, and the output is a vector.
             let _ = serde_json::to_writer(&mut *out, row);
         }
     }

@@ -1,5 +1,5 @@
-//! The lock table, without I/O: FIFO queues, leases, limits, two-phase registrations, collection.
-//! Time is an argument. Knows of no socket, runtime or clock.
+//! The lock table, without I/O: FIFO queues, leases, limits, two-phase registrations, collection of idle
+//! keys. Callers pass the time in. Does not depend on a runtime.
 
 mod holders;
 mod keys;
@@ -25,95 +25,96 @@ use self::waiters::Waiters;
 use crate::proto::Status;
 use crate::types::{Key, Limit, Seconds, Token};
 
-/// A connection, as the server numbers them (from 1).
+/// The number of a connection, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ConnId(pub u64);
 
-/// A place in a key's queue, from [`Answer::Waiting`] until it is delivered or cancelled.
+/// The number of a place in a key's queue, valid from [`AcquireOutcome::Waiting`] until its outcome is
+/// delivered or the wait is cancelled.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct WaiterId(pub u64);
 
-/// The settings that the table obeys.
+/// The settings of a table.
 #[derive(Clone, Debug)]
 pub struct TableConfig {
-    /// The lease of commands that name none.
+    /// The lease of a command that names none.
     pub default_lease: Seconds,
-    /// How many keys may be in use or idle at once.
+    /// The maximum number of keys, in use or idle.
     pub max_locks: usize,
-    /// How many may wait for one key; 0 for no limit.
+    /// The maximum number of waiters for one key; 0 means no limit.
     pub max_waiters: usize,
-    /// How long a key without holder and waiter is kept.
+    /// The time for which a key without holders and waiters is kept.
     pub gc_max_idle: Duration,
-    /// Whether a disconnect releases what the connection holds.
+    /// If `true`, a disconnect releases what the connection holds.
     pub auto_release: bool,
 }
 
-/// A key held.
+/// A grant of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The proof of it.
+    /// The token that proves the grant.
     pub token: Token,
-    /// For how long, unless renewed.
+    /// The lease of the grant, unless renewed.
     pub lease: Seconds,
 }
 
-/// What a command that may wait comes to.
+/// The outcome of an acquire or a wait.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum AcquireOutcome {
-    /// The key is held.
+    /// The connection holds the key.
     Granted(Grant),
-    /// In the queue: [`LockTable::poll_delivery`] brings the outcome under this id.
+    /// The command waits in the queue. [`LockTable::poll_delivery`] returns its outcome with this id.
     Waiting(WaiterId),
-    /// Busy, and the command would not wait.
+    /// The key is busy, and the command does not wait.
     Busy,
     /// Refused.
     Refused(Status),
 }
 
-/// What an enqueue comes to.
+/// The outcome of an enqueue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EnqueueOutcome {
-    /// The key is held at once.
+    /// The connection holds the key at once.
     Acquired(Grant),
-    /// In the queue.
+    /// The connection has a place in the queue.
     Queued,
     /// Refused.
     Refused(Status),
 }
 
-/// The outcome of a waiting command, for the connection that waits.
+/// The outcome of a command that waited.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Delivery {
-    /// Who waits.
+    /// The connection that waits.
     pub conn: ConnId,
-    /// Under which id.
+    /// The id of the wait.
     pub waiter: WaiterId,
-    /// The grant, or why there will be none (`error_draining`, `error_lease_expired`).
+    /// The grant, or the reason why there is none (`error_draining`, `error_lease_expired`).
     pub outcome: Result<Grant, Status>,
 }
 
-/// An enqueue that no wait has collected yet.
+/// An enqueue that no wait command has collected yet.
 #[derive(Clone)]
 enum Registration {
     Queued(WaiterId),
     Holding {
         holder: HolderSlot,
         lease: Seconds,
-        /// Whether the connection knows the token: false for a grant that came while it queued.
+        /// `true` if the connection knows the token, `false` for a grant that came while it was queued.
         delivered: bool,
     },
 }
 
-/// What the fast path comes to.
+/// The outcome of the fast path.
 enum FastPath {
     Held(HolderSlot, Grant),
-    /// No room, or others wait; the queue takes one more.
+    /// The key has no room or has waiters already, and its queue accepts one more.
     Full(KeySlot),
 }
 
-/// The table. A lease has run out once `now` reaches its deadline; acquire, enqueue, wait and
-/// renew first evict what has run out on their key and hand it on.
-/// After each call, drain [`poll_delivery`](Self::poll_delivery).
+/// Locks, semaphores and their queues. A lease expires once `now` reaches its deadline. Acquire, enqueue,
+/// wait and renew first evict the expired holders of their key and grant it to its waiters. After each
+/// call, the caller drains [`poll_delivery`](Self::poll_delivery).
 pub struct LockTable {
     config: TableConfig,
     mint: Box<dyn FnMut() -> Option<Token> + Send>,
@@ -121,23 +122,24 @@ pub struct LockTable {
     keys: Keys,
     holders: Holders,
     waiters: Waiters,
-    /// Each of them has a holder or a waiter, so its key cannot be collected under it.
+    /// Each registration has a holder or a waiter, so its key cannot be collected before it.
     registrations: BTreeMap<(ConnId, KeySlot), Registration>,
-    /// Registrations whose lease ran out: a wait must say so, even after the key is collected.
+    /// The keys of registrations whose lease expired. A wait must report that, even after the key is
+    /// collected.
     expired_registrations: BTreeMap<ConnId, BTreeSet<Key>>,
     /// Keys with room and waiters for which no token could be minted.
     stalled: BTreeSet<KeySlot>,
-    /// Connections that are gone, as long as something of theirs is here. They are granted nothing.
+    /// Closed connections of which something is left. They are granted nothing.
     leaving: BTreeMap<ConnId, LeavingConnection>,
-    /// Whose turn it is among them.
+    /// The connection in `leaving` that is next.
     next_leaving: ConnId,
-    /// When the last holder that is kept for a connection given up will have gone.
+    /// The time by which the last holder that is kept for a connection given up has gone.
     kept_until: Option<Instant>,
 }
 
 impl LockTable {
-    /// An empty table; `mint` makes each grant's token, with a fence that no other has, or `None`
-    /// where no fence can be had.
+    /// Creates an empty table. `mint` returns a token with a fence of its own for each grant, or `None` if
+    /// it has no fence.
     pub fn new(config: TableConfig, mint: Box<dyn FnMut() -> Option<Token> + Send>) -> Self {
         Self {
             config,
@@ -155,7 +157,7 @@ impl LockTable {
         }
     }
 
-    /// `l`, `sl` (`limit` 1 for `l`): takes the key, or queues when `may_wait`.
+    /// Takes the key, or joins the queue if `may_wait` (commands `l`, with `limit` 1, and `sl`).
     pub fn acquire(
         &mut self,
         now: Instant,
@@ -183,7 +185,7 @@ impl LockTable {
         }
     }
 
-    /// `e`, `se`: takes the key or a place, registered for the connection.
+    /// Takes the key or a place in its queue, and registers it for the connection (commands `e`, `se`).
     pub fn enqueue(
         &mut self,
         now: Instant,
@@ -225,7 +227,8 @@ impl LockTable {
         outcome
     }
 
-    /// `w`, `sw`: collects the connection's registration for the key; clears it in every case.
+    /// Collects the connection's registration for the key, and clears it in every case (commands `w`,
+    /// `sw`).
     pub fn wait(&mut self, now: Instant, conn: ConnId, key: &Key, may_wait: bool) -> AcquireOutcome {
         let slot = self.keys.find(key);
         if let Some(slot) = slot {
@@ -257,8 +260,8 @@ impl LockTable {
         }
     }
 
-    /// The wait timed out: leaves the queue. `Some` where the outcome had come first and was not
-    /// polled yet (it is then not delivered any more).
+    /// Takes a wait that timed out out of the queue. Returns `Some` if its outcome came first and was not
+    /// polled yet; it is then no longer delivered.
     pub fn cancel_wait(&mut self, now: Instant, waiter: WaiterId) -> Option<Result<Grant, Status>> {
         if let Some((_, outcome)) = self.waiters.take_outcome(waiter) {
             return Some(outcome);
@@ -271,7 +274,8 @@ impl LockTable {
         None
     }
 
-    /// `r`, `sr`: whether there was such a holder (an expired one counts until it is evicted).
+    /// Releases a holder, and returns `true` if there was one (commands `r`, `sr`). An expired holder
+    /// counts until it is evicted.
     pub fn release(&mut self, now: Instant, key: &Key, token: &Token) -> bool {
         let Some((slot, holder)) = self.find(key, token) else { return false };
         self.remove_holder(slot, holder);
@@ -279,7 +283,8 @@ impl LockTable {
         true
     }
 
-    /// `n`, `sn`: the lease just set, or `None` where it is not held or has expired.
+    /// Renews a lease, and returns its new length (commands `n`, `sn`); `None` if the key is not held with
+    /// this token or the lease has expired.
     pub fn renew(
         &mut self,
         now: Instant,
@@ -294,12 +299,12 @@ impl LockTable {
         self.extend(now, slot, holder, lease).map(|_| lease)
     }
 
-    /// Evicts every expired lease; costs what expires.
+    /// Evicts every expired lease. The cost grows with the number of expired leases alone.
     pub fn sweep(&mut self, now: Instant) {
         self.sweep_part(now, usize::MAX);
     }
 
-    /// [`sweep`](Self::sweep), at most so many leases of it; whether there may be more.
+    /// Sweeps in at most so many steps, and returns `true` if more may be left. See [`sweep`](Self::sweep).
     pub fn sweep_part(&mut self, now: Instant, max_steps: usize) -> bool {
         let mut touched = Vec::new();
         while touched.len() < max_steps
@@ -314,7 +319,7 @@ impl LockTable {
             && let Some(slot) = self.stalled.first().copied()
         {
             let left = self.grant_next(now, slot);
-            // As long as no token can be minted, one key's failure speaks for the rest.
+            // While no token can be minted, one failure is enough: the other keys would fail too.
             if left == 0 && self.stalled.contains(&slot) {
                 return false;
             }
@@ -323,22 +328,24 @@ impl LockTable {
         steps >= max_steps
     }
 
-    /// Drops keys idle for `gc_max_idle`; costs what is dropped.
+    /// Drops the keys that were idle for `gc_max_idle`. The cost grows with the number of dropped keys
+    /// alone.
     pub fn collect(&mut self, now: Instant) {
         self.collect_part(now, usize::MAX);
     }
 
-    /// [`collect`](Self::collect), at most so many keys of it; whether there may be more.
+    /// Drops at most so many idle keys, and returns `true` if more may be left. See
+    /// [`collect`](Self::collect).
     pub fn collect_part(&mut self, now: Instant, max_keys: usize) -> bool {
         self.keys.collect(now, self.config.gc_max_idle, max_keys)
     }
 
-    /// Whether the connection holds anything.
+    /// Returns `true` if the connection holds anything.
     pub fn holds(&self, conn: ConnId) -> bool {
         self.holders.of_conn(conn, HolderSlot::FIRST).next().is_some()
     }
 
-    /// The next outcome for a waiting connection.
+    /// Returns the next outcome for a waiting connection.
     pub fn poll_delivery(&mut self) -> Option<Delivery> {
         self.waiters.poll()
     }

@@ -1,11 +1,11 @@
-//! Warnings that a peer can cause, as many as it likes: each kind has a rate, and what is held back is counted.
+//! Warnings that a peer can cause at will. Each kind has a rate limit, and suppressed warnings are counted.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// How long events are held back before their number is reported.
+/// The interval at which the number of suppressed events is reported.
 const REPORT_INTERVAL: Duration = Duration::from_secs(10);
-/// How many events of a kind are logged at once after a quiet interval.
+/// The number of events of a kind that are logged at once after a quiet interval.
 const BURST: u32 = 5;
 
 /// The kinds of warnings of one server.
@@ -24,14 +24,14 @@ impl Default for Warnings {
             max_connections_per_ip: Warning::new("connection refused: max-connections-per-ip", BURST),
             handshake: Warning::new("handshake failed", BURST),
             authentication: Warning::new("authentication failed", BURST),
-            // One peer is like another, but the system is the same each time.
+            // Peers differ, but a failure of the system is the same each time.
             accept: Warning::new("could not accept a connection", 1),
         }
     }
 }
 
 impl Warnings {
-    /// Reports what is held back.
+    /// Reports all suppressed warnings.
     pub(super) fn flush(&self) {
         let kinds = [
             &self.max_connections,
@@ -44,7 +44,7 @@ impl Warnings {
     }
 }
 
-/// One kind of warning. Clones share its rate.
+/// A kind of warning. Clones share its rate limit.
 #[derive(Clone)]
 pub(super) struct Warning {
     what: &'static str,
@@ -56,8 +56,8 @@ impl Warning {
         Self { what, rate: Arc::new(Mutex::new(Rate::new(burst))) }
     }
 
-    /// Calls `log` with the warning's name, or counts the event and has a task report it with the others of
-    /// its interval. To be called within a runtime.
+    /// Calls `log` with the warning's text, or counts the event and has a task report the count later. Must
+    /// be called within a runtime.
     pub(super) fn warn(&self, log: impl FnOnce(&'static str)) {
         let verdict = self.with_rate(|rate| rate.event(now()));
         match verdict {
@@ -90,23 +90,23 @@ fn now() -> Instant {
     tokio::time::Instant::now().into_std()
 }
 
-/// What becomes of an event.
+/// What to do with an event.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Log,
-    /// Counted, as the first since the last report: one is due an interval later.
+    /// Count it, as the first since the last report. The next report is due an interval later.
     SuppressFirst,
-    /// Counted.
+    /// Count it.
     Suppress,
 }
 
-/// Lets the first few events through; then one for each report of how many were held back, until an interval
-/// brings no more of them than that.
+/// Lets the first few events pass, then one for each report of how many were suppressed. An interval
+/// without suppressed events starts over.
 struct Rate {
     burst: u32,
-    /// When the interval began.
+    /// When the current interval began.
     interval_start: Option<Instant>,
-    /// How many events of the interval may still be logged.
+    /// The number of events that may still be logged in this interval.
     remaining: u32,
     suppressed: u64,
 }
@@ -130,7 +130,7 @@ impl Rate {
         if self.suppressed == 1 { Verdict::SuppressFirst } else { Verdict::Suppress }
     }
 
-    /// Begins an interval, and returns how many events the one before held back.
+    /// Begins an interval, and returns the number of events that the last one suppressed.
     fn report(&mut self, now: Instant) -> u64 {
         if self.suppressed > 0 {
             (self.interval_start, self.remaining) = (Some(now), 1);
@@ -168,7 +168,7 @@ mod tests {
                 Verdict::SuppressFirst => {
                     assert_eq!(due.replace(now + REPORT_INTERVAL), None, "two reports are due")
                 }
-                Verdict::Suppress => assert!(due.is_some(), "nobody reports it"),
+                Verdict::Suppress => assert!(due.is_some(), "no report is due"),
             }
         }
         reported += rate.report(began + step * 100_000);
@@ -195,7 +195,7 @@ mod tests {
         let (mut rate, began) = (Rate::new(1), Instant::now());
         assert_eq!(rate.event(began), Verdict::Log);
         assert_eq!(rate.event(began), Verdict::SuppressFirst);
-        // The interval is over, its report is not out.
+        // The interval has ended, but its report is late.
         assert_eq!(rate.event(began + REPORT_INTERVAL * 2), Verdict::Suppress);
         assert_eq!(rate.report(began + REPORT_INTERVAL * 2), 2);
     }

@@ -1,4 +1,4 @@
-//! What each command does: to the table, and to the connection where it waits.
+//! Serves each command: changes the table, replies, and waits for grants.
 
 use tokio::io::AsyncReadExt;
 use tokio::time::{Instant, sleep, sleep_until};
@@ -11,9 +11,9 @@ use crate::server::stats::{LISTS, StatsReply};
 use crate::server::table::{AcquireOutcome, EnqueueOutcome, Grant, WaiterId};
 use crate::types::{Key, Limit, Seconds};
 
-/// How many keys `stats` looks at before it writes: what it keeps of them has a bound.
+/// The number of keys that `stats` reads before it writes, which bounds what it keeps in memory.
 const STATS_PART_SIZE: usize = 128;
-/// How much may be read ahead of a command that waits.
+/// How many bytes may be read while a command waits.
 const READ_AHEAD: usize = 64 * 1024;
 
 impl<S: Stream> Connection<S> {
@@ -55,10 +55,10 @@ impl<S: Stream> Connection<S> {
         Ok(())
     }
 
-    /// Answers `stats`. A table that is not looked at in one piece is gone through once for each list,
-    /// and what was seen is written before the next look: this keeps no more than a part of it, however
-    /// large the table and however slow the peer. Each row is true of a moment, not all of the same: a
-    /// key that changes meanwhile may stand in two lists, or in none.
+    /// Replies to `stats`. A table larger than one part is read once for each list, and each part is
+    /// written before the next is read. So memory stays bounded, however large the table and however slow
+    /// the peer. Each row is true at one moment, and rows differ in that moment: a key that changes
+    /// meanwhile may appear in two lists, or in none.
     async fn stats(&mut self) -> Result<(), EndedBy> {
         let shared = self.shared.clone();
         let (all, more) = shared.stats_part(0..STATS_PART_SIZE, None);
@@ -72,7 +72,8 @@ impl<S: Stream> Connection<S> {
             reply.begin_list(list, self.out.bytes());
             let (mut from, mut more) = (0, true);
             while more {
-                // Never closed. Kept over the turn of all others, or many would take one each.
+                // The semaphore is never closed. The permit is kept while other tasks run, or each of many
+                // requests would take a part of its own.
                 let turn = shared.stats_permit.acquire().await;
                 let part;
                 (part, more) = shared.stats_part(from..from + STATS_PART_SIZE, Some(list));
@@ -87,7 +88,7 @@ impl<S: Stream> Connection<S> {
             reply.end_list(self.out.bytes());
         }
         reply.end(self.out.bytes());
-        // The time limit of lines does not run meanwhile.
+        // The read timeout does not run while the reply is written.
         self.line_started = Instant::now();
         Ok(())
     }
@@ -105,7 +106,7 @@ impl<S: Stream> Connection<S> {
         self.refuse_auth().await
     }
 
-    /// Ends a connection that has not authenticated, and so holds nothing.
+    /// Ends a connection that has not authenticated, and therefore holds nothing.
     pub(super) async fn refuse_auth(&mut self) -> EndedBy {
         self.refuse(Status::Auth);
         if self.flush().await.is_ok() {
@@ -114,14 +115,14 @@ impl<S: Stream> Connection<S> {
         EndedBy::Peer
     }
 
-    /// The first `auth` counts. Later ones, and all on a server without a token, are refused and change
-    /// nothing, whatever they carry.
+    /// Checks the token of the first `auth`. Later ones, and all on a server without a token, are refused
+    /// and change nothing.
     async fn authenticate(&mut self, token: &[u8]) -> Result<(), EndedBy> {
         if self.authenticated {
             self.refuse(Status::Error);
             return Ok(());
         }
-        // White space round it does not count, as with every argument. The right one is UTF-8.
+        // Whitespace around it is ignored, as for every argument. The configured token is UTF-8.
         let given = std::str::from_utf8(token).map_or(token, |token| token.trim().as_bytes());
         let right = self.shared.credentials().auth_token;
         if !right.is_some_and(|right| constant_time_eq(right.trim().as_bytes(), given)) {
@@ -153,8 +154,8 @@ impl<S: Stream> Connection<S> {
         self.reply_to_wait(key, outcome, wait, timeout).await
     }
 
-    /// Answers a command that may wait; meanwhile everything before it is written, and a peer that
-    /// goes away is noticed.
+    /// Replies to a command that may wait. While it waits, earlier replies are written, and a peer that
+    /// closes the connection is noticed.
     async fn reply_to_wait(
         &mut self,
         key: Key,
@@ -192,7 +193,8 @@ impl<S: Stream> Connection<S> {
             }
             tokio::select! {
                 biased;
-                // First of all: a grant that comes together with the end of its peer goes on.
+                // First, so that a grant that arrives together with the peer's close goes to the next
+                // waiter.
                 read = self.stream.read_buf(&mut self.inbox), if room => {
                     EndedBy::check_read(read)?;
                 }
@@ -200,19 +202,20 @@ impl<S: Stream> Connection<S> {
                 () = sleep_until(deadline) => break wait.cancel(),
             }
         };
-        // The time limit of lines does not run while a command waits.
+        // The read timeout does not run while a command waits.
         self.line_started = Instant::now();
         Ok(outcome)
     }
 }
 
-/// An answer, and the wait that it begins.
+/// Returns the outcome with the id of the wait that it begins.
 fn with_waiter_id(outcome: AcquireOutcome) -> (AcquireOutcome, Option<WaiterId>) {
     let waiter = if let AcquireOutcome::Waiting(waiter) = &outcome { Some(*waiter) } else { None };
     (outcome, waiter)
 }
 
-/// Compares in a time that does not depend on where the two differ.
+/// Compares in a time that does not depend on where the two differ, so that timing reveals nothing
+/// of the token.
 fn constant_time_eq(right: &[u8], given: &[u8]) -> bool {
     let mut differ = right.len() ^ given.len();
     for (index, byte) in given.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! Replies on their way to the peer: gathered, written once per batch, and counted, since a grant that
-//! did not get out whole must not stand. Does not depend on the table.
+//! The replies that are not written yet. Gathers them into batches, and keeps track of the grants in them:
+//! one whose reply was not written whole must be released.
 
 use std::io;
 use std::time::Duration;
@@ -14,19 +14,20 @@ use crate::proto::Reply;
 use crate::server::table::Grant;
 use crate::types::{Key, Token};
 
-/// How many bytes of replies are gathered before they are written.
+/// The size at which gathered replies are written.
 const BATCH_SIZE: usize = 32 * 1024;
-/// How much of that a slow peer must take within the write timeout: a slow link is no dead one.
+/// The part of a batch that a slow peer must accept within the write timeout. A slow link is not a dead
+/// one.
 const SLICE_SIZE: usize = 8 * 1024;
-/// How much room is kept for the next ones: there may be many connections, and most are idle.
+/// The capacity that is kept for later replies. There may be many connections, and most are idle.
 const IDLE_CAPACITY: usize = 1024;
 
 #[derive(Default)]
 pub(super) struct ReplyBuffer {
     bytes: Vec<u8>,
-    /// How much of `bytes` is written.
+    /// The number of bytes of `bytes` that are written.
     written: usize,
-    /// The grants in `bytes`, by where their replies end.
+    /// The grants in `bytes`, each with the end of its reply.
     grants: Vec<(usize, Key, Token)>,
 }
 
@@ -35,24 +36,24 @@ impl ReplyBuffer {
         reply.encode(&mut self.bytes);
     }
 
-    /// Appends a reply that carries this grant.
+    /// Appends the reply to a grant.
     pub(super) fn grant(&mut self, key: Key, grant: Grant, reply: impl FnOnce(Grant) -> Reply) {
         let token = grant.token.clone();
         self.reply(&reply(grant));
         self.grants.push((self.bytes.len(), key, token));
     }
 
-    /// Where a reply is appended that is made in parts.
+    /// Returns the buffer, for a reply that is appended in parts.
     pub(super) fn bytes(&mut self) -> &mut Vec<u8> {
         &mut self.bytes
     }
 
-    /// Whether there is enough for a batch.
+    /// Returns `true` if the buffer holds a batch.
     pub(super) fn is_full(&self) -> bool {
         self.bytes.len() >= BATCH_SIZE
     }
 
-    /// Writes everything, unless the peer takes longer than this for a slice of it.
+    /// Writes everything. Fails if the peer takes longer than `write_timeout` for one slice.
     pub(super) async fn flush(
         &mut self,
         stream: &mut impl Stream,
@@ -61,7 +62,7 @@ impl ReplyBuffer {
         if self.bytes.is_empty() {
             return Ok(());
         }
-        // Most peers take it at once: no need for a timer.
+        // Most peers accept it at once, so the timer is only started for those that do not.
         let mut written = self.write(stream, usize::MAX).now_or_never();
         while written.is_none() {
             let slice = self.written + SLICE_SIZE;
@@ -78,7 +79,7 @@ impl ReplyBuffer {
         Ok(())
     }
 
-    /// How many bytes are kept, used or not.
+    /// Returns the number of allocated bytes.
     #[cfg(test)]
     pub(super) fn allocated(&self) -> usize {
         self.bytes.capacity() + self.grants.capacity() * size_of::<(usize, Key, Token)>()
@@ -92,7 +93,7 @@ impl ReplyBuffer {
         self.written = 0;
     }
 
-    /// Writes `bytes` at least so far, and keeps count of where it broke off.
+    /// Writes at least `until` bytes of the buffer, and remembers its position if it is dropped.
     async fn write(&mut self, stream: &mut impl Stream, until: usize) -> io::Result<()> {
         while self.written < self.bytes.len().min(until) {
             match stream.write(&self.bytes[self.written..]).await? {
@@ -103,8 +104,8 @@ impl ReplyBuffer {
         stream.flush().await
     }
 
-    /// Takes out the grants whose replies were not written whole: they reached no peer. A grant whose
-    /// reply was may be known to the peer, whatever became of the replies behind it.
+    /// Removes and returns the grants whose replies were not written whole: no peer knows them. If a reply
+    /// was written whole, the peer may know its grant, even if a later reply failed.
     pub(super) fn undelivered(&mut self) -> impl Iterator<Item = (Key, Token)> {
         let written = self.written;
         self.grants.drain(..).filter(move |(end, ..)| *end > written).map(|(_, key, token)| (key, token))

@@ -1,4 +1,4 @@
-//! What a connection keeps in memory: a bound while its peer does not read, little once all is written.
+//! The memory of a connection: bounded while its peer does not read, little once all replies are written.
 
 use tokio::io::DuplexStream;
 
@@ -8,13 +8,13 @@ use crate::server::config::ServerConfig;
 use crate::types::{Key, Limit, Seconds};
 
 const KEYS: usize = 20_000;
-/// What is kept of a reply, however long it is: a batch, and a part of the table on top. Twice that,
-/// since vectors grow by doubling.
+/// The maximum that is kept of a reply of any length: a batch and a part of the table, times two, since
+/// vectors grow by doubling.
 const MAX_WHILE_UNREAD: usize = 2 * (32 + 16) * 1024;
-/// What is kept by a connection that has nothing to do.
+/// The maximum that an idle connection keeps.
 const MAX_WHILE_IDLE: usize = 8 * 1024;
 
-/// A server with many keys held, by a connection that stays.
+/// Returns a server with many keys, held by a connection that stays open.
 fn crowded() -> (Arc<ServerShared>, ConnectionGuard) {
     let shared = ServerShared::new(ServerConfig { max_locks: KEYS, ..Default::default() }).unwrap();
     let holder = shared.connect();
@@ -86,7 +86,7 @@ async fn a_connection_that_sent_much_keeps_little_once_it_sends_little() {
         }
     }
     assert_eq!(max_chunk, READ_CHUNK_BUSY, "it was read in large chunks");
-    // Shows the room in front as well, where what was read has been.
+    // Makes the capacity include the room of what was consumed.
     connection.inbox.reserve(connection.inbox.capacity() + 1);
     assert!(connection.inbox.capacity() <= MAX_WHILE_IDLE, "{} bytes", connection.inbox.capacity());
     assert!(connection.out.allocated() <= MAX_WHILE_IDLE, "{} bytes", connection.out.allocated());

@@ -1,5 +1,4 @@
-//! The grants in force, found by key and token, by connection and by deadline. Knows of no queue
-//! and no limit but whether it is 1.
+//! The grants in force, indexed by key and token, by connection and by deadline.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Instant;
@@ -10,7 +9,7 @@ use super::slab::Slab;
 use super::slots::{HolderSlot, KeySlot};
 use crate::types::{Fence, Limit, Token};
 
-/// One grant in force.
+/// A grant in force.
 pub(super) struct Holder {
     pub(super) token: Token,
     pub(super) deadline: Instant,
@@ -22,9 +21,9 @@ pub(super) struct Holders {
     slab: Slab<Holder>,
     by_deadline: BTreeSet<(Instant, HolderSlot)>,
     by_conn: BTreeSet<(ConnId, HolderSlot)>,
-    /// Of keys with a limit above 1 alone: the entry of a lock names its holder itself.
+    /// Only for keys with a limit above 1: the entry of a lock names its one holder itself.
     semaphore_deadlines: BTreeSet<(KeySlot, Instant, HolderSlot)>,
-    /// By the fence that each token carries. Not hashed: a table that grows moves all that it has.
+    /// By the fence of each token. Not a hash map: one that grows moves all its entries at once.
     semaphore_fences: BTreeMap<(KeySlot, Fence), HolderSlot>,
 }
 
@@ -73,7 +72,7 @@ impl Holders {
         Some(holder)
     }
 
-    /// Sets the deadline and returns the token.
+    /// Sets the holder's deadline, and returns its token.
     pub(super) fn extend(&mut self, entry: &Entry, slot: HolderSlot, deadline: Instant) -> Option<Token> {
         let holder = self.slab.get_mut(slot.0)?;
         let old = std::mem::replace(&mut holder.deadline, deadline);
@@ -94,13 +93,13 @@ impl Holders {
         self.get(slot).filter(|holder| holder.token == *token).map(|_| slot)
     }
 
-    /// A holder whose lease has run out, on any key.
+    /// Returns a holder of any key whose lease has expired.
     pub(super) fn expired(&self, now: Instant) -> Option<(HolderSlot, KeySlot)> {
         let (_, slot) = self.by_deadline.first().filter(|(deadline, _)| *deadline <= now)?;
         Some((*slot, self.get(*slot)?.key))
     }
 
-    /// A holder of this key whose lease has run out.
+    /// Returns a holder of this key whose lease has expired.
     pub(super) fn expired_of(&self, entry: &Entry, key: KeySlot, now: Instant) -> Option<HolderSlot> {
         if entry.limit == Limit::ONE {
             return entry.holder.filter(|slot| self.get(*slot).is_some_and(|holder| holder.deadline <= now));
@@ -109,7 +108,7 @@ impl Holders {
         until_now.next_back().filter(|(of, ..)| *of == key).map(|(.., slot)| *slot)
     }
 
-    /// What the connection holds, from this slot on.
+    /// Returns what the connection holds, from this slot on.
     pub(super) fn of_conn(&self, conn: ConnId, from: HolderSlot) -> impl Iterator<Item = HolderSlot> {
         let all = (conn, from)..=(conn, HolderSlot::LAST);
         self.by_conn.range(all).map(|(_, slot)| *slot)

@@ -1,5 +1,5 @@
-//! The keys in use or idle, each stored once, with its limit and its counts. Keeps the idle ones in
-//! the order in which they fell idle. Knows of no lease and no connection.
+//! The keys in use or idle, each stored once, with its limit and its counts. Orders idle keys by the time
+//! since which they are idle.
 
 use std::collections::BTreeSet;
 use std::hash::{BuildHasher, RandomState};
@@ -16,7 +16,7 @@ use crate::types::{Key, Limit};
 pub(super) struct Entry {
     pub(super) key: Key,
     pub(super) limit: Limit,
-    /// The holder of a key of limit 1: there is no second, so no further index is paid for.
+    /// The holder of a key of limit 1. It has no second one, so it needs no further index.
     pub(super) holder: Option<HolderSlot>,
     pub(super) holders: u32,
     pub(super) waiters: u32,
@@ -24,7 +24,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// Whether the limit allows one holder more.
+    /// Returns `true` if the limit allows one more holder.
     pub(super) fn has_room(&self) -> bool {
         u64::from(self.holders) < self.limit.get()
     }
@@ -34,22 +34,22 @@ impl Entry {
     }
 }
 
-/// A key in the index, with its hash: an index that grows must not visit and hash a million keys.
+/// A key in the index. Its hash is kept, so that an index that grows need not hash a million keys.
 struct Indexed {
     slot: u32,
     hash: u32,
 }
 
-/// Into how many tables the index is cut. One that grows moves all that it has: that of a million keys
-/// would take milliseconds.
+/// The number of hash tables that the index consists of. A table that grows moves all its entries, which
+/// takes milliseconds for a million keys.
 const SHARDS: usize = 256;
 
-/// What a hash table wants, which looks at the lowest bits and at the highest.
+/// Returns a hash for a table that uses the lowest bits and the highest.
 fn spread(hash: u32) -> u64 {
     u64::from(hash) << 32 | u64::from(hash)
 }
 
-/// Bits that the table within does not look at, as long as it is small.
+/// Returns the index of a table. Uses bits that the table itself does not use while it is small.
 fn shard(hash: u32) -> usize {
     (hash >> 16) as usize % SHARDS
 }
@@ -57,7 +57,7 @@ fn shard(hash: u32) -> usize {
 pub(super) struct Keys {
     entries: Slab<Entry>,
     index: Vec<HashTable<Indexed>>,
-    // Keys come from strangers: std's hasher keeps them from aiming at one bucket.
+    // Clients choose the keys. A keyed hasher keeps them from filling one bucket on purpose.
     hasher: RandomState,
     idle: BTreeSet<(Instant, KeySlot)>,
 }
@@ -86,7 +86,7 @@ impl Keys {
         self.index[shard(hash)].find(spread(hash), same).map(|indexed| KeySlot(indexed.slot))
     }
 
-    /// Adds a key that [`find`](Self::find) does not know.
+    /// Adds a key that [`find`](Self::find) does not find.
     pub(super) fn insert(&mut self, key: &Key, limit: Limit) -> KeySlot {
         let (holder, idle_since) = (None, None);
         let entry = Entry { key: key.clone(), limit, holder, holders: 0, waiters: 0, idle_since };
@@ -104,7 +104,7 @@ impl Keys {
         self.entries.get_mut(slot.0)
     }
 
-    /// How many slots there are, those of collected keys among them.
+    /// Returns the number of slots, free ones included.
     pub(super) fn slot_count(&self) -> usize {
         self.entries.slot_count()
     }
@@ -113,7 +113,7 @@ impl Keys {
         self.entries.range(places)
     }
 
-    /// Puts the key among the idle ones, or takes it out, as its counts say.
+    /// Marks the key as idle or as in use, by its counts.
     pub(super) fn update_idle(&mut self, now: Instant, slot: KeySlot) {
         let Some(entry) = self.entries.get_mut(slot.0) else { return };
         match entry.idle_since {
@@ -129,7 +129,7 @@ impl Keys {
         }
     }
 
-    /// Drops keys that have been idle for `max_idle`, at most so many; whether there may be more.
+    /// Drops at most `max_keys` keys that were idle for `max_idle`, and returns `true` if more may be left.
     pub(super) fn collect(&mut self, now: Instant, max_idle: Duration, max_keys: usize) -> bool {
         for _ in 0..max_keys {
             let Some(&(since, slot)) = self.idle.first() else { return false };

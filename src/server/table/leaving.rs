@@ -1,5 +1,5 @@
-//! Connections that are gone and a server that stops: what they leave behind goes in parts, so that no
-//! step takes long, however much it is. Knows of no command.
+//! Removes what a closed connection or a server that stops leaves behind, in parts, so that no step takes
+//! long.
 
 use std::time::Instant;
 
@@ -7,31 +7,32 @@ use super::slots::{HolderSlot, KeySlot};
 use super::{ConnId, LockTable, Registration};
 use crate::proto::Status;
 
-/// A connection that is gone and has left something behind.
+/// A connection that has closed, and of which something is left.
 pub(super) struct LeavingConnection {
-    /// How long its holders are kept; `None` frees them.
+    /// The time until which its holders are kept; `None` frees them at once.
     kept_until: Option<Instant>,
-    /// The first holder that was not looked at.
+    /// The first holder that is not yet processed.
     next_holder: HolderSlot,
 }
 
 impl LockTable {
-    /// The peer is gone: its waiters and registrations leave, with grants that it was never told of;
-    /// its other holders too where `auto_release` is set.
+    /// Removes a connection whose peer has closed it: its waiters, its registrations, and the grants that
+    /// were not delivered. With `auto_release`, its other holders are freed too.
     pub fn disconnect(&mut self, now: Instant, conn: ConnId) {
         self.leave(now, conn, None, usize::MAX);
     }
 
-    /// The server gave the connection up, and its peer may not know: all that it holds is kept until
-    /// then, or until the lease expires, whichever is first. A renewal by token, over another
-    /// connection, keeps a holder for as long as it says. The rest goes as after a
-    /// [`disconnect`](Self::disconnect). Without `auto_release`, a holder keeps its whole lease.
+    /// Removes a connection that the server gave up while its peer may not know that. What it holds is kept
+    /// until `until` or until its lease expires, whichever is first. A renewal by token, over another
+    /// connection, sets a new lease. The rest goes as after a [`disconnect`](Self::disconnect). Without
+    /// `auto_release`, a holder keeps its whole lease.
     pub fn give_up(&mut self, now: Instant, conn: ConnId, until: Instant) {
         self.leave(now, conn, Some(until), usize::MAX);
     }
 
-    /// [`give_up`](Self::give_up), or without a time [`disconnect`](Self::disconnect), in at most so
-    /// many steps. Returns whether there is more, which [`leave_part`](Self::leave_part) does.
+    /// Does the same as [`give_up`](Self::give_up), or without `kept_until` as
+    /// [`disconnect`](Self::disconnect), in at most so many steps. Returns `true` if more is left, for
+    /// [`leave_part`](Self::leave_part) to do.
     pub fn leave(
         &mut self,
         now: Instant,
@@ -47,7 +48,8 @@ impl LockTable {
         self.leave_steps(now, conn, max_steps)
     }
 
-    /// The next steps of one connection that leaves; they take turns. Returns whether there is more.
+    /// Does the next steps for one of the connections that leave, each in turn. Returns `true` if more is
+    /// left.
     pub fn leave_part(&mut self, now: Instant, max_steps: usize) -> bool {
         let next = self.leaving.range(self.next_leaving..).next().or_else(|| self.leaving.first_key_value());
         let Some((&conn, _)) = next else { return false };
@@ -56,18 +58,18 @@ impl LockTable {
         !self.leaving.is_empty()
     }
 
-    /// Whether something is held, at that time, for a connection that the server gave up.
+    /// Returns `true` if a holder of a connection that the server gave up is kept at that time.
     pub fn has_kept_leases(&self, now: Instant) -> bool {
         self.kept_until.is_some_and(|until| now < until) && !self.holders.is_empty()
     }
 
-    /// Refuses acquire, enqueue and wait with `error_draining` from now on, and all that wait. Takes
-    /// grants back that no client was told of: none could release them.
+    /// Refuses acquire, enqueue and wait with `error_draining` from now on, and refuses all waiters.
+    /// Revokes the grants that were not delivered: no client could release them.
     pub fn drain(&mut self, now: Instant) {
         self.drain_part(now, usize::MAX);
     }
 
-    /// [`drain`](Self::drain), in at most so many steps. Returns whether there may be more.
+    /// Drains in at most so many steps, and returns `true` if more may be left. See [`drain`](Self::drain).
     pub fn drain_part(&mut self, now: Instant, max_steps: usize) -> bool {
         self.draining = true;
         let (mut touched, mut steps) = (Vec::new(), 0);
@@ -98,7 +100,8 @@ impl LockTable {
 
     fn leave_steps(&mut self, now: Instant, conn: ConnId, max_steps: usize) -> bool {
         let mut touched = Vec::new();
-        // All its places go before any hand-off, or it would be granted something once more.
+        // All places of the connection go before any key is granted again. Otherwise it would be granted
+        // one.
         let more = (0..max_steps).all(|_| self.leave_step(conn, &mut touched));
         self.grant_next_all(now, touched);
         if !more {
@@ -107,7 +110,7 @@ impl LockTable {
         more
     }
 
-    /// Returns whether there was something left to do.
+    /// Returns `true` if there was something left to do.
     fn leave_step(&mut self, conn: ConnId, touched: &mut Vec<KeySlot>) -> bool {
         if let Some(id) = self.waiters.first_of_conn(conn) {
             if let Some((waiter, outcome)) = self.waiters.take_outcome(id) {
@@ -129,7 +132,7 @@ impl LockTable {
             || (self.config.auto_release && self.free_one_holder(conn, touched))
     }
 
-    /// Frees one holder of a connection that leaves, or sets when it will be.
+    /// Frees one holder of a connection that leaves, or sets its new deadline.
     fn free_one_holder(&mut self, conn: ConnId, touched: &mut Vec<KeySlot>) -> bool {
         let Some(leaving) = self.leaving.get_mut(&conn) else { return false };
         let Some(slot) = self.holders.of_conn(conn, leaving.next_holder).next() else { return false };
@@ -150,7 +153,7 @@ impl LockTable {
         true
     }
 
-    /// Takes back a grant that its connection was never told of; returns its key.
+    /// Revokes a registered grant that was not delivered, and returns its key.
     fn revoke_registered(&mut self, slot: KeySlot, registration: &Registration) -> Option<KeySlot> {
         let Registration::Holding { holder, delivered: false, .. } = registration else { return None };
         self.remove_holder(slot, *holder);

@@ -1,8 +1,8 @@
-//! Slots with small stable numbers, so that an index entry costs four bytes. Knows of no lock.
+//! Slots with small stable numbers, so that an index entry takes four bytes.
 
 use std::ops::Range;
 
-/// A vector whose freed places are taken again.
+/// A vector whose freed slots are used again.
 pub(super) struct Slab<T> {
     slots: Vec<Option<T>>,
     free: Vec<u32>,
@@ -22,8 +22,8 @@ impl<T> Slab<T> {
             self.slots[at as usize] = Some(value);
             return at;
         }
-        // 2^32 slots would take more than 200 GB: memory runs out first.
-        let at = u32::try_from(self.slots.len()).expect("fewer than 2^32 slots");
+        // 2^32 slots would take more than 200 GB, so memory is exhausted first.
+        let at = u32::try_from(self.slots.len()).expect("the slab has fewer than 2^32 slots");
         self.slots.push(Some(value));
         at
     }
@@ -42,12 +42,12 @@ impl<T> Slab<T> {
         self.slots.get_mut(at as usize)?.as_mut()
     }
 
-    /// How many slots there are, free ones among them.
+    /// Returns the number of slots, free ones included.
     pub(super) fn slot_count(&self) -> usize {
         self.slots.len()
     }
 
-    /// What lies in a range of slots, as far as there are any.
+    /// Returns the values in a range of slots. The range may end behind the last slot.
     pub(super) fn range(&self, places: Range<usize>) -> impl Iterator<Item = &T> {
         let end = places.end.min(self.slots.len());
         self.slots[places.start.min(end)..end].iter().flatten()

@@ -1,4 +1,4 @@
-//! What the table holds, for those who ask. Knows of no JSON.
+//! The statistics of the table.
 
 use std::ops::Range;
 use std::time::Instant;
@@ -9,7 +9,7 @@ use super::keys::Entry;
 use crate::proto::{HeldLock, HeldSemaphore, IdleKey, StatsResult};
 use crate::types::Limit;
 
-/// A list of `stats`.
+/// One of the lists in a reply to `stats`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StatsList {
     /// Keys of limit 1 that are held or waited for.
@@ -23,7 +23,7 @@ pub enum StatsList {
 }
 
 impl StatsList {
-    /// Returns the list that the key stands in.
+    /// Returns the list that the key belongs to.
     fn of(entry: &Entry) -> Self {
         match (entry.idle_since, entry.limit) {
             (None, Limit::ONE) => Self::Locks,
@@ -35,13 +35,13 @@ impl StatsList {
 }
 
 impl LockTable {
-    /// What is held, waited for and idle; `connections` is the caller's to fill in.
+    /// Returns the keys that are held, waited for or idle. The caller fills `connections` in.
     pub fn stats(&self, now: Instant) -> StatsResult {
         self.stats_part(now, 0..usize::MAX, None).0
     }
 
-    /// [`stats`](Self::stats) of the keys in a range of places, of one list or of all, and whether
-    /// there are places behind it. A key keeps its place until it is collected.
+    /// Returns the [`stats`](Self::stats) of the keys in a range of slots, of one list or of all, and
+    /// `true` if there are slots behind it. A key keeps its slot until it is collected.
     pub fn stats_part(
         &self,
         now: Instant,

@@ -1,5 +1,5 @@
-//! The steps that the table's commands share: the fast path, joining and leaving a queue, eviction,
-//! the hand-off. Knows of no command.
+//! The steps that the table's commands share: the fast path, joining and leaving a queue, eviction, the
+//! grant to the next waiter.
 
 use std::time::{Duration, Instant};
 
@@ -10,15 +10,15 @@ use super::{ConnId, FastPath, Grant, LockTable, Registration, WaiterId};
 use crate::proto::Status;
 use crate::types::{Key, Limit, Seconds, Token};
 
-/// How many lost registrations a connection is told of at least.
+/// The number of expired registrations that are kept for a connection, even if `max_locks` is lower.
 const MIN_EXPIRED_KEPT: usize = 1024;
-/// How many holders of one key are evicted at once, and how many waiters granted it: with a limit of a
-/// million there may be as many.
+/// The number of holders of one key that are evicted at once, and of waiters that are granted it at once. A
+/// limit of a million allows a million of each.
 const MAX_STEPS_PER_KEY: usize = 512;
 
 impl LockTable {
-    /// Takes the key if it has room and nobody waits. Refuses by limits first, then by the queue's
-    /// cap; a key is added only once it is held.
+    /// Takes the key if it has room and no waiters. Checks the limits first, then the queue's cap. Adds a
+    /// new key only once a token is minted for it.
     pub(super) fn fast_path(
         &mut self,
         now: Instant,
@@ -78,7 +78,7 @@ impl LockTable {
         Some((slot, self.holders.find(self.keys.get(slot)?, slot, token)?))
     }
 
-    /// Starts the lease afresh, unless it has expired.
+    /// Restarts the lease, unless it has expired.
     pub(super) fn extend(
         &mut self,
         now: Instant,
@@ -90,7 +90,8 @@ impl LockTable {
         self.holders.extend(self.keys.get(slot)?, holder, deadline(now, lease))
     }
 
-    /// Takes the holder out and clears the registration that it belongs to; tells whose that was.
+    /// Removes the holder, and clears the registration that it belongs to. Returns the connection of that
+    /// registration, if there was one.
     pub(super) fn remove_holder(&mut self, slot: KeySlot, holder: HolderSlot) -> Option<ConnId> {
         let conn = self.holders.remove(self.keys.get_mut(slot)?, holder)?.conn;
         match self.registrations.get(&(conn, slot)) {
@@ -102,12 +103,12 @@ impl LockTable {
         }
     }
 
-    /// Takes out a holder whose lease has run out; a wait for it will hear so.
+    /// Removes a holder whose lease has expired. A later wait for it is refused with that reason.
     pub(super) fn evict(&mut self, slot: KeySlot, holder: HolderSlot) {
         let Some(conn) = self.remove_holder(slot, holder) else { return };
         let Some(entry) = self.keys.get(slot) else { return };
         let lost = self.expired_registrations.entry(conn).or_default();
-        // A connection that enqueues and never waits must not grow without bound.
+        // What a connection that enqueues and never waits can use up must have a bound.
         if lost.len() < self.config.max_locks.max(MIN_EXPIRED_KEPT) {
             lost.insert(entry.key.clone());
         }
@@ -122,7 +123,7 @@ impl LockTable {
         was
     }
 
-    /// Forgets one lost registration of a connection that leaves.
+    /// Drops one expired registration of a connection that leaves. Returns `false` if there is none.
     pub(super) fn drop_expired_registration(&mut self, conn: ConnId) -> bool {
         let Some(lost) = self.expired_registrations.get_mut(&conn) else { return false };
         lost.pop_first();
@@ -132,7 +133,7 @@ impl LockTable {
         true
     }
 
-    /// Takes back a grant that was delivered but not polled: nobody knows its token.
+    /// Revokes a grant that was not polled: no client knows its token.
     pub(super) fn revoke_undelivered(&mut self, waiter: &Waiter, outcome: &Result<Grant, Status>) {
         let (Ok(grant), Some(entry)) = (outcome, self.keys.get(waiter.key)) else { return };
         if let Some(holder) = self.holders.find(entry, waiter.key, &grant.token) {
@@ -140,8 +141,8 @@ impl LockTable {
         }
     }
 
-    /// Evicts what has run out on the key and hands it on: of very much a step's worth, and the sweep
-    /// does the rest.
+    /// Evicts expired holders of the key, at most [`MAX_STEPS_PER_KEY`], and grants it to its waiters. The
+    /// sweep does the rest.
     pub(super) fn expire_key(&mut self, now: Instant, slot: KeySlot) {
         for _ in 0..MAX_STEPS_PER_KEY {
             let Some(entry) = self.keys.get(slot) else { break };
@@ -151,7 +152,7 @@ impl LockTable {
         self.grant_next(now, slot);
     }
 
-    /// Evicts the connection's own registered grant of the key if that has expired.
+    /// Evicts the grant of the key that the connection has registered, if that has expired.
     pub(super) fn expire_registered(&mut self, now: Instant, conn: ConnId, slot: KeySlot) {
         if let Some(Registration::Holding { holder, .. }) = self.registrations.get(&(conn, slot))
             && let holder = *holder
@@ -162,7 +163,7 @@ impl LockTable {
         }
     }
 
-    /// Takes the key from everyone who holds it, as if their leases had run out; tells how many did.
+    /// Takes the key from all its holders, as if their leases had expired, and returns their number.
     #[cfg(feature = "test-util")]
     pub(crate) fn revoke(&mut self, now: Instant, key: &Key) -> usize {
         let Some(slot) = self.keys.find(key) else { return 0 };
@@ -177,9 +178,9 @@ impl LockTable {
         count
     }
 
-    /// Grants what room there is to those who wait, in their order, and returns how many left the queue.
-    /// The last step of every change to a key: it also decides whether the key is idle. A key that has
-    /// more to grant than goes in one step, or no token for it, is left with the stalled.
+    /// Grants the key to its waiters in order while it has room, and returns how many left the queue. Every
+    /// change to a key ends with this step, which also updates whether the key is idle. If the key has more
+    /// to grant than [`MAX_STEPS_PER_KEY`], or no token can be minted, the key is marked as stalled.
     pub(super) fn grant_next(&mut self, now: Instant, slot: KeySlot) -> usize {
         self.stalled.remove(&slot);
         let mut steps = 0;
@@ -217,7 +218,7 @@ impl LockTable {
     }
 }
 
-/// When a lease set now runs out; a clock that cannot count so far gives it a century.
+/// Returns the deadline of a lease that starts now; a century from now if the clock cannot represent it.
 fn deadline(now: Instant, lease: Seconds) -> Instant {
     const CENTURY: Duration = Duration::from_secs(100 * 365 * 86_400);
     now.checked_add(lease.duration()).or_else(|| now.checked_add(CENTURY)).unwrap_or(now)

@@ -1,5 +1,5 @@
-//! Who waits for which key, first in, first out, and the outcomes that nobody has polled yet.
-//! Ids grow, so the order of ids is the order of arrival. Knows of no lease and no limit.
+//! The waiters of each key, first in, first out, and the outcomes that are not polled yet. Ids grow, so the
+//! order of ids is the order of arrival.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,13 +8,13 @@ use super::{ConnId, Delivery, Grant, WaiterId};
 use crate::proto::Status;
 use crate::types::Seconds;
 
-/// A place in a queue.
+/// A place in a key's queue.
 #[derive(Clone)]
 pub(super) struct Waiter {
     pub(super) conn: ConnId,
     pub(super) key: KeySlot,
     pub(super) lease: Seconds,
-    /// Whether a command blocks on it; false for an enqueue before its wait.
+    /// `true` if a command blocks on this place, `false` for an enqueue before its wait.
     pub(super) blocking: bool,
 }
 
@@ -25,9 +25,9 @@ pub(super) struct Waiters {
     last_id: u64,
     waiting: BTreeMap<WaiterId, Waiter>,
     queues: BTreeSet<(KeySlot, WaiterId)>,
-    /// Not polled yet, with the key that they were for.
+    /// Outcomes that are not polled yet, each with the waiter that it is for.
     outcomes: BTreeMap<WaiterId, (Waiter, Outcome)>,
-    /// Those in `waiting` and those in `ready`.
+    /// The waiters in `waiting` and those in `outcomes`.
     by_conn: BTreeSet<(ConnId, WaiterId)>,
 }
 
@@ -48,7 +48,7 @@ impl Waiters {
         Some(waiter)
     }
 
-    /// The head of the key's queue.
+    /// Returns the head of the key's queue.
     pub(super) fn head(&self, key: KeySlot) -> Option<WaiterId> {
         let queue = (key, WaiterId(0))..=(key, WaiterId(u64::MAX));
         self.queues.range(queue).next().map(|(_, id)| *id)
@@ -58,19 +58,19 @@ impl Waiters {
         self.waiting.get(&id)
     }
 
-    /// From now on a command blocks on this place.
+    /// Notes that a command blocks on this place from now on.
     pub(super) fn set_blocking(&mut self, id: WaiterId) {
         if let Some(waiter) = self.waiting.get_mut(&id) {
             waiter.blocking = true;
         }
     }
 
-    /// The one that has waited for longest, on any key.
+    /// Returns the waiter of any key that has waited longest.
     pub(super) fn oldest(&self) -> Option<WaiterId> {
         self.waiting.keys().next().copied()
     }
 
-    /// The first of the connection's places and outcomes.
+    /// Returns the first of the connection's waiters and outcomes.
     pub(super) fn first_of_conn(&self, conn: ConnId) -> Option<WaiterId> {
         let all = (conn, WaiterId(0))..=(conn, WaiterId(u64::MAX));
         self.by_conn.range(all).next().map(|(_, id)| *id)
@@ -81,20 +81,20 @@ impl Waiters {
         self.waiting.len()
     }
 
-    /// Keeps the outcome for one who has left the queue.
+    /// Keeps the outcome of a waiter that has left the queue.
     pub(super) fn deliver(&mut self, id: WaiterId, waiter: Waiter, outcome: Outcome) {
         self.by_conn.insert((waiter.conn, id));
         self.outcomes.insert(id, (waiter, outcome));
     }
 
-    /// Takes back an outcome that was not polled.
+    /// Removes an outcome that was not polled.
     pub(super) fn take_outcome(&mut self, id: WaiterId) -> Option<(Waiter, Outcome)> {
         let ready = self.outcomes.remove(&id)?;
         self.by_conn.remove(&(ready.0.conn, id));
         Some(ready)
     }
 
-    /// The next outcome; those for one key come in its queue's order.
+    /// Returns the next outcome. Outcomes for one key come in the order of its queue.
     pub(super) fn poll(&mut self) -> Option<Delivery> {
         let (waiter, (Waiter { conn, .. }, outcome)) = self.outcomes.pop_first()?;
         self.by_conn.remove(&(conn, waiter));
