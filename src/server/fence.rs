@@ -1,6 +1,5 @@
-//! The fence counter: numbers that only ever grow, also over restarts where a state file is set,
-//! and the tokens minted from them. Knows of no lock and no connection; the wall clock is the
-//! caller's.
+//! The fence counter: numbers that only grow, with a state file even across restarts, and the tokens minted
+//! from them. Callers pass the wall clock in.
 
 mod file;
 
@@ -13,11 +12,11 @@ use file::StateFile;
 /// How many fences one write of the state file reserves.
 const RESERVATION: u64 = 1_000_000;
 
-/// Hands out fences, each greater than all before it.
+/// Returns fences, each greater than all before it.
 ///
-/// [`in_memory`](Self::in_memory) trusts the wall clock to have moved on since the last run;
-/// [`open`](Self::open) keeps a ceiling on disk that no earlier run has reached, so a crash or a
-/// clock set back does no harm.
+/// [`in_memory`](Self::in_memory) relies on the wall clock to have advanced since the last run.
+/// [`open`](Self::open) keeps a ceiling on disk that no earlier run has reached, so a crash or a clock set
+/// back does no harm.
 #[derive(Debug)]
 pub struct FenceCounter {
     next: u64,
@@ -26,27 +25,26 @@ pub struct FenceCounter {
     state: Option<StateFile>,
     /// How many fences one write of the state file reserves.
     reservation: u64,
-    /// Whether the last reservation failed: a failure is logged once, not at every grant.
+    /// `true` if the last reservation failed: a failure is logged once, not at each grant.
     failing: bool,
 }
 
 impl FenceCounter {
-    /// Counts from the wall clock (`now_nanos` since 1970) and remembers nothing.
+    /// Creates a counter that starts at the wall clock (nanoseconds since 1970) and is not stored.
     pub fn in_memory(now_nanos: u64) -> Self {
         Self { next: now_nanos, ceiling: u64::MAX, state: None, reservation: 0, failing: false }
     }
 
-    /// Counts from the wall clock or from where the state file at `path` says that an earlier run
-    /// may have come to, whichever is later. A file that is missing is made.
+    /// Creates a counter that starts at the wall clock (nanoseconds since 1970) or above the ceiling in the
+    /// state file at `path`, whichever is higher. A missing file is created.
     ///
-    /// A symbolic link is followed. The file stays open and locked, and is written in place, so that
-    /// it is one counter's alone by whatever name another asks for it. If the path leads to another
-    /// file when more fences are reserved, that one is taken up with what it says, as at the start.
+    /// A symbolic link is followed. The file stays open and locked, and is written in place, so that no
+    /// other counter can use it, by any of its names. If the path leads to another file when more fences
+    /// are reserved, the counter continues with that file, as at the start.
     ///
     /// # Errors
-    /// When another process has the file, when it is not 8 bytes long, when it is no regular file,
-    /// or when it cannot be read or written; the text names the path. Never waits for another
-    /// process.
+    /// If another process uses the file, or if it is not 8 bytes long, is not a regular file, or cannot be
+    /// read or written. The text names the path. Never waits for another process.
     pub fn open(path: impl AsRef<Path>, now_nanos: u64) -> io::Result<Self> {
         Self::open_reserving(path.as_ref(), now_nanos, RESERVATION)
     }
@@ -55,20 +53,20 @@ impl FenceCounter {
         let (state, stored) = StateFile::open(path)?;
         let next = above_ceiling(now_nanos, stored);
         let mut counter = Self { next, ceiling: next, state: Some(state), reservation, failing: false };
-        // Now rather than at the first grant: a path that cannot be written stops the start.
+        // Now, not at the first grant: if the path cannot be written, the server must not start.
         counter.reserve()?;
         Ok(counter)
     }
 
-    /// The next fence; `None` when no more can be reserved (it tries again at the next call) or
-    /// when all 2^64 - 1 are used up.
-    #[allow(clippy::should_implement_trait, reason = "a counter that may fail now and go on later")]
+    /// Returns the next fence; `None` if no more can be reserved, which the next call tries again, or if
+    /// all 2^64 - 1 are used up.
+    #[allow(clippy::should_implement_trait, reason = "a counter that may fail now and continue later")]
     pub fn next(&mut self) -> Option<Fence> {
         if self.next >= self.ceiling
             && let Err(error) = self.reserve()
         {
             if !self.failing {
-                tracing::error!(%error, "no fence to be had, grants stop until there is one");
+                tracing::error!(%error, "no fence could be reserved, grants stop until one can");
             }
             self.failing = true;
             return None;
@@ -97,15 +95,16 @@ impl FenceCounter {
     }
 }
 
-/// Where to go on behind a ceiling that was found in a file. One past it, for the sake of a writer
-/// that counted its ceiling in.
+/// Returns the fence to continue with after a stored ceiling. Skips the ceiling itself, in case a writer
+/// used it.
 fn above_ceiling(next: u64, stored: Option<u64>) -> u64 {
     stored.map_or(next, |ceiling| next.max(ceiling.saturating_add(1)))
 }
 
-/// Mints a token for each call: the counter's next fence and 64 cryptographically random bits.
+/// Returns a function that mints tokens, each of the counter's next fence and 64 cryptographically random
+/// bits.
 ///
-/// `None` when there is no fence to be had, or no randomness.
+/// The function returns `None` if it has no fence or no randomness.
 pub fn token_mint(mut fences: FenceCounter) -> impl FnMut() -> Option<Token> + Send + 'static {
     let mut salts = Salts { drawn: [[0; 8]; 64], left: 0 };
     let mut failing = false;
@@ -122,8 +121,8 @@ pub fn token_mint(mut fences: FenceCounter) -> impl FnMut() -> Option<Token> + S
     }
 }
 
-/// Random numbers, drawn from the system many at a time: a call for each would be a good part of
-/// what a grant costs. Each is handed out once.
+/// Random numbers, each returned once. Many are drawn from the system at a time: a system call for each
+/// would be a large part of the cost of a grant.
 struct Salts {
     drawn: [[u8; 8]; 64],
     left: usize,

@@ -1,12 +1,12 @@
 //! The embedded server: speaks the dflockd protocol, in this process (for tests, development and
-//! single-node production) or as the `dflockd` binary. Knows nothing of the client.
+//! single-node production) or as the `dflockd` binary. Does not depend on the client.
 //!
-//! [`Server::bind`] listens on all addresses of a host, [`Server::run`] serves them, and
-//! [`Server::reload`] reads certificate and auth token anew. What it does is logged by `tracing`;
-//! warnings that peers can cause have a rate: of each kind (refused connections, failed handshakes
-//! and authentications) the first five at once, then every ten seconds their number and one more in
-//! full. A system that lets nobody in, for want of open files, is warned of once, then by number.
-//! A subscriber that blocks, blocks the server: `dflockd` brings one that does not.
+//! [`Server::bind`] listens on all addresses of a host, [`Server::run`] serves them, and [`Server::reload`]
+//! reads certificate and auth token again. The server logs through `tracing`. Warnings that peers can cause
+//! have a rate limit: of each kind (refused connections, failed handshakes, failed authentications), the
+//! first five are logged at once, then every ten seconds their number and one more in full. If the system
+//! cannot accept connections, for example because no file is left, one warning is logged at once, then
+//! their number. A subscriber that blocks also blocks the server; that of `dflockd` never blocks.
 
 mod accept;
 mod bind;
@@ -31,9 +31,9 @@ use shared::ServerShared;
 
 pub use config::ServerConfig;
 
-/// A lock server. Cheap to clone; clones are the same server.
+/// A lock server. Cheap to clone; all clones share one server.
 ///
-/// All its timers are tokio's, so a test with paused time drives it.
+/// All timers are tokio's, so a test with paused time drives them.
 ///
 /// ```
 /// use dflockd_client::server::{Server, ServerConfig};
@@ -56,26 +56,26 @@ pub struct Server {
 }
 
 impl Server {
-    /// A server without a socket, for [`serve`](Self::serve) and [`serve_stream`](Self::serve_stream).
+    /// Creates a server without a socket, for [`serve`](Self::serve) and
+    /// [`serve_stream`](Self::serve_stream).
     ///
     /// # Errors
-    /// A setting that cannot work ([`InvalidInput`](crate::ErrorKind::InvalidInput)); a file that
-    /// cannot be read ([`Io`](crate::ErrorKind::Io), [`Tls`](crate::ErrorKind::Tls)).
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if a setting is invalid;
+    /// [`Io`](crate::ErrorKind::Io) or [`Tls`](crate::ErrorKind::Tls) if a file cannot be read.
     pub fn new(config: ServerConfig) -> Result<Self> {
         Ok(Self { shared: ServerShared::new(config)?, listener: Arc::default(), addresses: Arc::default() })
     }
 
-    /// A server that listens on the configured host and port.
+    /// Creates a server that listens on the configured host and port.
     ///
-    /// A host that is a name is listened on at all its addresses: `localhost` is `127.0.0.1` and
-    /// `::1`. IPv6 addresses may stand in brackets. An empty host is every interface, of IPv4 and
-    /// IPv6, and so is `::`; `0.0.0.0` is every interface of IPv4. Of several addresses, those that
-    /// the machine does not have are passed over, which is logged, as long as one works. All have the
-    /// same port; port 0 picks a free one.
+    /// A name stands for all its addresses: `localhost` for `127.0.0.1` and `::1`. IPv6 addresses may be in
+    /// brackets. An empty host and `::` stand for every interface, of IPv4 and IPv6; `0.0.0.0` for every
+    /// interface of IPv4. Addresses that the machine lacks are logged and skipped, as long as one can be
+    /// bound. All addresses use the same port; port 0 picks a free one.
     ///
     /// # Errors
-    /// As [`new`](Self::new); [`Io`](crate::ErrorKind::Io) when the host cannot be resolved or an
-    /// address cannot be listened on, which the text names.
+    /// As for [`new`](Self::new); [`Io`](crate::ErrorKind::Io) if the host cannot be resolved or an address
+    /// cannot be bound. The text names it.
     pub async fn bind(config: ServerConfig) -> Result<Self> {
         let (host, port) = (config.host.clone(), config.port);
         let mut server = Self::new(config)?;
@@ -85,12 +85,12 @@ impl Server {
         Ok(server)
     }
 
-    /// The address that a bound server listens on; the first, if there are several.
+    /// Returns the first address that the server listens on, or `None` if it is not bound.
     pub fn local_addr(&self) -> Option<SocketAddr> {
         self.addresses.first().copied()
     }
 
-    /// All addresses that a bound server listens on, with one port. Empty if it is not bound.
+    /// Returns all addresses that the server listens on, all with one port. Empty if it is not bound.
     ///
     /// ```
     /// use dflockd_client::server::{Server, ServerConfig};
@@ -107,42 +107,44 @@ impl Server {
         &self.addresses
     }
 
-    /// Serves the bound addresses until `shutdown` resolves, then stops gracefully: nothing more is
-    /// granted, holders may let go, and after the shutdown timeout all connections are closed.
+    /// Serves the bound addresses until `shutdown` resolves, then stops gracefully: it grants nothing more,
+    /// waits for holders to release, and after the shutdown timeout closes all connections.
     ///
-    /// Returns at once on a server that is not bound or runs already.
+    /// Returns at once if the server is not bound or already runs.
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) {
-        // Nothing panics while the slot is locked.
+        // Never poisoned: no code panics while it holds the lock.
         let listener = self.listener.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(listener) = listener {
             self.serve(listener, shutdown).await;
         }
     }
 
-    /// [`run`](Self::run) over any listener.
+    /// Serves connections from any listener until `shutdown` resolves, then stops as [`run`](Self::run)
+    /// does.
     pub async fn serve(&self, listener: impl Listen, shutdown: impl Future<Output = ()> + Send) {
         accept::serve(&self.shared, listener, shutdown).await;
     }
 
-    /// Serves one stream that is open already, such as a duplex pipe, until it ends. TLS, where it
-    /// is configured, is up to the caller.
+    /// Serves one open stream, such as a duplex pipe, until it ends. The caller does the TLS handshake, if
+    /// TLS is configured.
     pub async fn serve_stream(&self, stream: impl Stream) {
         connection::serve(self.shared.clone(), stream).await;
     }
 
-    /// Reads the files of `tls_cert`, `tls_key` and `auth_token_file` anew, as `dflockd` does when it
-    /// gets SIGHUP. What was read is in force for every connection that comes later, all in one
-    /// step; open connections, and what they hold, stay as they are.
+    /// Reads the files of `tls_cert`, `tls_key` and `auth_token_file` again, as `dflockd` does on SIGHUP.
+    /// All later connections see the new values, in one step. Open connections, and what they hold, stay as
+    /// they are.
     ///
-    /// What cannot be read, the certificate with its key or the token, stays as it was, and the log
-    /// says why. A file that is no regular one, such as a pipe, is not read again. Without such
-    /// settings there is nothing to do.
+    /// If the certificate with its key, or the token, cannot be read, it stays as it was, and the cause is
+    /// logged. A file that is not a regular file, such as a pipe, is not read again. If none of these
+    /// settings is set, this does nothing.
     ///
     /// # Cancel safety
-    /// The files are read in the background, also if the future is dropped.
+    /// The files are read in the background, even if the future is dropped.
     ///
     /// # Errors
-    /// As [`new`](Self::new), for the first thing that could not be read; the other may have been.
+    /// As for [`new`](Self::new), for the first file that could not be read. The other may have been
+    /// reloaded.
     ///
     /// ```
     /// # use dflockd_client::server::{Server, ServerConfig};
@@ -157,9 +159,9 @@ impl Server {
     /// ```
     pub async fn reload(&self) -> Result<()> {
         let shared = self.shared.clone();
-        // A file may be on a disk that takes its time, or never answers.
+        // A file may be on a disk that is slow, or never replies.
         let reading = tokio::task::spawn_blocking(move || shared.reload_credentials());
-        let failed = |cause| Error::new(ErrorKind::Io, "could not read the files anew").caused_by(cause);
+        let failed = |cause| Error::new(ErrorKind::Io, "could not reload the files").caused_by(cause);
         reading.await.map_err(failed)?
     }
 
@@ -171,19 +173,19 @@ impl Server {
         tokio::spawn(async move { accept::stop(&shared).await });
     }
 
-    /// Ends every connection, as the end of the process does.
+    /// Ends every connection at once, as the end of the process does.
     #[cfg(feature = "test-util")]
     pub(crate) fn crash(&self) {
         self.shared.lifecycle.advance(lifecycle::ServerState::Stopped);
     }
 
-    /// Takes the key from everyone who holds it, and tells how many did.
+    /// Takes the key from all its holders, and returns their number.
     #[cfg(feature = "test-util")]
     pub(crate) fn revoke(&self, key: &crate::types::Key) -> usize {
         self.shared.with_table(|table, now| table.revoke(now, key))
     }
 
-    /// What the server holds right now.
+    /// Returns what the server holds right now.
     pub fn stats(&self) -> StatsResult {
         self.shared.stats()
     }

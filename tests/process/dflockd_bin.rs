@@ -1,11 +1,11 @@
-//! The binary's settings: by flag, by variable, by default; and what is said of bad ones.
+//! The binary's settings: by flag, by variable, by default; and the errors for bad ones.
 
 use std::fs;
 use std::net::TcpListener;
 
 use crate::dflockd::{Dflockd, refusal, run};
 
-/// Flag, variable, default, a value for the flag, another for the variable. All as the log shows them.
+/// Flag, variable, default, a value for the flag, another for the variable; all as the log shows them.
 const SETTINGS: [(&str, &str, &str, &str, &str); 20] = [
     ("host", "DFLOCKD_HOST", "127.0.0.1", "localhost", "0.0.0.0"),
     ("port", "DFLOCKD_PORT", "6388", "0", "0"),
@@ -29,7 +29,7 @@ const SETTINGS: [(&str, &str, &str, &str, &str); 20] = [
     ("debug", "DFLOCKD_DEBUG", "false", "false", "true"),
 ];
 
-/// Whether the log shows the setting with this value.
+/// Returns `true` if the log shows the setting with this value.
 fn shows(log: &str, flag: &str, value: &str) -> bool {
     let shown = match flag {
         "auth-token" if value != "not set" => "\"set\"".to_owned(),
@@ -43,8 +43,8 @@ fn shows(log: &str, flag: &str, value: &str) -> bool {
     log.contains(&format!("{entry},")) || log.contains(&format!("{entry} }}"))
 }
 
-/// A directory with a certificate, a key and a token under the names of `SETTINGS`; the values that
-/// are names of files become paths in it.
+/// Returns a directory with a certificate, a key and a token under the names in `SETTINGS`. Values that are
+/// file names become paths in it.
 struct Files(tempfile::TempDir);
 
 impl Files {
@@ -97,7 +97,7 @@ fn every_setting_has_its_variable_and_its_flag_beats_it() {
         }
         let flags: Vec<_> = values.iter().map(|(flag, _, value, _)| format!("--{flag}={value}")).collect();
         let flags = [&flags[..], &["--port=0".to_owned()]].concat();
-        // The state file is this server's now.
+        // This server uses the state file now.
         assert!(server.is_running());
         server.kill();
         server = Dflockd::start(&flags, &variables);
@@ -150,7 +150,7 @@ fn help_lists_every_flag_with_its_variable_and_shows_no_secret() {
         let output = run(&[flag], &[("DFLOCKD_AUTH_TOKEN", "hunter2")]);
         assert!(output.status.success() && output.stderr.is_empty());
         let help = String::from_utf8(output.stdout).unwrap();
-        // However it is broken into lines.
+        // Independent of the line breaks.
         let help = help.split_whitespace().collect::<Vec<_>>().join(" ");
         for (flag, variable, default, ..) in SETTINGS {
             assert!(help.contains(&format!("--{flag}")) && help.contains(variable), "{flag}: {help}");
@@ -174,7 +174,7 @@ fn the_version_is_the_crates() {
     }
 }
 
-/// How it ends, and what it says, when stdout leads there.
+/// Returns the exit status and stderr of the binary, with stdout directed to that file.
 #[cfg(target_os = "linux")]
 fn printed_to(stdout: impl Into<std::process::Stdio>, flag: &str) -> (Option<i32>, String) {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dflockd"));

@@ -1,5 +1,5 @@
-//! The binary told to read its files anew: what is new counts for new connections, what is broken changes nothing,
-//! and no lock is lost.
+//! The binary on SIGHUP: new files count for new connections, broken files change nothing, and no lock is
+//! lost.
 
 use std::fs;
 use std::path::PathBuf;
@@ -9,7 +9,7 @@ use dflockd_client::{ErrorKind, LeaseGuard, LockClient};
 
 use crate::dflockd::{Dflockd, until};
 
-/// A certificate for `localhost`, its key and a token, in files that the server is started with.
+/// A certificate for `localhost`, its key and a token, in the files that the server is started with.
 struct Files(tempfile::TempDir);
 
 impl Files {
@@ -38,7 +38,7 @@ impl Files {
     }
 }
 
-/// Sends a hang-up and waits until the log says this, once more than before.
+/// Sends SIGHUP, and waits until the log contains this text once more than before.
 fn hang_up(server: &Dflockd, says: &str) {
     let count = || server.log().matches(says).count();
     let before = count();
@@ -75,7 +75,7 @@ async fn new_handshakes_see_the_new_certificate_and_old_connections_keep_their_l
         "not before it is told"
     );
 
-    hang_up(&server, "read anew: tls_cert and tls_key");
+    hang_up(&server, "reloaded tls_cert and tls_key");
     take(&client(&server, Some(&new), None), "x").await.unwrap().release().await.unwrap();
     assert_eq!(take(&client(&server, Some(&old), None), "x").await.unwrap_err(), ErrorKind::Tls);
     guard.renew().await.unwrap();
@@ -97,19 +97,19 @@ async fn what_cannot_be_read_leaves_the_old_in_place_and_is_logged() {
     let another = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
     for (name, text) in [("tls-cert", "no certificate"), ("tls-key", &another.signing_key.serialize_pem())] {
         files.write(name, text);
-        hang_up(&server, "could not read anew, the old goes on: tls_cert and tls_key");
+        hang_up(&server, "could not reload tls_cert and tls_key, the old value stays in use");
         take(&client(&server, Some(&old), Some("first")), "x").await.unwrap().release().await.unwrap();
-        // Each fault by itself: the other file is whole.
+        // One fault at a time: the other file is valid.
         files.write("tls-cert", &old);
     }
-    // The token is another matter: it is read though the certificate cannot be.
+    // The token is reloaded even if the certificate cannot be read.
     fs::remove_file(files.at("tls-cert")).unwrap();
     files.write("auth-token-file", "second");
-    hang_up(&server, "read anew: auth_token_file");
+    hang_up(&server, "reloaded auth_token_file");
     take(&client(&server, Some(&old), Some("second")), "x").await.unwrap().release().await.unwrap();
     for broken in ["", "two\nlines"] {
         files.write("auth-token-file", broken);
-        hang_up(&server, "could not read anew, the old goes on: auth_token_file");
+        hang_up(&server, "could not reload auth_token_file, the old value stays in use");
         take(&client(&server, Some(&old), Some("second")), "x").await.unwrap().release().await.unwrap();
     }
     guard.renew().await.unwrap();
@@ -128,7 +128,7 @@ fn a_new_token_is_asked_of_new_connections_alone() {
     assert_eq!(holder.ask("auth", "_", "first"), "ok");
     let token = holder.token("l", "k", "0 1000");
     files.write("auth-token-file", "second\n");
-    hang_up(&server, "read anew: auth_token_file");
+    hang_up(&server, "reloaded auth_token_file");
 
     assert_eq!(server.connect().ask("auth", "_", "first"), "error_auth");
     let mut other = server.connect();
@@ -148,8 +148,8 @@ fn a_hang_up_is_ignored_where_no_file_is_given() {
             assert_eq!(holder.ask("auth", "_", "hunter2"), "ok");
         }
         holder.token("l", "k", "0 1000");
-        hang_up(&server, "nothing to read anew");
-        hang_up(&server, "nothing to read anew");
+        hang_up(&server, "nothing to reload");
+        hang_up(&server, "nothing to reload");
         assert_eq!(holder.ask("l", "k", "0"), "timeout", "the key is held");
         if !flags.is_empty() {
             assert_eq!(server.connect().ask("auth", "_", "hunter2"), "ok");
@@ -165,7 +165,7 @@ fn a_token_that_came_by_a_pipe_is_not_waited_for_again() {
     let writer = std::thread::spawn(move || fs::write(fifo, "hunter2").unwrap());
     let server = Dflockd::start(&[files.flag("auth-token-file")], &[]);
     writer.join().unwrap();
-    hang_up(&server, "it is no regular file");
+    hang_up(&server, "it is not a regular file");
     assert_eq!(server.connect().ask("auth", "_", "hunter2"), "ok");
     server.signal("TERM");
     assert_eq!(server.end().0.code(), Some(0));

@@ -24,7 +24,7 @@ fn a_low_soft_limit_of_open_files_is_raised() {
 #[test]
 fn a_server_that_is_out_of_files_waits_for_some_warns_once_and_goes_on() {
     let server = Dflockd::start_under("ulimit -n 64");
-    // Those that are not accepted wait with the system.
+    // Connections that are not accepted wait in the system's backlog.
     let mut wires: Vec<Wire> = (0..100).map(|_| server.connect()).collect();
     let began = Instant::now();
     let out_of_files = "could not accept a connection";
@@ -36,7 +36,7 @@ fn a_server_that_is_out_of_files_waits_for_some_warns_once_and_goes_on() {
     let accepted: usize = accepted.parse().unwrap();
     assert!((20..64).contains(&accepted), "{stats}");
 
-    // Those that came first are accepted first; when they go, others get in.
+    // The first connections are accepted first; when they close, the next are accepted.
     let mut rest = wires.split_off(accepted);
     wires.truncate(1);
     assert!(rest.iter_mut().all(|wire| wire.ask("ping", "_", "_") == "ok"));
@@ -49,7 +49,7 @@ fn a_server_that_is_out_of_files_waits_for_some_warns_once_and_goes_on() {
     let more =
         |line: &&str| line.split_once("… and ").map(|(_, rest)| rest.split(' ').next().unwrap().parse());
     let attempts: u128 = lines.iter().map(|line| more(line).map_or(1, Result::unwrap)).sum();
-    // It tries every 100 ms at most, however long that takes here.
+    // The server tries at most every 100 ms, however long that takes here.
     assert!(attempts <= 2 + took.as_millis() / 100, "{attempts} attempts in {took:?}: {log}");
     assert!(lines.len() as u64 <= 2 + took.as_secs() / 5, "{log}");
     assert!(lines[0].contains("os error 24") && more(&lines[0]).is_none(), "{log}");

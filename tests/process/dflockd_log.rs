@@ -1,4 +1,4 @@
-//! The binary's log where it cannot be written, and where peers would fill it.
+//! The binary's log if it cannot be written, and if peers would fill it.
 
 use std::fs;
 use std::io::{BufRead, BufReader, PipeReader, Read, Write, pipe};
@@ -9,10 +9,10 @@ use std::thread::spawn;
 
 use crate::dflockd::{Dflockd, Wire, until};
 
-/// So many refused requests fill a pipe and whatever the server keeps, several times over.
+/// A number of refused requests that fills a pipe and the server's buffer several times.
 const FLOOD: usize = 20_000;
 
-/// Has the server log that many lines, and waits for its answers.
+/// Makes the server log that many lines, and waits for its replies.
 fn flood(wire: &mut Wire, count: usize) {
     for _ in 0..count / 100 {
         wire.send(&"nonsense\nk\n1\n".repeat(100));
@@ -49,7 +49,7 @@ fn a_log_on_a_full_device_ends_nothing() {
     outlives(Dflockd::start_with_stderr(&["--debug"], full));
 }
 
-/// Where a file may not grow, the system sends a signal that ends a process which does not handle it.
+/// At the limit on a file's size, the system sends a signal that ends a process without a handler for it.
 #[cfg(target_os = "linux")]
 #[test]
 fn a_log_file_at_its_size_limit_ends_nothing() {
@@ -64,16 +64,16 @@ fn a_log_file_at_its_size_limit_ends_nothing() {
 
 #[cfg(target_os = "linux")]
 #[test]
-fn an_exit_code_is_the_same_though_nothing_can_be_written() {
+fn the_exit_code_of_a_fault_is_the_same_though_nothing_can_be_written() {
     let full = || Stdio::from(fs::File::options().write(true).open("/dev/full").unwrap());
-    for (flag, code) in [("--version", 0), ("--help", 0), ("--prot=1", 2), ("--auth-token=", 1)] {
+    for (flag, code) in [("--prot=1", 2), ("--auth-token=", 1)] {
         let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dflockd"));
         let status = command.arg(flag).stdout(full()).stderr(full()).status().unwrap();
         assert_eq!(status.code(), Some(code), "{flag}");
     }
 }
 
-/// A server with `--debug`, and the other end of its stderr.
+/// Returns a server with `--debug`, and the other end of its stderr.
 fn start_piped() -> (Dflockd, PipeReader) {
     let reader = Mutex::new(None);
     let server = Dflockd::start_with_stderr(&["--debug"], || {
@@ -109,12 +109,12 @@ fn what_a_stuck_reader_missed_is_counted_where_it_is_missing() {
     assert_eq!(server.end().0.code(), Some(0));
     reading.join().unwrap();
     let log = log.lock().unwrap();
-    let refused = log.iter().filter(|line| line.contains("refused a request")).count();
+    let refused = log.iter().filter(|line| line.contains("request refused")).count();
     let lost: usize = log.iter().filter_map(|line| number_after(line, "log lines lost: ")).sum();
     assert!(lost > FLOOD / 2, "it was hardly stuck: {lost}");
     assert_eq!(refused + lost, FLOOD + 100);
     let report = log.iter().position(|line| line.contains("log lines lost: ")).unwrap();
-    let after = log[report..].iter().filter(|line| line.contains("refused a request")).count();
+    let after = log[report..].iter().filter(|line| line.contains("request refused")).count();
     assert_eq!(after, 100, "what came later stands behind the report");
     assert!(log.last().unwrap().contains("stopped"), "the last lines come out: {:?}", log.last());
 }
@@ -124,7 +124,7 @@ fn number_after(line: &str, mark: &str) -> Option<usize> {
     rest.split(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
 }
 
-/// Opens that many connections, sends this over each, and waits until the server has closed it.
+/// Opens that many connections, sends the text over each, and waits until the server has closed it.
 fn strangers(address: SocketAddr, count: usize, says: &'static str) {
     let threads = 8;
     let strangers: Vec<_> = (0..threads)
@@ -132,7 +132,7 @@ fn strangers(address: SocketAddr, count: usize, says: &'static str) {
             spawn(move || {
                 for _ in 0..count / threads {
                     let mut stream = TcpStream::connect(address).unwrap();
-                    // A connection that is refused may fail in any of its steps.
+                    // A refused connection may fail at any step.
                     let _ = stream.write_all(says.as_bytes());
                     let _ = stream.read_to_end(&mut Vec::new());
                 }
@@ -142,7 +142,7 @@ fn strangers(address: SocketAddr, count: usize, says: &'static str) {
     strangers.into_iter().for_each(|thread| thread.join().unwrap());
 }
 
-/// How many lines name this, and how many events they tell of.
+/// Returns the number of lines that contain the text, and the number of events that they report.
 fn told(log: &str, what: &str) -> (usize, usize) {
     let lines = log.lines().filter(|line| line.contains(what));
     lines.fold((0, 0), |(lines, events), line| {
@@ -169,7 +169,7 @@ fn peers_that_are_turned_away_fill_no_log_and_are_all_counted() {
     ];
     for (flags, says, count, what) in cases {
         let server = Dflockd::start(flags, &[]);
-        // Takes the place, if there is but one.
+        // Takes the place, if there is only one.
         let first = flags[0].starts_with("--max").then(|| {
             let mut first = server.connect();
             assert_eq!(first.ask("ping", "_", "_"), "ok");
@@ -182,7 +182,7 @@ fn peers_that_are_turned_away_fill_no_log_and_are_all_counted() {
         assert_eq!(status.code(), Some(0), "{log}");
         let (lines, events) = told(&log, what);
         assert_eq!(events, count, "{log}");
-        // The first few, and a report; one of each more for every ten seconds that it took.
+        // The first five and a report, and one more of each for every ten seconds that the flood took.
         assert!((6..50).contains(&lines), "{lines} lines: {log}");
     }
 }

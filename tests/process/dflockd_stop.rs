@@ -1,4 +1,4 @@
-//! The binary told to stop: who is refused, who may finish, and what its exit code is.
+//! The binary on SIGTERM: which clients are refused, which may finish, and the exit code.
 
 use crate::dflockd::{Dflockd, until};
 
@@ -9,7 +9,7 @@ fn draining(server: &Dflockd) {
 #[test]
 fn either_signal_stops_a_server_without_connections_at_once() {
     for signal in ["TERM", "INT"] {
-        // Were it to wait for anything, it would wait for ever.
+        // If it waited for anything, it would wait forever.
         let server = Dflockd::start(&["--shutdown-timeout=0"], &[]);
         server.signal(signal);
         let (status, log) = server.end();

@@ -1,4 +1,4 @@
-//! What the binary's settings do, seen from a connection and in the log.
+//! The effect of the binary's settings, seen from a connection and in the log.
 
 use std::fs;
 use std::net::TcpListener;
@@ -10,7 +10,7 @@ use crate::dflockd::{Dflockd, Wire, granted, until};
 fn host_and_port_are_where_it_listens() {
     let server = Dflockd::start(&["--host", "0.0.0.0"], &[]);
     assert!(server.address.ip().is_unspecified());
-    // A port that is free now may be taken before the server has it: then another will do.
+    // A port that is free now may be in use before the server binds it; then another is tried.
     let started = (0..10).find_map(|_| {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port().to_string();
         Some((Dflockd::try_start(&["-port", &port], &[]).ok()?, port))
@@ -81,7 +81,7 @@ fn connections_past_a_cap_are_closed() {
         assert!(server.connect().is_closed(), "{flag}");
         assert_eq!(one.ask("ping", "_", "_"), "ok");
         drop(one);
-        // A connection that is refused may fail in any of its steps.
+        // A refused connection may fail at any step.
         until("the place is free again", || {
             let mut again = server.connect();
             again.try_send("ping\n_\n_\n") && again.line() == "ok"
@@ -163,7 +163,7 @@ fn connections_are_logged_with_debug_alone() {
         drop(peer);
         server.signal("TERM");
         let (_, log) = server.end();
-        assert_eq!(log.contains("refused a request"), logged, "{log}");
+        assert_eq!(log.contains("request refused"), logged, "{log}");
         assert_eq!(log.contains("disconnected"), logged, "{log}");
         assert!(!log.contains('\u{1b}'), "colours are for terminals: {log}");
     }

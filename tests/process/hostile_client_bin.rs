@@ -1,5 +1,5 @@
-//! Clients that attack the real binary over real sockets, hundreds at once: one that behaves is served
-//! meanwhile, each attack comes to its end, and afterwards the memory is given back.
+//! Clients that attack the real binary over real sockets, hundreds at once: a well-behaved client is served
+//! meanwhile, each attack ends, and afterwards the memory is freed.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -11,24 +11,24 @@ use tokio::time::timeout;
 
 use crate::dflockd::{Dflockd, granted, until};
 
-/// Longer than anything takes, on the slowest machine.
+/// Longer than any step takes on the slowest machine.
 const CAP: Duration = Duration::from_secs(60);
-/// Of each kind; two ends of each are open in this process and the server's together.
+/// The number of attackers of each kind. Each takes a file in this process and one in the server's.
 const ATTACKERS: usize = 60;
 const MIB: usize = 1024 * 1024;
 
-/// Resident memory, in bytes: `VmRSS` is now, `VmHWM` the most there ever was.
+/// Returns the resident memory in bytes: `VmRSS` for now, `VmHWM` for its maximum.
 fn memory(server: &Dflockd, which: &str) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{}/status", server.pid())).expect("it runs");
     let line = status.lines().find(|line| line.starts_with(which)).expect("it has memory");
     line.split_whitespace().nth(1).unwrap().parse::<usize>().unwrap() * 1024
 }
 
-/// Sends this again and again and reads nothing; how much was sent before the server closed, or
-/// so much was sent.
+/// Sends the text repeatedly and reads nothing. Returns how much was sent before the server closed, at most
+/// the given limit.
 async fn pour(address: SocketAddr, first: &str, again: &str, most: usize) -> usize {
     let socket = TcpSocket::new_v4().unwrap();
-    // The less the system takes in its place, the sooner is the server held up.
+    // The smaller the system's buffer, the sooner the server stalls.
     socket.set_recv_buffer_size(4096).unwrap();
     let mut stream = socket.connect(address).await.unwrap();
     let mut sent = first.len();
@@ -42,7 +42,7 @@ async fn pour(address: SocketAddr, first: &str, again: &str, most: usize) -> usi
     sent
 }
 
-/// Sends this and waits until the server closes, whatever it says until then.
+/// Sends the text, and waits until the server closes. Ignores the replies.
 async fn wait_for_the_end(address: SocketAddr, bytes: &[u8]) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let _ = stream.write_all(bytes).await;
@@ -50,7 +50,7 @@ async fn wait_for_the_end(address: SocketAddr, bytes: &[u8]) {
     while let Ok(1..) = stream.read(&mut chunk).await {}
 }
 
-/// Waits for a key that is taken, with as much behind that as the server takes; then leaves.
+/// Waits for a busy key, sends as much behind that as the server accepts, then closes.
 async fn crowd(address: SocketAddr, leave: tokio::sync::watch::Receiver<bool>) {
     let mut stream = TcpStream::connect(address).await.unwrap();
     let ahead = "ping\n_\n_\n".repeat(6000);
@@ -59,8 +59,8 @@ async fn crowd(address: SocketAddr, leave: tokio::sync::watch::Receiver<bool>) {
     let _ = leave.wait_for(|leave| *leave).await;
 }
 
-/// Who behaves: a key, a release, and the server's word on it. By a generous cap, as this is real time
-/// on a busy machine.
+/// A well-behaved client: acquires and releases a key, and checks the replies. With a generous timeout,
+/// because this is real time on a busy machine.
 fn serves(server: &Dflockd) {
     let mut good = server.connect();
     let token = good.token("l", "good", "0");
@@ -75,7 +75,7 @@ async fn an_attack_on_every_side_leaves_the_server_serving_and_its_memory_as_it_
     let address = server.address;
     let mut holder = server.connect();
     granted(&holder.ask("l", "taken", "0 1000"));
-    // It waits for its own key from here on: the read timeout is not for those who wait.
+    // It waits for a key from here on: the read timeout does not apply to a waiter.
     holder.send("l\ntaken\n1000\n");
     serves(&server);
     let before = memory(&server, "VmRSS:");
@@ -83,13 +83,13 @@ async fn an_attack_on_every_side_leaves_the_server_serving_and_its_memory_as_it_
     let (leave, leaves) = tokio::sync::watch::channel(false);
     let (mut floods, mut others) = (JoinSet::new(), JoinSet::new());
     for nth in 0..ATTACKERS {
-        // Frames whose long replies nobody reads; lines without end; frames, as fast as they go.
+        // Frames whose long replies are not read; lines without end; frames, as fast as possible.
         floods.spawn(async move { pour(address, "", "stats\n_\n_\n", 16 * MIB).await });
         others.spawn(async move { _ = pour(address, "l\n", "x", MIB).await });
         if nth % 12 == 0 {
             others.spawn(async move { _ = pour(address, "", "l\ntaken\n0\n", MIB / 8).await });
         }
-        // Keys, almost as many as there may be, and silence.
+        // Almost as many keys as are allowed, and then silence.
         let keys: String = (0..12).map(|key| format!("e\n{nth}-{key:0>200}\n1000\n")).collect();
         others.spawn(async move { wait_for_the_end(address, keys.as_bytes()).await });
         others.spawn(async move { wait_for_the_end(address, &[0xff; 3000]).await });
@@ -124,7 +124,7 @@ async fn an_attack_on_every_side_leaves_the_server_serving_and_its_memory_as_it_
         let stats = server.connect().ask("stats", "_", "_");
         stats.starts_with("ok {\"connections\":1,") && !stats.contains("\"key\"")
     });
-    // All of it together would have been a gigabyte.
+    // Without a bound, all of it would have been a gigabyte.
     let most = memory(&server, "VmHWM:") - before;
     assert!(most < 128 * MIB, "the attack took {} MiB", most / MIB);
     until("the memory is given back", || memory(&server, "VmRSS:") < before + 64 * MIB);

@@ -1,6 +1,6 @@
-//! Clients that attack a server, in virtual time: who sends too slowly, too much or nonsense, and who
-//! does not read. Each is ended or held up, a client that behaves is served meanwhile, and nothing is
-//! left of the rest.
+//! Clients that attack a server, in virtual time: they send too slowly, too much or nonsense, or do not
+//! read. Each is disconnected or stalled, a well-behaved client is served meanwhile, and nothing is left of
+//! the attackers.
 
 use std::io;
 use std::pin::{Pin, pin};
@@ -18,22 +18,22 @@ use crate::wire::{Peer, S, connect, connect_by, server, settle};
 
 const AGES: Duration = Duration::from_secs(1_000_000);
 
-/// A server whose idle keys go soon.
+/// Returns a server that collects idle keys soon.
 fn tidy() -> ServerConfig {
     ServerConfig { gc_interval: 1, gc_max_idle: 1, max_locks: 1_000_000, ..Default::default() }
 }
 
-/// Who behaves is served at once.
+/// Checks that a well-behaved client is served at once.
 async fn serves(server: &Server, during: &str) {
     let serving = async {
         let mut good = connect(server);
         let token = good.token("l", "good", "0").await;
         assert_eq!(good.ask("r", "good", &token).await, "ok", "{during}");
     };
-    timeout(S, serving).await.unwrap_or_else(|_| panic!("{during}: nobody else is served"));
+    timeout(S, serving).await.unwrap_or_else(|_| panic!("{during}: a well-behaved client is not served"));
 }
 
-/// Nobody is there any more and nothing is kept, once idle keys are collected.
+/// Checks that no connection is open and no key is kept, once idle keys are collected.
 async fn forgets(server: &Server, what: &str) {
     sleep(5 * S).await;
     let stats = server.stats();
@@ -43,7 +43,7 @@ async fn forgets(server: &Server, what: &str) {
     assert_eq!(kept, [0; 4], "{what}: {stats:?}");
 }
 
-/// A connection whose task is watched.
+/// A connection, with the task that serves it.
 fn watched(server: &Server, room: usize) -> (Peer, JoinHandle<()>) {
     let (near, far) = duplex(room);
     let server = server.clone();
@@ -93,7 +93,7 @@ async fn the_read_timeout_is_a_lines_and_not_a_frames() {
     assert_eq!(start.elapsed(), 66 * S);
 }
 
-/// Always has more to read, and swallows what is written: a peer that is faster than the server.
+/// A peer that is faster than the server: it always has more to send, and accepts all writes.
 struct Endless {
     byte: u8,
     read: Arc<AtomicUsize>,
@@ -101,7 +101,7 @@ struct Endless {
 
 impl AsyncRead for Endless {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        // As a socket does, which lets others run now and then.
+        // As a socket does, which yields to other tasks now and then.
         ready!(pin!(consume_budget()).poll(cx));
         let room = buf.remaining();
         buf.initialize_unfilled().fill(self.byte);
@@ -141,7 +141,7 @@ async fn a_line_without_end_is_ended_by_the_read_timeout_however_fast_it_comes()
             "it is read for ever: {} bytes by now",
             read.load(Ordering::Relaxed)
         );
-        // The flood leaves no idle moment in which the clock would go on by itself.
+        // The flood leaves no idle moment in which the paused clock would advance by itself.
         advance(S).await;
         yield_now().await;
     }
@@ -181,7 +181,7 @@ async fn a_flood_of_lines_leaves_others_their_turn_and_a_stop_its_end() {
 #[tokio::test(start_paused = true)]
 async fn whoever_does_not_read_is_read_no_further_and_ended_by_the_write_timeout() {
     let server = server(tidy());
-    // Something for `stats` to tell, at length.
+    // Keys that make the reply to `stats` long.
     let mut keeper = connect(&server);
     for key in 0..500 {
         keeper.token("l", &format!("{key:0>250}"), "0 1000").await;
@@ -195,7 +195,7 @@ async fn whoever_does_not_read_is_read_no_further_and_ended_by_the_write_timeout
             assert!(taken < frames.len(), "{frame:?}: all of it was read");
         }
         assert_eq!(start.elapsed(), 5 * S, "{frame:?}: the write timeout");
-        // What fills two pipes and a batch of replies, at the most.
+        // At most what fills two pipes and a batch of replies.
         let replies = 1024 + 16 * 1024 + 1024;
         let requests = 1024 + 8 * 1024 + replies / 3 * frame.len();
         assert!(taken <= requests, "{frame:?}: {taken} bytes were read of one who does not read");
@@ -225,7 +225,7 @@ async fn commands_without_authentication_are_all_refused() {
         good.token("l", "good", "0").await
     };
     let (said, good) = tokio::join!(futures::future::join_all(flood), timeout(S, good));
-    good.expect("whoever knows the token is served meanwhile");
+    good.expect("a client that knows the token is served meanwhile");
     assert!(said.iter().all(|said| said == "error_auth\n"));
     assert!(start.elapsed() < S, "each is closed soon");
     settle().await;
@@ -260,7 +260,7 @@ async fn keys_of_any_bytes_up_to_the_cap_are_told_apart_and_shown_as_text() {
     forgets(&server, "strange keys").await;
 }
 
-/// Numbers that look random, the same ones for a seed.
+/// Pseudorandom numbers, the same for each seed.
 struct Dice(u64);
 
 impl Dice {
@@ -271,7 +271,7 @@ impl Dice {
         (self.0 >> 11) as usize % sides
     }
 
-    /// Frames, and what resembles them less and less.
+    /// Returns frames, and texts that resemble them less and less.
     fn bytes(&mut self) -> Vec<u8> {
         const WORDS: [&[u8]; 24] = [
             b"l",

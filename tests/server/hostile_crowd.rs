@@ -1,5 +1,5 @@
-//! Crowds: ten thousand connections, queues a hundred thousand places long, and all of them leaving at
-//! once. Over pipes, in virtual time: whoever behaves is served meanwhile, and nothing is left.
+//! Crowds: ten thousand connections, queues of a hundred thousand waiters, and all of them closing at once.
+//! Over pipes, in virtual time: a well-behaved client is served meanwhile, and nothing is left.
 
 use dflockd_client::server::{Server, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -19,7 +19,7 @@ async fn serves(server: &Server) {
         let token = good.token("l", "good", "0").await;
         assert_eq!(good.ask("r", "good", &token).await, "ok");
     };
-    timeout(S, serving).await.expect("whoever behaves is served");
+    timeout(S, serving).await.expect("a well-behaved client is served");
 }
 
 async fn forgets(server: &Server) {
@@ -36,7 +36,7 @@ async fn ten_thousand_connections_that_do_nothing_are_ended_by_the_read_timeout(
     let server = server(tidy());
     let mut crowd: Vec<Peer> = (0..CROWD).map(|_| connect_by(&server, 16)).collect();
     for (nth, peer) in crowd.iter_mut().enumerate() {
-        // Some say nothing at all, others a part of something.
+        // Some send nothing, the others a part of a request.
         peer.send(&"l\nk\n0"[..nth % 6]).await;
     }
     settle().await;
@@ -64,11 +64,11 @@ async fn ten_thousand_waiters_for_one_key_leave_at_once() {
     settle().await;
     assert_eq!(server.stats().locks[0].waiters, CROWD as u64);
     serves(&server).await;
-    // The holder among them: the key is handed to one after another who is gone already.
+    // The holder leaves too: the key is granted to one waiter after another that has left already.
     let last = crowd.pop().unwrap();
     drop((holder, crowd));
     let mut last = last;
-    timeout(S, last.token_line()).await.expect("the one who stays is granted the key");
+    timeout(S, last.token_line()).await.expect("the waiter that stays is granted the key");
     serves(&server).await;
     drop(last);
     forgets(&server).await;

@@ -1,4 +1,4 @@
-//! The server, against clients that a test plays byte by byte, sound and hostile.
+//! The server against clients that a test plays byte by byte, well-behaved and hostile.
 
 #[path = "../support/wire.rs"]
 mod wire;

@@ -1,5 +1,5 @@
-//! Authentication byte by byte: what counts as the token, what comes after it, and what a connection
-//! that breaks off before it is told. Over pipes, in virtual time.
+//! Authentication byte by byte: what counts as the token, what may follow it, and the reply to a connection
+//! that ends before it. Over pipes, in virtual time.
 
 use dflockd_client::server::{Server, ServerConfig};
 use tokio::time::{Instant, sleep};
@@ -12,7 +12,8 @@ fn guarded() -> Server {
     server(ServerConfig { auth_token: Some("s3cret".into()), ..Default::default() })
 }
 
-/// What a peer is told that sends this and then no more; and after how long, if it does not close.
+/// Returns the replies to a peer that sends this and then no more, and the time until the server closes if
+/// the peer does not.
 async fn told(server: &Server, frames: impl AsRef<[u8]>, half_close: bool) -> (String, u128) {
     let mut peer = connect(server);
     let start = Instant::now();
@@ -78,7 +79,7 @@ async fn a_half_close_before_the_end_of_the_auth_frame_is_refused_whichever_byte
     let server = guarded();
     for at in 0..AUTH.len() {
         assert_eq!(told(&server, &AUTH[..at], true).await, refused(), "after {:?}", &AUTH[..at]);
-        // Each byte by itself.
+        // Each byte on its own.
         let mut peer = connect(&server);
         for byte in AUTH[..at].bytes() {
             peer.send([byte]).await;

@@ -1,5 +1,5 @@
-//! Where two things meet on a connection: a grant and its waiter's end, a stop and a request, a reply
-//! and a peer that no longer reads. Over pipes, in virtual time.
+//! Two events at once on a connection: a grant and its waiter's end, a stop and a request, a reply and a
+//! peer that no longer reads. Over pipes, in virtual time.
 
 use dflockd_client::server::ServerConfig;
 use tokio::time::{Instant, sleep};
@@ -47,7 +47,7 @@ async fn a_half_close_behind_commands_that_need_not_wait_gets_all_replies() {
 
 #[tokio::test(start_paused = true)]
 async fn a_grant_and_its_waiters_end_at_one_moment_pass_the_key_on() {
-    // Ten times, as which of the two is seen first must not matter.
+    // Ten times, because the order in which the two are seen must not matter.
     for round in 0..10 {
         let server = server(keeping());
         let (mut holder, mut waiter, mut next) = (connect(&server), connect(&server), connect(&server));
@@ -86,7 +86,7 @@ async fn a_wait_that_ends_as_its_time_runs_out_is_a_grant_or_a_timeout_but_never
 async fn a_grant_that_was_written_whole_is_kept_when_a_later_reply_cannot_be() {
     let server = server(keeping());
     let mut peer = connect_by(&server, 64);
-    // Nothing reads behind the grant, so the pipe fills and the write times out.
+    // The peer reads nothing after the grant, so the pipe fills and the write times out.
     peer.send("l\nk\n0 600\n").await;
     peer.send("stats\n_\n_\n".repeat(6)).await;
     let reply = peer.line().await;
@@ -101,7 +101,7 @@ async fn a_grant_that_was_written_whole_is_kept_when_a_later_reply_cannot_be() {
 #[tokio::test(start_paused = true)]
 async fn a_grant_that_was_written_in_part_is_undone() {
     let server = server(keeping());
-    // A grant's reply is 40 bytes long: this pipe takes the first whole and half of the second.
+    // The reply to a grant has 40 bytes: this pipe accepts the first and half of the second.
     let mut peer = connect_by(&server, 64);
     peer.send("l\na\n0 600\nl\nb\n0 600\n").await;
     sleep(10 * S).await;
@@ -121,7 +121,7 @@ async fn a_request_that_comes_together_with_the_stop_is_answered() {
         let mut peer = house.visit([1; 4]);
         assert!(peer.is_open().await);
         house.stop();
-        // Nothing else runs before this is sent, so the connection sees both at once.
+        // No other task runs before this is sent, so the connection sees both at once.
         peer.send("l\nk\n9\nping\n_\n_\n").await;
         assert!(
             matches!(&*peer.rest().await, "error_draining\nok\n"),
@@ -256,7 +256,7 @@ async fn frames_read_ahead_of_a_wait_are_served_after_it_in_order() {
     let token = holder.token("l", "k", "0").await;
     waiter.send("l\nk\n50\n").await;
     settle().await;
-    // More than the server reads ahead, so that it must come back for the rest.
+    // More than the server reads ahead, so that it must read the rest later.
     let pings = 20_000;
     let Peer(stream) = waiter;
     let (mut replies, mut requests) = tokio::io::split(stream);

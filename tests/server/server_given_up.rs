@@ -1,5 +1,5 @@
-//! Who ended a connection decides when its keys are free: at once if its peer did, and no earlier than
-//! the read timeout if the server did by itself. Over pipes, in virtual time.
+//! The side that ends a connection decides when its keys are free: at once if the peer ended it, and not
+//! before the read timeout if the server did. Over pipes, in virtual time.
 
 use std::collections::VecDeque;
 use std::io;
@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::wire::{House, Peer, S, connect, connect_by, granted, server, settle};
 
-/// A holder of `k` that asks for more than its pipe takes, and does not read.
+/// Returns a holder of `k` that requests more than its pipe accepts, and does not read.
 async fn deaf(server: &Server, lease: u64) -> (Peer, String) {
     let mut peer = connect_by(server, 64);
     let token = peer.token("l", "k", &format!("0 {lease}")).await;
@@ -22,7 +22,7 @@ async fn deaf(server: &Server, lease: u64) -> (Peer, String) {
     (peer, token)
 }
 
-/// Seconds until `k` is handed to a waiter.
+/// Returns the seconds until `k` is granted to a waiter.
 async fn handed_on_after(server: &Server) -> u64 {
     let start = Instant::now();
     let mut waiter = connect(server);
@@ -60,7 +60,7 @@ async fn what_is_kept_counts_from_the_last_request_and_not_from_the_first() {
     let mut other = connect(&server);
     assert_eq!(other.ask("l", "k", "0").await, "timeout");
     sleep(S).await;
-    // The next one that asks finds it free: no sweep is needed.
+    // The next request finds the key free: no sweep is needed.
     other.token("l", "k", "0").await;
 }
 
@@ -98,7 +98,7 @@ async fn waiters_and_grants_that_were_not_delivered_go_at_once() {
     let busy = one.token("l", "busy", "0 600").await;
     let mut peer = connect_by(&server, 64);
     assert_eq!(peer.ask("e", "busy", "600").await, "queued");
-    // The first reply fits into the pipe, the second does not: only the first grant reached its peer.
+    // The first reply fits into the pipe, the second does not, so only the first grant reached the peer.
     peer.send("l\nknown\n0 600\nl\nunknown\n0 600\n").await;
     sleep(6 * S).await;
     two.token("l", "unknown", "0").await;
@@ -139,7 +139,7 @@ async fn a_thousand_connections_that_do_not_read_keep_no_more_than_the_server_al
     drop(crowd);
 }
 
-/// A stream that takes some requests, whose replies vanish, and then comes to its end.
+/// A stream that sends some requests, drops the replies, and then ends in a given way.
 struct Scripted {
     requests: VecDeque<u8>,
     end: fn() -> io::Result<()>,
@@ -175,7 +175,7 @@ impl AsyncWrite for Scripted {
     }
 }
 
-/// A connection that takes `k`, and 10 s later comes to this end.
+/// Returns a connection that takes `k`, and 10 s later ends in this way.
 fn ends(server: &Server, requests: &str, end: fn() -> io::Result<()>) -> JoinHandle<()> {
     let requests = requests.bytes().collect();
     let stream = Scripted { requests, end, after: Box::pin(sleep(10 * S)) };
@@ -199,7 +199,7 @@ async fn an_end_that_the_peer_made_frees_at_once_and_any_other_with_the_read_tim
         ("a host that cannot be reached", || Err(io::ErrorKind::HostUnreachable.into())),
         ("an abort of the system's", || Err(io::ErrorKind::ConnectionAborted.into())),
         ("a record that cannot be read", || Err(io::ErrorKind::InvalidData.into())),
-        ("a panic", || panic!("the stream panics, as a session with a fault would")),
+        ("a panic", || panic!("the stream panics, as a connection with a fault would")),
     ];
     let both = by_peer.map(|case| (case, 9..=11)).into_iter().chain(by_server.map(|case| (case, 22..=24)));
     for ((what, end), seconds) in both {
@@ -273,8 +273,8 @@ async fn a_graceful_stop_waits_for_what_is_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn a_million_bytes_of_requests_after_the_grant_do_not_shorten_what_is_kept() {
-    // The peer sends and sends, and reads nothing: what the server has read counts, what lies before
-    // it unread does not.
+    // The peer keeps sending and reads nothing. What the server has read counts; what it has not read yet
+    // does not.
     let server = server(ServerConfig::default());
     let mut peer = connect_by(&server, 4096);
     let reply = peer.ask("l", "k", "0 600").await;

@@ -1,5 +1,5 @@
-//! Large tables: whatever is done to all keys at once goes in parts, and others are served between them.
-//! Over pipes; counted in requests served, so no test depends on how fast it runs.
+//! Large tables: work on all keys goes in parts, and other connections are served between the parts. Over
+//! pipes, and counted in served requests, so that no test depends on its speed.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -13,9 +13,10 @@ use tokio::task::{JoinHandle, yield_now};
 use crate::wire::{House, Peer, S, connect, connect_by, server, settle};
 
 const KEYS: usize = 20_000;
-/// How many keys or leases go in a part, at most.
+/// The maximum number of keys or leases in a part.
 const PART: usize = 512;
-/// How many renewals are answered for each part at least: all that can run does so between two parts.
+/// The minimum number of renewals that are served for each part: every task that can run does so between
+/// two parts.
 const BETWEEN: usize = 4;
 
 fn large() -> Server {
@@ -28,7 +29,7 @@ fn large() -> Server {
     })
 }
 
-/// A connection that has sent all these requests and got as many replies.
+/// Returns a connection that has sent all these requests and received as many replies.
 async fn asked(server: &Server, requests: String) -> Peer {
     let count = requests.bytes().filter(|byte| *byte == b'\n').count() / 3;
     let (mut replies, mut out) = tokio::io::split(connect(server).0);
@@ -45,12 +46,12 @@ async fn asked(server: &Server, requests: String) -> Peer {
     Peer(replies.unsplit(out))
 }
 
-/// A connection that holds all keys of this name.
+/// Returns a connection that holds all keys of this name.
 async fn holder(server: &Server, name: &str, keys: usize) -> Peer {
     asked(server, (0..keys).map(|key| format!("l\n{name}{key}\n0 10000\n")).collect()).await
 }
 
-/// Renews a lease over and over, and counts that.
+/// Renews a lease repeatedly, and counts the renewals.
 struct Renewing {
     count: Arc<AtomicUsize>,
     over: Arc<AtomicBool>,
@@ -78,11 +79,11 @@ impl Renewing {
 
     async fn end(self) {
         self.over.store(true, Ordering::Relaxed);
-        self.task.await.expect("each renewal is answered");
+        self.task.await.expect("each renewal gets a reply");
     }
 }
 
-/// Lets tasks run, without a moment of virtual time, until this is so.
+/// Lets tasks run until the condition is true, without advancing virtual time.
 async fn until(so: impl Fn() -> bool) {
     while !so() {
         yield_now().await;
@@ -134,7 +135,7 @@ async fn many_stats_at_once_take_no_larger_share_than_one() {
         assert!(all.iter().all(|stats| stats.locks.len() == FEWER + 1));
     }
     renewing.end().await;
-    // If each of them took its turn as often as one does, no more would be served meanwhile.
+    // If each request took turns as often as a single one does, no more renewals would be served meanwhile.
     assert!(served[1] > served[0] * ASKING / 3, "{served:?} renewals were answered meanwhile");
 }
 
@@ -158,7 +159,7 @@ async fn a_peer_that_does_not_read_its_stats_holds_up_none_of_the_others() {
 
 #[tokio::test(start_paused = true)]
 async fn a_peer_that_reads_its_stats_slowly_gets_them_whole() {
-    // Slower than a link of 64 kbit/s: the whole takes minutes, a batch less than the write timeout.
+    // Slower than a link of 64 kbit/s: the whole reply takes minutes, a batch less than the write timeout.
     let server = large();
     let _holder = asked(&server, (0..KEYS).map(|key| format!("se\nk{key}\n2 10000\n")).collect()).await;
     let mut peer = connect_by(&server, 1024);
@@ -228,7 +229,7 @@ async fn many_leases_of_one_semaphore_that_expire_together_go_in_parts() {
     let mut holder = asked(&server, requests).await;
     tokio::time::sleep(4 * S).await;
     let renewing = Renewing::start(&server).await;
-    // What asks next finds a place at once, whatever else has expired.
+    // The next request gets a place at once, however many other leases have expired.
     tokio::time::advance(S).await;
     let before = renewing.count();
     holder.token("sl", "s", &format!("0 {KEYS} 1000")).await;

@@ -1,4 +1,4 @@
-//! What each setting that is about time or numbers does, seen from a connection, in virtual time.
+//! The effect of each setting for a time or a number, seen from a connection, in virtual time.
 
 use dflockd_client::ErrorKind;
 use dflockd_client::server::{Server, ServerConfig};
@@ -9,7 +9,7 @@ use crate::wire::{House, S, connect, connect_by, granted, server, settle};
 
 const MOST: u64 = 9_223_372_036;
 
-/// Seconds until the key is handed to one who waits, after a lease of 2 s that nobody renews.
+/// Returns the seconds until the key is granted to a waiter, after a lease of 2 s that is not renewed.
 async fn handed_on_after(config: ServerConfig) -> u64 {
     let server = server(config);
     let (mut holder, mut waiter) = (connect(&server), connect(&server));
@@ -20,7 +20,7 @@ async fn handed_on_after(config: ServerConfig) -> u64 {
     start.elapsed().as_secs()
 }
 
-/// Seconds until a key that nobody uses is collected.
+/// Returns the seconds until an unused key is collected.
 async fn collected_after(config: ServerConfig) -> u64 {
     let server = server(config);
     let mut peer = connect(&server);
@@ -113,7 +113,7 @@ async fn no_number_of_waiters_is_too_many_without_a_cap() {
 async fn connections_past_the_cap_are_closed_until_one_leaves() {
     let server = server(ServerConfig { max_connections: 2, ..Default::default() });
     let house = House::open(&server);
-    // All at once: none of them has been served when the next one comes.
+    // All at once: none has been served when the next one is accepted.
     let (mut one, mut two, mut three) = (house.visit([1; 4]), house.visit([2; 4]), house.visit([3; 4]));
     assert_eq!(three.rest().await, "");
     assert!(one.is_open().await && two.is_open().await);

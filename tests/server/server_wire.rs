@@ -18,11 +18,11 @@ impl Peer {
         self.0.write_all(bytes.as_ref()).await.expect("the server reads");
     }
 
-    /// The next line, without its end.
+    /// Returns the next line, without its newline.
     async fn line(&mut self) -> String {
         let mut line = Vec::new();
         loop {
-            match timeout(3600 * S, self.0.read_u8()).await.expect("the server answers in time") {
+            match timeout(3600 * S, self.0.read_u8()).await.expect("the server replies in time") {
                 Ok(b'\n') => return String::from_utf8(line).expect("replies are text"),
                 Ok(byte) => line.push(byte),
                 Err(_) => panic!("closed after {:?}", String::from_utf8_lossy(&line)),
@@ -35,7 +35,7 @@ impl Peer {
         self.line().await
     }
 
-    /// Asks for a grant and answers its token.
+    /// Requests a grant, and returns its token.
     async fn token(&mut self, cmd: &str, key: &str, arg: &str) -> String {
         let reply = self.ask(cmd, key, arg).await;
         let fields: Vec<&str> = reply.split(' ').collect();
@@ -44,7 +44,7 @@ impl Peer {
         fields[1].to_owned()
     }
 
-    /// What still comes until the server closes.
+    /// Returns what the server still sends until it closes.
     async fn rest(&mut self) -> String {
         let mut rest = String::new();
         timeout(3600 * S, self.0.read_to_string(&mut rest))
@@ -60,7 +60,7 @@ impl Peer {
 }
 
 fn server(config: ServerConfig) -> Server {
-    Server::new(config).expect("the settings are fine")
+    Server::new(config).expect("the settings are valid")
 }
 
 fn connect(server: &Server) -> Peer {

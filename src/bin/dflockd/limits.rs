@@ -1,12 +1,12 @@
-//! Limits that the system sets: of open files, which is the limit of connections, and of a file's size.
+//! The system's limits: on open files, and with them connections, and on the size of a file.
 
 use std::io;
 
 use rustix::process::{Resource, Signal, getrlimit, setrlimit};
 use tokio::signal::unix::{SignalKind, signal};
 
-/// Raises the soft limit to the hard one. Many systems keep the soft one low for programs that cannot count past it;
-/// this is none.
+/// Raises the soft limit on open files to the hard one. Many systems keep the soft limit low for programs
+/// that fail with higher file numbers; this program does not.
 pub(crate) fn raise_open_files() {
     let mut limit = getrlimit(Resource::Nofile);
     let shown = |limit: Option<u64>| limit.map_or_else(|| "unlimited".to_owned(), |limit| limit.to_string());
@@ -22,9 +22,9 @@ pub(crate) fn raise_open_files() {
     }
 }
 
-/// Has a write that a file's size limit forbids (`ulimit -f`) fail, as on a full disk. The signal that comes with it
-/// would end the process, and with it all locks. To be called within a runtime.
+/// Makes a write beyond the limit on a file's size (`ulimit -f`) fail, as on a full disk. The signal that
+/// the system sends besides would end the process, and with it all locks. Must be called within a runtime.
 pub(crate) fn ignore_file_size_signal() -> io::Result<()> {
-    // Handled for good, though nobody listens.
+    // The handler stays installed after the value is dropped.
     signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop)
 }

@@ -1,6 +1,6 @@
-//! The log on its way to stderr: a bounded buffer, and a thread that empties it. Code that logs never waits for
-//! stderr and never fails with it: a line that finds no room, or that stderr refuses, is counted, and the count is
-//! written as soon as stderr takes text again.
+//! A log that never blocks and never fails: a bounded buffer, and a thread that writes it to stderr. Lines
+//! that find no room, or that stderr refuses, are counted; the count is written as soon as stderr accepts
+//! text again.
 
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -10,28 +10,28 @@ use std::time::Duration;
 use tracing_subscriber::fmt::format::Writer;
 use tracing_subscriber::fmt::time::{FormatTime, SystemTime};
 
-/// How many bytes may wait for stderr.
+/// The number of bytes that may wait for stderr.
 const MAX_QUEUED_BYTES: usize = 256 * 1024;
-/// How long to wait before the next try when stderr is non-blocking and full.
+/// The pause before the next try if stderr is non-blocking and full.
 const RETRY_DELAY: Duration = Duration::from_millis(10);
 
-/// A handle to write lines with. Clones write to the same log.
+/// A handle to the log. Clones write to the same log.
 #[derive(Clone)]
 pub(crate) struct Log(Arc<LogShared>);
 
 #[derive(Default)]
 struct LogShared {
     queue: Mutex<Queue>,
-    /// Notified when text is queued, and when a batch of it is done with.
+    /// Notified when text is queued, and when a batch is done.
     changed: Condvar,
 }
 
 #[derive(Default)]
 struct Queue {
     text: Vec<u8>,
-    /// How many lines found no room behind `text`.
+    /// The number of lines that found no room behind `text`.
     lost: u64,
-    /// The thread has taken a batch and is not done with it.
+    /// `true` while the thread writes a batch.
     writing: bool,
 }
 
@@ -43,7 +43,7 @@ impl Queue {
 
 impl LogShared {
     fn queue(&self) -> MutexGuard<'_, Queue> {
-        // Nothing panics while the queue is locked.
+        // Never poisoned: no code panics while it holds the lock.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -57,11 +57,11 @@ impl Log {
         Ok(Self(shared))
     }
 
-    /// Queues text that ends with a newline; counts its lines as lost when there is no room.
+    /// Queues text that ends with a newline. If there is no room, counts its lines as lost.
     pub(crate) fn write_line(&self, text: &[u8]) {
         let mut queue = self.0.queue();
-        // Behind a loss nothing is queued until the thread has taken what is before it: the report stands
-        // where the lines are missing.
+        // After a loss, nothing is queued until the thread has taken the text before it. So the report is
+        // written where the lines are missing.
         if queue.lost == 0 && queue.text.len() + text.len() <= MAX_QUEUED_BYTES {
             queue.text.extend_from_slice(text);
         } else {
@@ -71,15 +71,15 @@ impl Log {
         self.0.changed.notify_all();
     }
 
-    /// Waits until everything queued is written or given up, for `limit` at most.
-    pub(crate) fn flush(&self, limit: Duration) {
+    /// Waits until all queued text is written or lost, for at most `timeout`.
+    pub(crate) fn flush(&self, timeout: Duration) {
         let queue = self.0.queue();
         let pending = |queue: &mut Queue| queue.writing || !queue.is_empty();
-        drop(self.0.changed.wait_timeout_while(queue, limit, pending));
+        drop(self.0.changed.wait_timeout_while(queue, timeout, pending));
     }
 }
 
-/// Never fails: what cannot be written is counted.
+/// Never fails: lines that cannot be written are counted.
 impl Write for Log {
     fn write(&mut self, text: &[u8]) -> io::Result<usize> {
         self.write_line(text);
@@ -111,31 +111,31 @@ fn drain_queue(shared: &LogShared, mut sink: Sink<impl Write>) {
     }
 }
 
-/// Stderr, and what it refused.
+/// The output, with the number of lines that it refused.
 struct Sink<W> {
     out: W,
-    /// How many lines are lost without a report of it.
+    /// The number of lines that are lost and not reported yet.
     unreported: u64,
-    /// The last write broke off within a line.
+    /// `true` if the last write ended within a line.
     mid_line: bool,
 }
 
 impl<W: Write> Sink<W> {
-    /// Writes how many lines are lost, if any; tries again at the next call when that fails too.
+    /// Writes the number of lost lines, if any. If that fails, the next call tries again.
     fn report(&mut self) {
         if self.unreported == 0 {
             return;
         }
         let mut line = if self.mid_line { String::from("\n") } else { String::new() };
-        // Writing to a string does not fail.
+        // Writing to a string cannot fail.
         let _ = SystemTime.format_time(&mut Writer::new(&mut line));
-        line += &format!("  WARN dflockd: log lines lost: {}; stderr did not take them\n", self.unreported);
+        line += &format!("  WARN dflockd: log lines lost: {}; stderr did not accept them\n", self.unreported);
         if self.write(line.as_bytes()) == 0 {
             self.unreported = 0;
         }
     }
 
-    /// Returns how many lines of `text` were not written whole.
+    /// Returns the number of lines of `text` that were not written whole.
     fn write(&mut self, text: &[u8]) -> u64 {
         let mut rest = text;
         while !rest.is_empty() {
@@ -165,10 +165,10 @@ mod tests {
 
     use super::*;
 
-    /// Longer than anything takes, on the slowest machine.
+    /// Longer than any step takes on the slowest machine.
     const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 
-    /// Asks for the outcome of each write, after it has told what is to be written.
+    /// A writer that sends each text to the test, and receives the outcome of the write from it.
     struct Scripted {
         asked: Sender<String>,
         outcomes: Receiver<io::Result<usize>>,
@@ -177,7 +177,7 @@ mod tests {
     impl Write for Scripted {
         fn write(&mut self, text: &[u8]) -> io::Result<usize> {
             let _ = self.asked.send(String::from_utf8_lossy(text).into_owned());
-            // A test that is over: whatever comes is taken.
+            // After the end of the test, every write succeeds.
             self.outcomes.recv().unwrap_or(Ok(text.len())).map(|n| n.min(text.len()))
         }
 
@@ -203,7 +203,7 @@ mod tests {
         let (log, writes, answer) = start();
         log.write_line(b"first\n");
         assert_eq!(next(&writes), "first\n");
-        // Stuck from here on.
+        // The writer is stuck from here on.
         let line = [&[b'x'; 1023][..], b"\n"].concat();
         let fitting = MAX_QUEUED_BYTES / line.len();
         (0..fitting + 100).for_each(|_| log.write_line(&line));
@@ -215,7 +215,7 @@ mod tests {
         answer.send(ALL).unwrap();
         let report = next(&writes);
         assert!(
-            report.ends_with("WARN dflockd: log lines lost: 101; stderr did not take them\n"),
+            report.ends_with("WARN dflockd: log lines lost: 101; stderr did not accept them\n"),
             "{report}"
         );
         answer.send(ALL).unwrap();
@@ -237,7 +237,7 @@ mod tests {
         answer.send(full()).unwrap();
         assert!(next(&writes).contains("lost: 1;"), "with the next lines, once more");
         answer.send(full()).unwrap();
-        // Broken off in "three", which is lost then, and "four" with it.
+        // The write ends within "three", so "three" and "four" are lost.
         assert_eq!(next(&writes), "two\nthree\nfour\n");
         answer.send(Ok(6)).unwrap();
         assert_eq!(next(&writes), "ree\nfour\n");

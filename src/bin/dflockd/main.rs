@@ -1,4 +1,4 @@
-//! The `dflockd` binary: flags to settings, settings to a running server, signals to what it does.
+//! The `dflockd` binary: turns flags into settings, runs the server, and handles signals.
 
 mod limits;
 mod log;
@@ -15,7 +15,7 @@ use tracing_subscriber::EnvFilter;
 
 use log::Log;
 
-/// How long what still runs may take at the end, and the last lines of the log after it.
+/// How long blocking calls, and then the last lines of the log, may take at the end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     let log = match Log::start(io::stderr()) {
         Ok(log) => log,
         Err(error) => {
-            // `eprintln!` panics where stderr is gone.
+            // `eprintln!` panics if stderr is closed.
             let _ = writeln!(io::stderr(), "dflockd: could not start the log: {error}");
             return ExitCode::FAILURE;
         }
@@ -37,7 +37,7 @@ fn main() -> ExitCode {
     if outcome.is_ok() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Writes what the log still holds when the process ends, also by a panic.
+/// Writes the rest of the log when the process ends, even by a panic.
 struct FlushOnDrop(Log);
 
 impl Drop for FlushOnDrop {
@@ -46,7 +46,7 @@ impl Drop for FlushOnDrop {
     }
 }
 
-/// Sends events and panics to the log.
+/// Directs events and panics to the log.
 fn init_logging(log: &Log, debug: bool) {
     let level = if debug { "debug" } else { "info" };
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(level));
@@ -57,7 +57,7 @@ fn init_logging(log: &Log, debug: bool) {
         .with_writer(move || log.clone())
         .log_internal_errors(false)
         .init();
-    // The default hook writes to stderr, and waits for it.
+    // The default hook writes to stderr, and blocks on it.
     std::panic::set_hook(Box::new(|panic| {
         let trace = Backtrace::capture();
         match trace.status() {
@@ -70,13 +70,13 @@ fn init_logging(log: &Log, debug: bool) {
 fn run(config: ServerConfig) -> io::Result<()> {
     let runtime = Runtime::new()?;
     let outcome = runtime.block_on(serve(config));
-    // Not dropped, which would wait without bound for a name that is being resolved or a file that is being read.
+    // Not dropped: that would wait without bound for a name lookup or a file read in flight.
     runtime.shutdown_timeout(SHUTDOWN_GRACE);
     outcome
 }
 
 async fn serve(config: ServerConfig) -> io::Result<()> {
-    // From here on none of them ends the process by itself.
+    // From here on, none of these signals ends the process by itself.
     let (mut interrupt, mut terminate) = (signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?);
     let hangup = signal(SignalKind::hangup())?;
     limits::ignore_file_size_signal()?;
@@ -91,11 +91,11 @@ async fn serve(config: ServerConfig) -> io::Result<()> {
     Ok(())
 }
 
-/// Reads the server's files anew at each hang-up.
+/// Reloads the server's files at each SIGHUP.
 async fn reload_on_hangup(server: Server, mut hangup: Signal) {
     while hangup.recv().await.is_some() {
-        tracing::info!("hang-up: reading certificate and auth token anew");
-        // What fails is logged, and stays as it was.
+        tracing::info!("SIGHUP: reloading certificate and auth token");
+        // The server logs a failure, and keeps the old value.
         let _ = server.reload().await;
     }
 }

@@ -1,29 +1,29 @@
-//! The file that holds the ceiling of fences, as 8 bytes, big-endian: locked while a server uses it, written in
-//! place. Does not depend on the counter.
+//! The file that holds the ceiling of the fences, as 8 bytes, big-endian: locked while a server uses it,
+//! and written in place.
 
 use std::fs::{self, File, FileType, Metadata, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 
-/// The file, open and locked.
+/// The state file, open and locked.
 ///
-/// The lock is on the file itself, whatever name it was opened by. It is written in place and never renamed over:
-/// that would leave the other names of the file behind, with the old ceiling and without the lock. Eight bytes at
-/// the start of a file lie in one sector, so a crash leaves the old ceiling or the new one.
+/// The lock is on the file itself, not on its name. The file is written in place, and never replaced by a
+/// rename: its other names would keep the old ceiling, without the lock. Eight bytes at the start of a file
+/// are in one sector, so a crash leaves the old ceiling or the new one.
 #[derive(Debug)]
 pub(super) struct StateFile {
     path: PathBuf,
     file: File,
-    /// Made just now, and without a ceiling so far.
+    /// `true` if the file was just created and has no ceiling yet.
     is_new: bool,
 }
 
 impl StateFile {
-    /// Opens and locks the file, and reads its ceiling; makes the file if there is none.
+    /// Opens and locks the file, and reads its ceiling. Creates the file if it is missing.
     pub(super) fn open(path: &Path) -> io::Result<(Self, Option<u64>)> {
         let fault = |what: &str, error| fault(path, what, error);
         match fs::metadata(path) {
-            // Before it is opened: to open some devices does something already.
+            // Before the file is opened: for some devices, opening already has an effect.
             Ok(metadata) => refuse_special(path, &metadata)?,
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 if fs::symlink_metadata(path).is_ok() {
@@ -32,7 +32,7 @@ impl StateFile {
                 if let Some(state) = Self::create(path)? {
                     return Ok((state, None));
                 }
-                // Another server was faster.
+                // Another server created the file first.
             }
             Err(error) => return Err(fault("cannot be opened", error)),
         }
@@ -42,7 +42,7 @@ impl StateFile {
         let file =
             options.read(true).write(true).open(path).map_err(|error| fault("cannot be opened", error))?;
         let metadata = file.metadata().map_err(|error| fault("cannot be opened", error))?;
-        // Once more, of what is open now: the path may have come to lead elsewhere.
+        // Checked again on the open file: the path may lead elsewhere by now.
         refuse_special(path, &metadata)?;
         file.try_lock().map_err(|error| match error {
             TryLockError::WouldBlock => {
@@ -54,19 +54,19 @@ impl StateFile {
         Ok((Self { path: path.to_owned(), file, is_new: false }, Some(ceiling)))
     }
 
-    /// Makes the file, empty and locked, unless there is one by now.
+    /// Creates the file, empty and locked. Returns `None` if it exists by now.
     fn create(path: &Path) -> io::Result<Option<Self>> {
         let file = match OpenOptions::new().write(true).create_new(true).open(path) {
             Ok(file) => file,
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => return Ok(None),
-            Err(error) => return Err(fault(path, "cannot be made", error)),
+            Err(error) => return Err(fault(path, "cannot be created", error)),
         };
-        // Waits for a moment at most: another server that was faster to lock it finds it empty, and leaves.
+        // Waits only briefly: another server that locked it first finds it empty, and unlocks it.
         file.lock().map_err(|error| fault(path, "cannot be locked", error))?;
         Ok(Some(Self { path: path.to_owned(), file, is_new: true }))
     }
 
-    /// Returns whether the path still leads to this file, and not to another or to none.
+    /// Returns `true` if the path still leads to this file.
     pub(super) fn is_in_place(&self) -> bool {
         #[cfg(unix)]
         {
@@ -81,11 +81,11 @@ impl StateFile {
         }
     }
 
-    /// Writes the ceiling, and returns once it is on the disk.
+    /// Writes the ceiling, and returns once it is on disk.
     pub(super) fn write(&mut self, ceiling: u64) -> io::Result<()> {
         let written = self.write_through(ceiling);
         if self.is_new && written.is_err() {
-            // An empty file would be refused at the next start.
+            // The next start would refuse an empty file.
             let _ = fs::remove_file(&self.path);
         }
         self.is_new &= written.is_err();
@@ -108,7 +108,8 @@ impl StateFile {
     }
 }
 
-/// For a FIFO, which nobody may write to, and a terminal, which would become the process's own.
+/// Returns the flags that keep the open from waiting for the writer of a FIFO, and from making a terminal
+/// the controlling one.
 #[cfg(unix)]
 fn nonblocking_flags() -> i32 {
     use rustix::fs::OFlags;
@@ -137,12 +138,12 @@ fn kind(file_type: FileType) -> &'static str {
             return "a device";
         }
     }
-    if file_type.is_dir() { "a directory" } else { "no regular file" }
+    if file_type.is_dir() { "a directory" } else { "not a regular file" }
 }
 
 fn read_ceiling(file: &File) -> io::Result<u64> {
     let mut bytes = Vec::new();
-    // One byte more than it may have shows that it is too long, whatever its size.
+    // One byte more than allowed shows that the file is too long, without reading all of it.
     file.take(9).read_to_end(&mut bytes)?;
     let ceiling = <[u8; 8]>::try_from(bytes.as_slice()).map_err(|_| {
         let hint = if bytes.is_empty() { ", but empty: remove it if no server has used it" } else { "" };
@@ -151,14 +152,14 @@ fn read_ceiling(file: &File) -> io::Result<u64> {
     Ok(u64::from_be_bytes(ceiling))
 }
 
-/// Makes the new name last: a directory is written back apart from its files.
+/// Makes the new name durable: a directory is synced separately from its files.
 #[cfg(unix)]
 fn sync_directory(path: &Path) -> io::Result<()> {
     let directory = path.parent().filter(|parent| !parent.as_os_str().is_empty());
     File::open(directory.unwrap_or(Path::new(".")))?.sync_all()
 }
 
-/// Elsewhere a directory cannot be opened like a file.
+/// Does nothing: on other systems, a directory cannot be opened like a file.
 #[cfg(not(unix))]
 fn sync_directory(_path: &Path) -> io::Result<()> {
     Ok(())

@@ -1,4 +1,4 @@
-//! The counter over restarts, crashes, clock steps and broken disks.
+//! The counter across restarts, crashes, clock steps and disk failures.
 
 use std::fs;
 
@@ -103,7 +103,7 @@ fn no_fence_is_handed_out_while_none_can_be_reserved() {
     let path = directory.path().join("fence");
     let mut counter = FenceCounter::open_reserving(&path, 10, 2).unwrap();
     assert_eq!(take(&mut counter, 2), [10, 11]);
-    // A directory in the place of the file fails whoever runs the test, root too.
+    // A directory in place of the file makes the write fail for every user, root included.
     fs::remove_file(&path).unwrap();
     fs::create_dir(&path).unwrap();
     assert_eq!((counter.next(), counter.next()), (None, None));

@@ -1,4 +1,4 @@
-//! Leases that run out, are renewed, or would outlast the clock.
+//! Leases that expire, are renewed, or exceed the range of the clock.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Connections that go, and a server that stops.
+//! Connections that close, and a server that stops.
 
 use super::*;
 

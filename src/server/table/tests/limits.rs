@@ -1,4 +1,4 @@
-//! Limits, caps, the collection of idle keys, and the stats that tell of them.
+//! Limits, caps, the collection of idle keys, and the statistics.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The table held to its rules, one test each, in virtual time; and to a naive model.
+//! Tests of the table in virtual time, one for each rule, and against a naive model.
 
 mod leases;
 mod leaving;
@@ -33,7 +33,7 @@ fn seconds(seconds: u64) -> Seconds {
     Seconds::new(seconds).unwrap()
 }
 
-/// A table whose mint counts from 1, and fails while the switch is on.
+/// Returns a table whose mint counts from 1, and fails while the switch is on.
 fn table(config: TableConfig) -> (LockTable, Arc<AtomicBool>) {
     let broken = Arc::new(AtomicBool::new(false));
     let (mut last, switch) = (0, broken.clone());
@@ -46,7 +46,7 @@ fn table(config: TableConfig) -> (LockTable, Arc<AtomicBool>) {
     (LockTable::new(config, Box::new(mint)), broken)
 }
 
-/// A table, its clock, and the commands in short.
+/// A table, its clock, and short forms of the commands.
 struct Bench {
     table: LockTable,
     broken: Arc<AtomicBool>,
@@ -103,7 +103,7 @@ impl Bench {
         self.table.renew(self.now, &key(name), &grant.token, lease).map(Seconds::get)
     }
 
-    /// The next outcome must be a grant for this waiter.
+    /// Expects a grant for this waiter as the next outcome.
     fn delivered(&mut self, conn: ConnId, waiter: WaiterId) -> Grant {
         let delivery = self.table.poll_delivery().expect("a delivery");
         assert_eq!((delivery.conn, delivery.waiter), (conn, waiter));

@@ -1,10 +1,11 @@
-//! Long work in parts: as many steps as asked for, and together what the whole would have done.
+//! Long work in parts: each part does as many steps as requested, and all parts together do the same as the
+//! whole.
 
 use super::*;
 
 const KEYS: usize = 25;
 
-/// A table with expired holders, each with one who waits.
+/// Returns a table with expired holders, each with a waiter.
 fn expired() -> Bench {
     let mut t = bench();
     for number in 0..KEYS {
@@ -71,7 +72,8 @@ fn a_part_of_stats_behind_the_last_place_is_empty() {
     assert_eq!(t.table.stats_part(t.now, KEYS..KEYS + 10, None), (StatsResult::default(), false));
 }
 
-/// A connection that leaves: holders, with a waiter each; places in queues; registrations; lost ones.
+/// Returns a table in which a connection has holders, with a waiter each, places in queues, registrations,
+/// and expired ones.
 fn leaving() -> Bench {
     let mut t = bench();
     for number in 0..KEYS {
@@ -99,11 +101,12 @@ fn a_connection_leaves_in_parts_and_leaves_nothing() {
             break;
         }
         parts += 1;
-        // Others are served between the parts; the connection that leaves is granted nothing.
+        // Other connections are served between the parts. The connection that leaves is granted nothing.
         granted(t.acquire(C, &format!("new{parts}"), 100));
         more = t.table.leave_part(t.now, 10);
     }
-    // 25 each: queued and their registrations, told, lost, held and told.
+    // 25 each: waiters, their registrations, delivered registrations, expired registrations, holders of
+    // each kind.
     assert_eq!(parts, 15);
     assert_eq!(handed_on.iter().sum::<usize>(), KEYS);
     assert!(!t.table.holds(A));
@@ -192,5 +195,5 @@ fn a_table_drains_in_parts() {
     }
     assert_eq!(refused, KEYS);
     assert!(parts > 10);
-    assert!(t.table.holds(A), "holders let go by themselves");
+    assert!(t.table.holds(A), "holders release by themselves");
 }

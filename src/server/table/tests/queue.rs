@@ -1,4 +1,4 @@
-//! Who is granted what, and in which order.
+//! Grants, and their order.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! Enqueue and then wait: what is registered, kept, lost and cleared.
+//! Enqueue and wait: registrations that are kept, expire and are cleared.
 
 use super::*;
 

@@ -1,4 +1,4 @@
-//! The property that the table answers as a naive one does, whatever happens to both.
+//! The property that the table returns the same as a naive model, for any sequence of operations.
 
 mod naive;
 mod ops;
@@ -18,7 +18,7 @@ const MAX_WAITERS: usize = 3;
 const MAX_IDLE: u64 = 4;
 const DEFAULT_LEASE: u64 = 3;
 
-/// In a debug build what a push can wait for, in a release build what finds the rare.
+/// Few in a debug build, which each push waits for; many in a release build, to find rare failures.
 const CASES: u32 = if cfg!(debug_assertions) { 96 } else { 2048 };
 
 proptest! {
@@ -126,7 +126,8 @@ fn run(auto_release: bool, ops: Vec<Op>) {
 }
 
 impl LockTable {
-    /// What must hold between any two commands: counts and indices agree, nothing is left behind.
+    /// Checks what must hold between any two commands: counts and indices agree, and nothing is left
+    /// behind.
     fn check(&self) {
         let held: u64 = self.keys.range(0..usize::MAX).map(|entry| u64::from(entry.holders)).sum();
         let waiting: usize = self.keys.range(0..usize::MAX).map(|entry| entry.waiters as usize).sum();
@@ -139,7 +140,7 @@ impl LockTable {
             let slot = self.keys.find(&entry.key).expect("every key is indexed");
             assert_eq!(entry.idle_since.is_some(), entry.holders == 0 && entry.waiters == 0);
             let blocked = !entry.has_room() || entry.waiters == 0 || self.stalled.contains(&slot);
-            assert!(blocked, "a place is free, yet one waits");
+            assert!(blocked, "a free place, and a waiter for it");
         }
         for ((conn, slot), kept) in &self.registrations {
             match kept {

@@ -1,5 +1,5 @@
-//! The table once more, as naive as can be: lists, scanned whole; whole seconds for times, the count
-//! of grants for fences.
+//! A naive model of the table: lists that are scanned as a whole, times in whole seconds, and the number of
+//! grants as fences.
 
 use super::*;
 
@@ -38,7 +38,7 @@ pub(super) struct Model {
     draining: bool,
     auto_release: bool,
     grants: u64,
-    /// The key of each grant, from the first on.
+    /// The keys of the grants, in order.
     keys: Vec<u8>,
     pub(super) joins: u64,
     rows: Vec<Row>,
@@ -76,7 +76,7 @@ impl Model {
         Some(self.grants)
     }
 
-    /// The key of a grant, unless another is wanted.
+    /// Returns the key of a grant, unless another is wanted.
     pub(super) fn key_of(&self, grant: u64, wanted: Option<u8>) -> u8 {
         let own = grant.checked_sub(1).map_or(0, |at| self.keys[at as usize]);
         wanted.unwrap_or(own)
@@ -96,7 +96,7 @@ impl Model {
         }
     }
 
-    /// Grants whatever can be granted on one key or on all, then finds out what is idle.
+    /// Grants one key or all keys to their waiters, then updates which are idle.
     pub(super) fn grant_next(&mut self, only: Option<u8>) {
         for at in 0..self.rows.len() {
             let key = self.rows[at].key;
@@ -268,7 +268,7 @@ impl Model {
         Some(seconds(lease))
     }
 
-    /// What has not been polled yet, in the order in which it will be.
+    /// Returns the outcomes that are not polled yet, in the order of polling.
     pub(super) fn poll(&mut self) -> Vec<Delivery> {
         self.outcomes.sort_by_key(|(_, delivery)| delivery.waiter.0);
         self.outcomes.drain(..).map(|(_, delivery)| delivery).collect()

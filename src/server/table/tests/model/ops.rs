@@ -1,4 +1,4 @@
-//! What may happen to a table, and how likely it is.
+//! The operations on a table, with their likelihood.
 
 use proptest::prelude::*;
 
@@ -24,7 +24,7 @@ pub(super) fn op() -> impl Strategy<Value = Op> {
     let (conn, key) = (1..=3u64, 0..4u8);
     let lease = prop_oneof![Just(None), (1..=5u64).prop_map(Some)];
     let other = prop_oneof![9 => Just(None), 1 => key.clone().prop_map(Some)];
-    // Mostly the limit that the key has: 1 for the even, 2 for the odd.
+    // Mostly the limit that the key has: 1 for even keys, 2 for odd ones.
     let place = (key.clone(), prop_oneof![9 => Just(None), 1 => (1..=3u64).prop_map(Some)])
         .prop_map(|(key, limit)| (key, limit.unwrap_or(1 + u64::from(key % 2))));
     prop_oneof![

@@ -1,10 +1,10 @@
-//! The grants of the table beside those of the model, which are numbered in another order.
+//! Pairs the grants of the table with those of the model, which are numbered in another order.
 
 use std::collections::HashMap;
 
 use super::*;
 
-/// Which grant of the model is which of the table: one sweep may grant several keys in any order.
+/// The pairs of grants. One sweep may grant several keys in any order, so the numbers differ.
 #[derive(Default)]
 pub(super) struct Pairs {
     tokens: Vec<(Token, Token)>,
@@ -46,7 +46,7 @@ impl Pairs {
         }
     }
 
-    /// One of the latest grants.
+    /// Returns one of the latest grants.
     pub(super) fn pick(&self, back: usize) -> (Token, u64) {
         let unknown = Token::mint(Fence::new(0), 1);
         let at = self.tokens.len().checked_sub(back + 1);
