@@ -136,7 +136,7 @@ struct PerIp(Arc<Mutex<HashMap<IpAddr, usize>>>);
 
 impl PerIp {
     fn count(&self, peer: IpAddr, cap: usize) -> Option<PerIpGuard> {
-        // Nothing panics while the map is locked.
+        // Never poisoned: no code panics while it holds the lock.
         let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(peer).or_default();
         if cap > 0 && *count >= cap {

@@ -89,7 +89,7 @@ async fn resolve(host: &str, port: u16) -> io::Result<Vec<SocketAddr>> {
     if host.is_empty() || bare.parse() == Ok(everywhere[0]) {
         return Ok(everywhere.map(|ip| SocketAddr::new(ip, port)).into());
     }
-    // The dot says that the name is whole.
+    // The dot marks a fully qualified name.
     if bare.strip_suffix('.').unwrap_or(bare).eq_ignore_ascii_case("localhost") {
         // By definition, even if the machine's host table lacks one.
         let loopback = [IpAddr::from(Ipv4Addr::LOCALHOST), Ipv6Addr::LOCALHOST.into()];

@@ -81,7 +81,7 @@ impl Warning {
     }
 
     fn with_rate<T>(&self, act: impl FnOnce(&mut Rate) -> T) -> T {
-        // Nothing panics while the rate is locked.
+        // Never poisoned: no code panics while it holds the lock.
         act(&mut self.rate.lock().unwrap_or_else(PoisonError::into_inner))
     }
 }

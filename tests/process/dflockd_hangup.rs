@@ -72,7 +72,7 @@ async fn new_handshakes_see_the_new_certificate_and_old_connections_keep_their_l
     assert_eq!(
         take(&client(&server, Some(&new), None), "x").await.unwrap_err(),
         ErrorKind::Tls,
-        "not before it is told"
+        "not before SIGHUP"
     );
 
     hang_up(&server, "reloaded tls_cert and tls_key");

@@ -143,7 +143,7 @@ fn strangers(address: SocketAddr, count: usize, says: &'static str) {
 }
 
 /// Returns the number of lines that contain the text, and the number of events that they report.
-fn told(log: &str, what: &str) -> (usize, usize) {
+fn count_events(log: &str, what: &str) -> (usize, usize) {
     let lines = log.lines().filter(|line| line.contains(what));
     lines.fold((0, 0), |(lines, events), line| {
         (lines + 1, events + number_after(line, &format!("{what} … and ")).unwrap_or(1))
@@ -180,7 +180,7 @@ fn peers_that_are_turned_away_fill_no_log_and_are_all_counted() {
         server.signal("TERM");
         let (status, log) = server.end();
         assert_eq!(status.code(), Some(0), "{log}");
-        let (lines, events) = told(&log, what);
+        let (lines, events) = count_events(&log, what);
         assert_eq!(events, count, "{log}");
         // The first five and a report, and one more of each for every ten seconds that the flood took.
         assert!((6..50).contains(&lines), "{lines} lines: {log}");

@@ -46,7 +46,7 @@ fn a_stop_refuses_who_waits_closes_who_is_idle_and_lets_holders_finish() {
         assert_eq!(holder.ask("n", "k", &token), "ok 33");
         assert_eq!(other.ask("sw", "s", "5"), "error_draining");
         assert_eq!(other.ask("sn", "s", &format!("{own} 9")), "ok 9");
-        assert!(std::net::TcpStream::connect(server.address).is_err(), "nobody new is let in");
+        assert!(std::net::TcpStream::connect(server.address).is_err(), "no new client is accepted");
 
         assert_eq!(holder.ask("r", "k", &token), "ok");
         assert!(holder.is_closed());

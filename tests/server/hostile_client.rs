@@ -138,7 +138,7 @@ async fn a_line_without_end_is_ended_by_the_read_timeout_however_fast_it_comes()
     while !serving.is_finished() {
         assert!(
             start.elapsed() < 60 * S,
-            "it is read for ever: {} bytes by now",
+            "it is read forever: {} bytes by now",
             read.load(Ordering::Relaxed)
         );
         // The flood leaves no idle moment in which the paused clock would advance by itself.
@@ -229,7 +229,7 @@ async fn commands_without_authentication_are_all_refused() {
     assert!(said.iter().all(|said| said == "error_auth\n"));
     assert!(start.elapsed() < S, "each is closed soon");
     settle().await;
-    assert!(server.stats().idle_locks.len() <= 1, "nothing was done for them");
+    assert!(server.stats().idle_locks.len() <= 1, "the server did nothing for them");
     forgets(&server, "a flood without authentication").await;
 }
 

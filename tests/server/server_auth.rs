@@ -4,7 +4,7 @@
 use dflockd_client::server::{Server, ServerConfig};
 use tokio::time::{Instant, sleep};
 
-use crate::wire::{House, Peer, S, connect, server, settle};
+use crate::wire::{Peer, S, Serving, connect, server, settle};
 
 const AUTH: &str = "auth\n_\ns3cret\n";
 
@@ -14,7 +14,7 @@ fn guarded() -> Server {
 
 /// Returns the replies to a peer that sends this and then no more, and the time until the server closes if
 /// the peer does not.
-async fn told(server: &Server, frames: impl AsRef<[u8]>, half_close: bool) -> (String, u128) {
+async fn replies_to(server: &Server, frames: impl AsRef<[u8]>, half_close: bool) -> (String, u128) {
     let mut peer = connect(server);
     let start = Instant::now();
     peer.send(frames).await;
@@ -41,11 +41,11 @@ async fn white_space_round_the_token_does_not_count_and_inside_it_does() {
         assert_eq!(connect(&server).ask("auth", "_", arg).await, "ok", "{arg:?}");
     }
     for arg in ["s3 cret", "s3cret x", "S3cret", "", " ", "s3cret\u{200b}", "\"s3cret\""] {
-        assert_eq!(told(&server, format!("auth\n_\n{arg}\n"), false).await, refused(), "{arg:?}");
+        assert_eq!(replies_to(&server, format!("auth\n_\n{arg}\n"), false).await, refused(), "{arg:?}");
     }
     for arg in [&b"\xff"[..], b"s3cret\xff", b"\xc2s3cret", b"s3cret\xa0"] {
         let frame = [b"auth\n_\n", arg, b"\n"].concat();
-        assert_eq!(told(&server, frame, false).await, refused(), "{arg:?}");
+        assert_eq!(replies_to(&server, frame, false).await, refused(), "{arg:?}");
     }
 }
 
@@ -78,7 +78,7 @@ async fn a_further_auth_right_or_wrong_is_an_error_and_the_connection_goes_on_wi
 async fn a_half_close_before_the_end_of_the_auth_frame_is_refused_whichever_byte_it_comes_at() {
     let server = guarded();
     for at in 0..AUTH.len() {
-        assert_eq!(told(&server, &AUTH[..at], true).await, refused(), "after {:?}", &AUTH[..at]);
+        assert_eq!(replies_to(&server, &AUTH[..at], true).await, refused(), "after {:?}", &AUTH[..at]);
         // Each byte on its own.
         let mut peer = connect(&server);
         for byte in AUTH[..at].bytes() {
@@ -88,9 +88,9 @@ async fn a_half_close_before_the_end_of_the_auth_frame_is_refused_whichever_byte
         peer.half_close().await;
         assert_eq!(peer.rest().await, "error_auth\n", "after {:?}", &AUTH[..at]);
     }
-    assert_eq!(told(&server, AUTH, true).await, ("ok\n".into(), 0));
+    assert_eq!(replies_to(&server, AUTH, true).await, ("ok\n".into(), 0));
     for behind in ["p", "ping\n", "ping\n_\n", "ping\n_\n_"] {
-        let reply = told(&server, format!("{AUTH}{behind}"), true).await;
+        let reply = replies_to(&server, format!("{AUTH}{behind}"), true).await;
         assert_eq!(reply, ("ok\n".into(), 0), "a part of a later frame is dropped: {behind:?}");
     }
     settle().await;
@@ -118,9 +118,9 @@ async fn anything_malformed_before_the_auth_frame_is_refused() {
     ];
     for frame in frames {
         let shown: String = frame.chars().take(20).collect();
-        assert_eq!(told(&server, &frame, false).await, refused(), "{shown:?}");
+        assert_eq!(replies_to(&server, &frame, false).await, refused(), "{shown:?}");
         let followed = format!("{frame}{AUTH}ping\n_\n_\n");
-        assert_eq!(told(&server, &followed, false).await, refused(), "{shown:?} and more");
+        assert_eq!(replies_to(&server, &followed, false).await, refused(), "{shown:?} and more");
     }
     assert_eq!(server.stats().idle_locks.len(), 0);
 }
@@ -133,13 +133,17 @@ async fn a_line_over_its_cap_that_a_half_close_ends_is_answered() {
     {
         let before = if begun.starts_with("ping") { "ok\n" } else { "" };
         let answered = (format!("{before}error\n"), 0);
-        assert_eq!(told(&open, &begun, true).await, answered);
+        assert_eq!(replies_to(&open, &begun, true).await, answered);
         let after = (format!("ok\n{before}error\n"), 0);
-        assert_eq!(told(&guarded, format!("{AUTH}{begun}"), true).await, after);
-        assert_eq!(told(&guarded, &begun, true).await, refused());
+        assert_eq!(replies_to(&guarded, format!("{AUTH}{begun}"), true).await, after);
+        assert_eq!(replies_to(&guarded, &begun, true).await, refused());
     }
     for fits in ["x".repeat(256), format!("l\n{}", "x".repeat(256)), format!("auth\n_\n{long}")] {
-        assert_eq!(told(&open, &fits, true).await, (String::new(), 0), "it is within its cap, and dropped");
+        assert_eq!(
+            replies_to(&open, &fits, true).await,
+            (String::new(), 0),
+            "it is within its cap, and dropped"
+        );
     }
 }
 
@@ -152,7 +156,7 @@ async fn a_server_without_a_token_refuses_every_auth_and_goes_on() {
     }
     assert!(peer.is_open().await);
     for at in 0..AUTH.len() {
-        assert_eq!(told(&server, &AUTH[..at], true).await, (String::new(), 0));
+        assert_eq!(replies_to(&server, &AUTH[..at], true).await, (String::new(), 0));
     }
 }
 
@@ -160,13 +164,13 @@ async fn a_server_without_a_token_refuses_every_auth_and_goes_on() {
 async fn a_stop_closes_at_once_a_connection_that_has_sent_half_a_request() {
     for begun in ["", "l", "l\n", "l\nk", "l\nk\n", "l\nk\n0", &"x".repeat(1000)] {
         let server = server(ServerConfig::default());
-        let mut house = House::open(&server);
-        let mut peer = house.visit([1; 4]);
+        let mut serving = Serving::start(&server);
+        let mut peer = serving.connect_from([1; 4]);
         peer.send(begun).await;
         settle().await;
         let start = Instant::now();
-        house.stop();
-        house.running.await.unwrap();
+        serving.stop();
+        serving.task.await.unwrap();
         assert!(start.elapsed() < S, "{begun:?}: {:?}", start.elapsed());
         assert_eq!(peer.rest().await, "", "{begun:?}");
     }
@@ -175,14 +179,14 @@ async fn a_stop_closes_at_once_a_connection_that_has_sent_half_a_request() {
 #[tokio::test(start_paused = true)]
 async fn a_stop_lets_a_holder_finish_the_request_that_it_has_begun() {
     let server = server(ServerConfig::default());
-    let mut house = House::open(&server);
-    let mut peer = house.visit([1; 4]);
+    let mut serving = Serving::start(&server);
+    let mut peer = serving.connect_from([1; 4]);
     let token = peer.token("l", "k", "0 600").await;
     peer.send("r\nk").await;
     settle().await;
-    house.stop();
+    serving.stop();
     sleep(5 * S).await;
     peer.send(format!("\n{token}\n")).await;
     assert_eq!(peer.rest().await, "ok\n");
-    house.running.await.unwrap();
+    serving.task.await.unwrap();
 }

@@ -4,7 +4,7 @@
 use dflockd_client::server::ServerConfig;
 use tokio::time::{Instant, sleep};
 
-use crate::wire::{House, Peer, S, connect, connect_by, granted, server, settle};
+use crate::wire::{Peer, S, Serving, connect, connect_by, granted, server, settle};
 
 fn keeping() -> ServerConfig {
     ServerConfig { auto_release_on_disconnect: false, ..Default::default() }
@@ -22,7 +22,7 @@ async fn a_half_close_behind_a_command_that_blocks_takes_it_out_of_the_queue() {
     assert_eq!(
         half.rest().await,
         "ok\n",
-        "what came before is answered, what waits and what is behind is not"
+        "earlier requests get replies; the wait and what is behind it do not"
     );
     assert!(start.elapsed() < S);
     assert!(server.stats().locks[0].waiters == 0);
@@ -117,71 +117,72 @@ async fn a_grant_that_was_written_in_part_is_undone() {
 async fn a_request_that_comes_together_with_the_stop_is_answered() {
     for round in 0..20 {
         let server = server(ServerConfig::default());
-        let mut house = House::open(&server);
-        let mut peer = house.visit([1; 4]);
+        let mut serving = Serving::start(&server);
+        let mut peer = serving.connect_from([1; 4]);
         assert!(peer.is_open().await);
-        house.stop();
+        serving.stop();
         // No other task runs before this is sent, so the connection sees both at once.
         peer.send("l\nk\n9\nping\n_\n_\n").await;
         assert!(
             matches!(&*peer.rest().await, "error_draining\nok\n"),
             "round {round}: the request had come before the stop"
         );
-        house.running.await.unwrap();
+        serving.task.await.unwrap();
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_refuses_registered_waits_and_takes_back_grants_that_nobody_collected() {
     let server = server(ServerConfig { shutdown_timeout: 0, ..Default::default() });
-    let mut house = House::open(&server);
-    let (mut holder, mut queued, mut told) = (house.visit([1; 4]), house.visit([1; 4]), house.visit([1; 4]));
+    let mut serving = Serving::start(&server);
+    let (mut holder, mut queued, mut enqueued) =
+        (serving.connect_from([1; 4]), serving.connect_from([1; 4]), serving.connect_from([1; 4]));
     let token = holder.token("l", "k", "0 1000").await;
     assert_eq!(queued.ask("e", "k", "1000").await, "queued");
-    let own = told.token("e", "own", "1000").await;
+    let own = enqueued.token("e", "own", "1000").await;
     assert_eq!(holder.ask("r", "k", &token).await, "ok");
-    house.stop();
+    serving.stop();
     assert_eq!(queued.rest().await, "", "it holds nothing that it could release");
     for cmd in ["w", "sw"] {
-        assert_eq!(told.ask(cmd, "own", "5").await, "error_draining");
+        assert_eq!(enqueued.ask(cmd, "own", "5").await, "error_draining");
     }
-    assert_eq!(told.ask("n", "own", &own).await, "ok 33");
-    assert!(!house.running.is_finished());
-    assert_eq!(told.ask("r", "own", &own).await, "ok");
-    assert_eq!(told.rest().await, "");
-    house.running.await.unwrap();
+    assert_eq!(enqueued.ask("n", "own", &own).await, "ok 33");
+    assert!(!serving.task.is_finished());
+    assert_eq!(enqueued.ask("r", "own", &own).await, "ok");
+    assert_eq!(enqueued.rest().await, "");
+    serving.task.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_without_a_time_limit_waits_for_leases_to_run_out() {
     let server = server(ServerConfig { shutdown_timeout: 0, ..Default::default() });
-    let mut house = House::open(&server);
-    let mut holder = house.visit([1; 4]);
+    let mut serving = Serving::start(&server);
+    let mut holder = serving.connect_from([1; 4]);
     holder.token("l", "k", "0 100").await;
-    house.stop();
+    serving.stop();
     let start = Instant::now();
     for _ in 0..9 {
         sleep(10 * S).await;
         assert!(holder.is_open().await);
     }
-    assert!(!house.running.is_finished());
+    assert!(!serving.task.is_finished());
     assert_eq!(holder.rest().await, "");
-    house.running.await.unwrap();
+    serving.task.await.unwrap();
     assert!((100..=102).contains(&start.elapsed().as_secs()), "{:?}", start.elapsed());
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_holder_released_by_another_connection_is_closed_by_the_stop() {
     let server = server(ServerConfig { shutdown_timeout: 0, ..Default::default() });
-    let mut house = House::open(&server);
-    let (mut one, mut two) = (house.visit([1; 4]), house.visit([1; 4]));
+    let mut serving = Serving::start(&server);
+    let (mut one, mut two) = (serving.connect_from([1; 4]), serving.connect_from([1; 4]));
     let (first, second) = (one.token("l", "a", "0").await, two.token("l", "b", "0").await);
-    house.stop();
+    serving.stop();
     settle().await;
     assert_eq!(two.ask("r", "a", &first).await, "ok");
     assert_eq!(one.rest().await, "");
     assert_eq!(two.ask("r", "b", &second).await, "ok");
-    house.running.await.unwrap();
+    serving.task.await.unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -11,7 +11,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::wire::{House, Peer, S, connect, connect_by, granted, server, settle};
+use crate::wire::{Peer, S, Serving, connect, connect_by, granted, server, settle};
 
 /// Returns a holder of `k` that requests more than its pipe accepts, and does not read.
 async fn deaf(server: &Server, lease: u64) -> (Peer, String) {
@@ -131,7 +131,7 @@ async fn a_thousand_connections_that_do_not_read_keep_no_more_than_the_server_al
     assert!(good.is_open().await);
     let stats = server.stats();
     assert_eq!((stats.connections, stats.locks.len()), (1, 1000));
-    assert_eq!(good.ask("l", "k", "0").await, "error_max_locks", "those who were given up count");
+    assert_eq!(good.ask("l", "k", "0").await, "error_max_locks", "connections that were given up count");
     assert_eq!(good.ask("l", "k1", "0").await, "timeout");
     sleep(20 * S).await;
     let stats = server.stats();
@@ -255,20 +255,20 @@ async fn a_graceful_stop_waits_for_what_is_kept() {
         let start = Instant::now();
         sleep(6 * S).await;
         assert_eq!(server.stats().connections, 0);
-        let mut house = House::open(&server);
+        let mut serving = Serving::start(&server);
         let start = if timeout_s == 10 { Instant::now() } else { start };
-        house.stop();
-        house.running.await.unwrap();
+        serving.stop();
+        serving.task.await.unwrap();
         assert!(after.contains(&start.elapsed().as_secs()), "{timeout_s}: {:?}", start.elapsed());
     }
     let server = server(ServerConfig::default());
     let (_peer, token) = deaf(&server, 600).await;
     sleep(6 * S).await;
-    let mut house = House::open(&server);
-    let mut other = house.visit([1; 4]);
+    let mut serving = Serving::start(&server);
+    let mut other = serving.connect_from([1; 4]);
     assert_eq!(other.ask("r", "k", &token).await, "ok");
-    house.stop();
-    timeout(S, house.running).await.expect("nothing is kept").unwrap();
+    serving.stop();
+    timeout(S, serving.task).await.expect("nothing is kept").unwrap();
 }
 
 #[tokio::test(start_paused = true)]

@@ -10,7 +10,7 @@ use dflockd_client::server::{Server, ServerConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::task::{JoinHandle, yield_now};
 
-use crate::wire::{House, Peer, S, connect, connect_by, server, settle};
+use crate::wire::{Peer, S, Serving, connect, connect_by, server, settle};
 
 const KEYS: usize = 20_000;
 /// The maximum number of keys or leases in a part.
@@ -111,7 +111,7 @@ async fn stats_of_many_keys_are_made_in_parts_and_name_each_key() {
     let before = renewing.count();
     let seen = stats(&mut holder).await;
     let served = renewing.count() - before;
-    assert!(served > BETWEEN * 2 * KEYS / PART, "only {served} renewals were answered meanwhile");
+    assert!(served > BETWEEN * 2 * KEYS / PART, "only {served} renewals got a reply meanwhile");
     renewing.end().await;
     assert_eq!(seen.locks.len(), KEYS + 1);
     assert_eq!(seen.semaphores.len(), KEYS);
@@ -136,7 +136,7 @@ async fn many_stats_at_once_take_no_larger_share_than_one() {
     }
     renewing.end().await;
     // If each request took turns as often as a single one does, no more renewals would be served meanwhile.
-    assert!(served[1] > served[0] * ASKING / 3, "{served:?} renewals were answered meanwhile");
+    assert!(served[1] > served[0] * ASKING / 3, "{served:?} renewals got a reply meanwhile");
 }
 
 #[tokio::test(start_paused = true)]
@@ -189,7 +189,7 @@ async fn a_connection_with_many_keys_leaves_in_parts() {
     drop(leaving);
     until(|| server.stats().locks.len() == 1).await;
     let served = renewing.count() - before;
-    assert!(served > BETWEEN * KEYS / PART, "only {served} renewals were answered meanwhile");
+    assert!(served > BETWEEN * KEYS / PART, "only {served} renewals got a reply meanwhile");
     renewing.end().await;
 }
 
@@ -217,7 +217,7 @@ async fn a_connection_with_many_places_in_queues_leaves_in_parts() {
     drop(queued);
     until(|| server.stats().locks.iter().all(|lock| lock.waiters == 0)).await;
     let served = renewing.count() - before;
-    assert!(served > BETWEEN * KEYS / PART, "only {served} renewals were answered meanwhile");
+    assert!(served > BETWEEN * KEYS / PART, "only {served} renewals got a reply meanwhile");
     renewing.end().await;
     drop(holder);
 }
@@ -236,24 +236,24 @@ async fn many_leases_of_one_semaphore_that_expire_together_go_in_parts() {
     assert!(server.stats().semaphores[0].holders > KEYS as u64 / 2, "it did not evict all by itself");
     until(|| server.stats().semaphores[0].holders == 1).await;
     let served = renewing.count() - before;
-    assert!(served > BETWEEN * KEYS / PART, "only {served} renewals were answered meanwhile");
+    assert!(served > BETWEEN * KEYS / PART, "only {served} renewals got a reply meanwhile");
     renewing.end().await;
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_server_with_many_places_in_queues_drains_in_parts() {
     let server = large();
-    let mut house = House::open(&server);
-    let mut one = house.visit([1; 4]);
+    let mut serving = Serving::start(&server);
+    let mut one = serving.connect_from([1; 4]);
     let token = one.token("l", "k", "0 1000").await;
     let _holder = holder(&server, "k", KEYS).await;
     let _queued = asked(&server, (0..KEYS).map(|key| format!("e\nk{key}\n10000\n")).collect()).await;
     let renewing = Renewing::start(&server).await;
     let before = renewing.count();
-    house.stop();
+    serving.stop();
     until(|| server.stats().locks.iter().all(|lock| lock.waiters == 0)).await;
     let served = renewing.count() - before;
-    assert!(served > BETWEEN * KEYS / PART, "only {served} renewals were answered meanwhile");
+    assert!(served > BETWEEN * KEYS / PART, "only {served} renewals got a reply meanwhile");
     assert_eq!(one.ask("r", "k", &token).await, "ok");
     renewing.end().await;
 }

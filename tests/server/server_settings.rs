@@ -5,7 +5,7 @@ use dflockd_client::server::{Server, ServerConfig};
 use tokio::io::AsyncWriteExt;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::wire::{House, S, connect, connect_by, granted, server, settle};
+use crate::wire::{S, Serving, connect, connect_by, granted, server, settle};
 
 const MOST: u64 = 9_223_372_036;
 
@@ -44,7 +44,7 @@ async fn the_default_lease_is_for_commands_that_name_none() {
     assert_eq!(peer.ask("n", "k", &format!("{token} 9")).await, "ok 9");
     assert_eq!(peer.ask("n", "k", token).await, "ok 7");
     sleep(7 * S).await;
-    assert_eq!(peer.ask("n", "k", token).await, "error", "and it runs out");
+    assert_eq!(peer.ask("n", "k", token).await, "error", "and it expires");
 }
 
 #[tokio::test(start_paused = true)]
@@ -112,34 +112,36 @@ async fn no_number_of_waiters_is_too_many_without_a_cap() {
 #[tokio::test(start_paused = true)]
 async fn connections_past_the_cap_are_closed_until_one_leaves() {
     let server = server(ServerConfig { max_connections: 2, ..Default::default() });
-    let house = House::open(&server);
+    let serving = Serving::start(&server);
     // All at once: none has been served when the next one is accepted.
-    let (mut one, mut two, mut three) = (house.visit([1; 4]), house.visit([2; 4]), house.visit([3; 4]));
+    let (mut one, mut two, mut three) =
+        (serving.connect_from([1; 4]), serving.connect_from([2; 4]), serving.connect_from([3; 4]));
     assert_eq!(three.rest().await, "");
     assert!(one.is_open().await && two.is_open().await);
     assert_eq!(server.stats().connections, 2);
     drop(one);
     settle().await;
-    assert!(house.visit([3; 4]).is_open().await);
+    assert!(serving.connect_from([3; 4]).is_open().await);
     assert!(two.is_open().await);
 }
 
 #[tokio::test(start_paused = true)]
 async fn connections_of_one_address_past_the_cap_are_closed_until_one_leaves() {
     let server = server(ServerConfig { max_connections_per_ip: 2, ..Default::default() });
-    let house = House::open(&server);
-    let (mut one, mut two, mut three) = (house.visit([1; 4]), house.visit([1; 4]), house.visit([1; 4]));
-    let mut other = house.visit([2; 4]);
+    let serving = Serving::start(&server);
+    let (mut one, mut two, mut three) =
+        (serving.connect_from([1; 4]), serving.connect_from([1; 4]), serving.connect_from([1; 4]));
+    let mut other = serving.connect_from([2; 4]);
     assert_eq!(three.rest().await, "");
     assert!(one.is_open().await && two.is_open().await && other.is_open().await);
     for _ in 0..5 {
-        assert_eq!(house.visit([1; 4]).rest().await, "", "a refused one is not counted");
+        assert_eq!(serving.connect_from([1; 4]).rest().await, "", "a refused one is not counted");
     }
     drop(one);
     settle().await;
-    let mut again = house.visit([1; 4]);
+    let mut again = serving.connect_from([1; 4]);
     assert!(again.is_open().await);
-    assert_eq!(house.visit([1; 4]).rest().await, "");
+    assert_eq!(serving.connect_from([1; 4]).rest().await, "");
 }
 
 #[tokio::test(start_paused = true)]
@@ -151,9 +153,9 @@ async fn connections_that_fail_give_their_place_back() {
         ..Default::default()
     };
     let server = server(config);
-    let house = House::open(&server);
+    let serving = Serving::start(&server);
     for frames in ["auth\n_\nwrong\n", "x\n", &"x".repeat(300)] {
-        let mut peer = house.visit([1; 4]);
+        let mut peer = serving.connect_from([1; 4]);
         peer.send(frames).await;
         peer.half_close().await;
         peer.rest().await;
@@ -161,7 +163,7 @@ async fn connections_that_fail_give_their_place_back() {
         settle().await;
         assert_eq!(server.stats().connections, 0, "{frames:?}");
     }
-    assert_eq!(house.visit([1; 4]).ask("auth", "_", "right").await, "ok");
+    assert_eq!(serving.connect_from([1; 4]).ask("auth", "_", "right").await, "ok");
 }
 
 #[cfg(feature = "tls")]
@@ -180,17 +182,17 @@ async fn a_connection_that_never_shakes_hands_is_ended_by_the_read_timeout_or_a_
         ..Default::default()
     };
     let server = server(config);
-    let mut house = House::open(&server);
-    let mut silent = house.visit([1; 4]);
+    let mut serving = Serving::start(&server);
+    let mut silent = serving.connect_from([1; 4]);
     let start = Instant::now();
     assert_eq!(silent.rest().await, "");
     assert_eq!(start.elapsed().as_secs(), 50);
-    let mut silent = house.visit([1; 4]);
+    let mut silent = serving.connect_from([1; 4]);
     settle().await;
     assert_eq!(server.stats().connections, 1);
     let start = Instant::now();
-    house.stop();
-    house.running.await.unwrap();
+    serving.stop();
+    serving.task.await.unwrap();
     assert_eq!(start.elapsed().as_secs(), 0, "it holds nothing, so the stop need not wait for it");
     assert_eq!(silent.rest().await, "");
 }
@@ -212,15 +214,15 @@ async fn the_greatest_settings_work() {
         ..Default::default()
     };
     let server = server(config);
-    let mut house = House::open(&server);
-    let mut peer = house.visit([1; 4]);
+    let mut serving = Serving::start(&server);
+    let mut peer = serving.connect_from([1; 4]);
     let reply = peer.ask("l", "k", "0").await;
     assert!(reply.ends_with(" 9223372036"));
     sleep(3600 * S).await;
     assert_eq!(peer.ask("l", "k", "1").await, "timeout");
-    house.stop();
+    serving.stop();
     assert_eq!(peer.ask("r", "k", granted(&reply)).await, "ok");
-    house.running.await.unwrap();
+    serving.task.await.unwrap();
 }
 
 #[test]

@@ -451,7 +451,7 @@ async fn a_graceful_stop_drains() {
     assert!(holder.ask("stats", "_", "_").await.starts_with("ok {"));
     assert_eq!(holder.ask("n", "k", &token).await, "ok 33");
     assert_eq!(holder.ask("r", "k", &token).await, "ok");
-    assert_eq!(holder.rest().await, "", "it let go, so it may go");
+    assert_eq!(holder.rest().await, "", "it has released, so its connection may close");
     stopping.await.unwrap();
 }
 

@@ -1,5 +1,5 @@
-//! A server inside the test and raw connections to it: by pipe, or through a listener that the test
-//! makes up, with whatever addresses it likes.
+//! A server inside the test and raw connections to it: over pipes, directly or through a listener of the
+//! test with any peer address.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -13,7 +13,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 pub(crate) const S: Duration = Duration::from_secs(1);
-/// Longer than anything a test waits for, in virtual time.
+/// Longer than any wait of a test, in virtual time.
 const AGES: Duration = Duration::from_secs(1_000_000);
 
 /// A raw connection to a server.
@@ -24,11 +24,11 @@ impl Peer {
         self.0.write_all(bytes.as_ref()).await.expect("the server reads");
     }
 
-    /// The next line, without its end.
+    /// Returns the next line, without its newline.
     pub(crate) async fn line(&mut self) -> String {
         let mut line = Vec::new();
         loop {
-            match timeout(AGES, self.0.read_u8()).await.expect("the server answers in time") {
+            match timeout(AGES, self.0.read_u8()).await.expect("the server replies in time") {
                 Ok(b'\n') => return String::from_utf8(line).expect("replies are text"),
                 Ok(byte) => line.push(byte),
                 Err(_) => panic!("closed after {:?}", String::from_utf8_lossy(&line)),
@@ -41,13 +41,13 @@ impl Peer {
         self.line().await
     }
 
-    /// Asks for a grant and answers its token.
+    /// Requests a grant, and returns its token.
     pub(crate) async fn token(&mut self, cmd: &str, key: &str, arg: &str) -> String {
         let reply = self.ask(cmd, key, arg).await;
         granted(&reply).to_owned()
     }
 
-    /// What still comes until the server closes.
+    /// Returns what the server still sends until it closes.
     pub(crate) async fn rest(&mut self) -> String {
         let mut rest = String::new();
         let read = timeout(AGES, self.0.read_to_string(&mut rest)).await;
@@ -64,7 +64,7 @@ impl Peer {
     }
 }
 
-/// The token of a grant's reply.
+/// Returns the token in the reply to a grant.
 #[track_caller]
 pub(crate) fn granted(reply: &str) -> &str {
     let fields: Vec<&str> = reply.split(' ').collect();
@@ -74,14 +74,14 @@ pub(crate) fn granted(reply: &str) -> &str {
 }
 
 pub(crate) fn server(config: ServerConfig) -> Server {
-    Server::new(config).expect("the settings are fine")
+    Server::new(config).expect("the settings are valid")
 }
 
 pub(crate) fn connect(server: &Server) -> Peer {
     connect_by(server, 256 * 1024)
 }
 
-/// Over a pipe that holds so many bytes.
+/// Connects over a pipe that holds so many bytes.
 pub(crate) fn connect_by(server: &Server, room: usize) -> Peer {
     let (near, far) = duplex(room);
     let server = server.clone();
@@ -89,34 +89,34 @@ pub(crate) fn connect_by(server: &Server, room: usize) -> Peer {
     Peer(near)
 }
 
-/// Lets everything that can run do so.
+/// Lets all tasks run that can.
 pub(crate) async fn settle() {
     tokio::time::sleep(Duration::from_millis(1)).await;
 }
 
-/// A server that accepts, until it is told to stop.
-pub(crate) struct House {
-    door: mpsc::UnboundedSender<(DuplexStream, SocketAddr)>,
+/// A server that accepts connections until [`stop`](Self::stop).
+pub(crate) struct Serving {
+    connections: mpsc::UnboundedSender<(DuplexStream, SocketAddr)>,
     stop: Option<oneshot::Sender<()>>,
-    pub(crate) running: JoinHandle<()>,
+    pub(crate) task: JoinHandle<()>,
 }
 
-impl House {
-    pub(crate) fn open(server: &Server) -> Self {
-        let (door, visitors) = mpsc::unbounded_channel();
+impl Serving {
+    pub(crate) fn start(server: &Server) -> Self {
+        let (connections, incoming) = mpsc::unbounded_channel();
         let (stop, stopped) = oneshot::channel::<()>();
         let server = server.clone();
-        let running = tokio::spawn(async move {
+        let task = tokio::spawn(async move {
             let stopped = async { drop(stopped.await) };
-            server.serve(Door(visitors), stopped).await;
+            server.serve(PipeListener(incoming), stopped).await;
         });
-        Self { door, stop: Some(stop), running }
+        Self { connections, stop: Some(stop), task }
     }
 
-    /// A connection from this address.
-    pub(crate) fn visit(&self, from: [u8; 4]) -> Peer {
+    /// Returns a connection from this address.
+    pub(crate) fn connect_from(&self, from: [u8; 4]) -> Peer {
         let (near, far) = duplex(64 * 1024);
-        self.door.send((far, SocketAddr::new(IpAddr::from(from), 1))).expect("the server accepts");
+        self.connections.send((far, SocketAddr::new(IpAddr::from(from), 1))).expect("the server accepts");
         Peer(near)
     }
 
@@ -125,14 +125,14 @@ impl House {
     }
 }
 
-struct Door(mpsc::UnboundedReceiver<(DuplexStream, SocketAddr)>);
+struct PipeListener(mpsc::UnboundedReceiver<(DuplexStream, SocketAddr)>);
 
-impl Listen for Door {
+impl Listen for PipeListener {
     type Stream = DuplexStream;
 
     async fn accept(&mut self) -> io::Result<(DuplexStream, SocketAddr)> {
         match self.0.recv().await {
-            Some(visitor) => Ok(visitor),
+            Some(connection) => Ok(connection),
             None => std::future::pending().await,
         }
     }
