@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, TryLockError};
+use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::sync::{Notify, Semaphore, oneshot, watch};
@@ -133,6 +134,13 @@ impl ServerShared {
         }
     }
 
+    /// [`give_way`](Self::give_way) for code that does not await.
+    fn give_way_blocking(&self) {
+        if self.blocked_threads.load(Ordering::Relaxed) > 0 {
+            thread::sleep(GIVE_WAY_DELAY);
+        }
+    }
+
     /// Runs `act` on the table, and delivers the outcomes to the waiting commands.
     pub(super) fn with_table<T>(&self, act: impl FnOnce(&mut LockTable, std::time::Instant) -> T) -> T {
         let mut state = self.lock();
@@ -171,6 +179,7 @@ impl ServerShared {
                 return stats;
             }
             from += PART_SIZE;
+            self.give_way_blocking();
         }
     }
 
@@ -344,10 +353,10 @@ mod tests {
     fn a_thread_that_waits_for_the_table_is_counted_while_it_waits() {
         let shared = ServerShared::new(ServerConfig::default()).unwrap();
         let state = shared.lock();
-        std::thread::scope(|threads| {
+        thread::scope(|threads| {
             let waits = threads.spawn(|| drop(shared.lock()));
             while shared.blocked_threads.load(Ordering::Relaxed) == 0 {
-                std::thread::yield_now();
+                thread::yield_now();
             }
             drop(state);
             waits.join().unwrap();
@@ -355,8 +364,8 @@ mod tests {
         assert_eq!(shared.blocked_threads.load(Ordering::Relaxed), 0);
     }
 
-    /// Returns the virtual time until all of many keys that one connection held are free.
-    async fn to_free(waiting: usize) -> Duration {
+    /// Returns a server with a table of many parts, and the connection that holds all its keys.
+    fn many_held() -> (Arc<ServerShared>, ConnectionGuard) {
         let config = ServerConfig { max_locks: KEYS, ..Default::default() };
         let shared = ServerShared::new(config).unwrap();
         let holder = shared.connect();
@@ -365,10 +374,16 @@ mod tests {
             let lease = Some(Seconds::new(1000).unwrap());
             shared.with_table(|table, now| table.acquire(now, holder.id, &key, Limit::ONE, lease, false));
         }
+        (shared, holder)
+    }
+
+    /// Returns the virtual time until all of many keys that one connection held are free.
+    async fn to_free(waiting: usize) -> Duration {
+        let (shared, holder) = many_held();
         shared.blocked_threads.store(waiting, Ordering::Relaxed);
         let start = Instant::now();
         drop(holder);
-        while !shared.stats().locks.is_empty() {
+        while shared.with_table(|table, now| !table.stats(now).locks.is_empty()) {
             sleep(GIVE_WAY_DELAY).await;
         }
         start.elapsed()
@@ -378,5 +393,14 @@ mod tests {
     async fn work_in_parts_stands_back_for_threads_that_wait_and_for_nobody_else() {
         assert!(to_free(0).await <= GIVE_WAY_DELAY * 2);
         assert!(to_free(1).await >= GIVE_WAY_DELAY * 8);
+    }
+
+    #[tokio::test]
+    async fn stats_without_an_await_stand_back_for_threads_that_wait() {
+        let (shared, _holder) = many_held();
+        shared.blocked_threads.store(1, Ordering::Relaxed);
+        let start = std::time::Instant::now();
+        assert_eq!(shared.stats().locks.len(), KEYS);
+        assert!(start.elapsed() >= GIVE_WAY_DELAY * 8);
     }
 }
