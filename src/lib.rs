@@ -175,7 +175,7 @@
 //! A process that was forked, and did not `exec`, has the memory of its parent and none of its threads.
 //! Leases are the parent's: in the child a guard is not held ([`LostReason::Forked`]), dropping guards,
 //! tickets, connections and clients sends nothing, closes nothing and waits for nothing, and a call on
-//! a client of the parent's fails with [`ErrorKind::ConnectionClosed`]. Make a new client there, or fork
+//! a client of the parent's fails with [`ErrorKind::ConnectionClosed`]. Make a new client there, on a new runtime, or fork
 //! first. The child's copies of the sockets stay open while it lives, so a parent that crashes is then
 //! noticed by the server's read timeout and not at once.
 //! A `fork` of the C library is noticed; a bare `clone` system call is not.

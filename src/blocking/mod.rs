@@ -68,8 +68,9 @@
 //!
 //! A process that was forked, and did not `exec`, has no hidden thread. Every call in it fails with
 //! [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed), if its parent had made one before, and
-//! a guard in it is not held and releases nothing: leases are the parent's. Fork first and take locks
-//! then, or spawn a process instead.
+//! a guard in it is not held and releases nothing: leases are the parent's. That goes for a client made
+//! there, too, unless it is given a [runtime](crate::Builder::runtime) made there. Fork first and take
+//! locks then, or spawn a process instead.
 
 mod command;
 mod conn;

@@ -225,7 +225,12 @@ mod tests {
 
     /// All that a forked child can do with a lease of its parent's, while its locks are held by a thread
     /// that the child does not have.
-    fn live_on(guard: LeaseGuard, other: LeaseGuard, mut watch: crate::LostSignal) {
+    fn live_on(
+        guard: LeaseGuard,
+        other: LeaseGuard,
+        mut watch: crate::LostSignal,
+        risk: impl Future<Output = ()>,
+    ) {
         let forked = LostReason::Forked;
         assert!(!guard.is_held());
         assert_eq!(guard.state(), LeaseState::Lost(forked));
@@ -233,7 +238,7 @@ mod tests {
         assert_eq!(guard.ttl(), Duration::ZERO);
         assert!(guard.deadline() <= Instant::now());
         assert_eq!((watch.reason(), (&mut watch).now_or_never()), (Some(forked), Some(forked)));
-        assert_eq!(guard.at_risk().now_or_never(), Some(()));
+        assert_eq!((risk.now_or_never(), guard.at_risk().now_or_never()), (Some(()), Some(())));
         assert_eq!(guard.run(async {}).now_or_never(), Some(Outcome::Lost(forked)));
         let errors =
             [guard.renew().now_or_never().unwrap().map(drop), guard.release().now_or_never().unwrap()];
@@ -249,13 +254,13 @@ mod tests {
         let asked = Arc::default();
         let [guard, other] = [guard(&asked), guard(&asked)];
         let leases = [Lease::clone(&guard), Lease::clone(&other)];
-        let mut watch = guard.lost();
-        assert_eq!((&mut watch).now_or_never(), None);
+        let (mut watch, mut risk) = (guard.lost(), Box::pin(guard.at_risk()));
+        assert_eq!(((&mut watch).now_or_never(), (&mut risk).now_or_never()), (None, None));
         let before = asked.load(Ordering::Relaxed);
         let locks = leases.each_ref().map(|Lease(lease)| (lease.renewal(), lease.teller.standing.lock()));
         let (done, is_done) = mpsc::channel();
         let child = thread::spawn(move || {
-            in_a_fork(|| live_on(guard, other, watch));
+            in_a_fork(|| live_on(guard, other, watch, risk));
             done.send(()).unwrap();
         });
         is_done.recv_timeout(60 * S).expect("nothing panics, and no lock is waited for");

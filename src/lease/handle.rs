@@ -15,7 +15,7 @@ use tokio::time::{Instant, timeout_at};
 use crate::error::{ErrorKind, Result};
 use crate::lease::engine::{RELEASE_LIMIT, Releaser, late};
 use crate::lease::renewal::Renewal;
-use crate::lease::signal::LostSignal;
+use crate::lease::signal::{LostSignal, Watch};
 use crate::lease::state::Shared;
 use crate::lease::{LeaseState, LostReason};
 use crate::suspend;
@@ -159,7 +159,7 @@ impl Lease {
     /// Dropping it loses nothing.
     pub fn at_risk(&self) -> impl Future<Output = ()> + Send + 'static {
         let standing = self.0.teller.standing.clone();
-        async move { standing.wait_for(|state| (state != LeaseState::Healthy).then_some(())).await }
+        Watch::new(standing, |state| (state != LeaseState::Healthy).then_some(()))
     }
 
     /// Waits until the lease is in such a state.

@@ -1,6 +1,7 @@
 //! A listener to events, called on a thread of its own: whatever it does, no lease waits for it.
 
 use std::fmt;
+use std::mem;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
@@ -88,10 +89,14 @@ fn hear(listen: &Listen, told: &Receiver<LeaseEvent>, kept: &AtomicUsize) {
     for event in told {
         let outcome = catch_unwind(AssertUnwindSafe(|| listen(&event)));
         kept.fetch_sub(1, Ordering::Relaxed);
-        if outcome.is_err()
-            && let Some(more) = panics.comes()
-        {
-            tracing::error!(more, "the listener to lease events panicked");
+        if let Err(payload) = outcome {
+            // What it panicked with may panic once more as it is dropped.
+            if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
+                mem::forget(payload);
+            }
+            if let Some(more) = panics.comes() {
+                tracing::error!(more, "the listener to lease events panicked");
+            }
         }
         failpoints::event_delivered();
     }
@@ -160,6 +165,31 @@ mod tests {
             assert!(listener.tell(|| event(number)));
             told.recv().unwrap();
         }
+    }
+
+    /// A panic's payload that panics as well when it is dropped, outside an unwinding.
+    struct Bomb;
+
+    impl Drop for Bomb {
+        fn drop(&mut self) {
+            if !thread::panicking() {
+                panic!("once more");
+            }
+        }
+    }
+
+    #[test]
+    fn a_listener_hears_of_what_comes_after_whatever_it_panics_with() {
+        let (tell, told) = channel();
+        let listener = Listener::new(move |_: &LeaseEvent| {
+            tell.send(()).unwrap();
+            std::panic::panic_any(Bomb);
+        });
+        for number in 0..5 {
+            assert!(listener.tell(|| event(number)));
+        }
+        drop(listener);
+        assert_eq!(told.iter().count(), 5);
     }
 
     #[tokio::test(start_paused = true)]

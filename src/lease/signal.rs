@@ -39,28 +39,18 @@ use crate::lease::{LeaseState, LostReason};
 /// # Ok(()) }
 /// ```
 #[must_use = "futures do nothing unless awaited"]
-pub struct LostSignal {
-    standing: Arc<Standing>,
-    waiting: Option<BoxFuture<'static, LostReason>>,
-}
+#[derive(Clone)]
+pub struct LostSignal(Watch<LostReason>);
 
 impl LostSignal {
     pub(super) fn new(standing: Arc<Standing>) -> Self {
-        Self { standing, waiting: None }
-    }
-
-    /// Leaves the list of those who wait; a forked process must not touch its lock.
-    fn stop_waiting(&mut self) {
-        let waiting = self.waiting.take();
-        if waiting.is_some() && !self.standing.is_ours() {
-            std::mem::forget(waiting);
-        }
+        Self(Watch::new(standing, LeaseState::lost))
     }
 
     /// Returns the reason, if the lease is known to be lost, or was let go. Unlike
     /// [`Lease::is_held`](crate::Lease::is_held) it looks at no clock.
     pub fn reason(&self) -> Option<LostReason> {
-        self.standing.seen().lost()
+        self.0.seen()
     }
 
     /// Runs `work` until the lease is lost or let go; drops it where it stands then. Work that is done in
@@ -84,30 +74,63 @@ impl Future for LostSignal {
     type Output = LostReason;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<LostReason> {
-        if let Some(reason) = self.reason() {
-            self.stop_waiting();
-            return Poll::Ready(reason);
-        }
-        let standing = self.standing.clone();
-        let waiting = async move { standing.wait_for(LeaseState::lost).await };
-        self.waiting.get_or_insert_with(|| waiting.boxed()).poll_unpin(cx)
-    }
-}
-
-impl Drop for LostSignal {
-    fn drop(&mut self) {
-        self.stop_waiting();
-    }
-}
-
-impl Clone for LostSignal {
-    fn clone(&self) -> Self {
-        Self::new(self.standing.clone())
+        self.0.poll_unpin(cx)
     }
 }
 
 impl fmt::Debug for LostSignal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_tuple("LostSignal").field(&self.reason()).finish()
+    }
+}
+
+/// Resolves once the lease is in a state that something is made of; borrows nothing.
+pub(super) struct Watch<T> {
+    standing: Arc<Standing>,
+    found: fn(LeaseState) -> Option<T>,
+    waiting: Option<BoxFuture<'static, T>>,
+}
+
+impl<T> Watch<T> {
+    pub(super) fn new(standing: Arc<Standing>, found: fn(LeaseState) -> Option<T>) -> Self {
+        Self { standing, found, waiting: None }
+    }
+
+    fn seen(&self) -> Option<T> {
+        (self.found)(self.standing.seen())
+    }
+
+    /// Leaves the list of those who wait; a forked process must not touch its lock.
+    fn stop_waiting(&mut self) {
+        let waiting = self.waiting.take();
+        if waiting.is_some() && !self.standing.is_ours() {
+            std::mem::forget(waiting);
+        }
+    }
+}
+
+impl<T: 'static> Future for Watch<T> {
+    type Output = T;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<T> {
+        if let Some(value) = self.seen() {
+            self.stop_waiting();
+            return Poll::Ready(value);
+        }
+        let (standing, found) = (self.standing.clone(), self.found);
+        let waiting = async move { standing.wait_for(found).await };
+        self.waiting.get_or_insert_with(|| waiting.boxed()).poll_unpin(cx)
+    }
+}
+
+impl<T> Drop for Watch<T> {
+    fn drop(&mut self) {
+        self.stop_waiting();
+    }
+}
+
+impl<T> Clone for Watch<T> {
+    fn clone(&self) -> Self {
+        Self::new(self.standing.clone(), self.found)
     }
 }
