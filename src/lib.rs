@@ -228,6 +228,8 @@
 #![forbid(unsafe_code)]
 #![deny(missing_docs)]
 
+#[cfg(feature = "client")]
+mod backend;
 #[cfg(feature = "blocking")]
 pub mod blocking;
 #[cfg(feature = "client")]
@@ -242,6 +244,8 @@ mod failpoints;
 pub mod file;
 #[cfg(any(doc, doctest))]
 pub mod guide;
+#[cfg(feature = "client")]
+mod latency;
 pub mod lease;
 #[cfg(any(feature = "client", feature = "server", feature = "tls"))]
 pub mod net;
@@ -258,7 +262,14 @@ pub mod test_util;
 #[cfg(feature = "tls")]
 pub mod tls;
 mod types;
+#[cfg(feature = "client")]
+mod validate;
 
+#[cfg(feature = "client")]
+pub use backend::{
+    Capabilities,
+    dflockd::{AsyncConn, Dflockd, OnDisconnect, command},
+};
 #[cfg(feature = "blocking")]
 pub use blocking::{
     Blocking, SyncConn, SyncDistributedLock, SyncDistributedSemaphore, acquire, authenticate, enqueue,
@@ -266,13 +277,14 @@ pub use blocking::{
 };
 #[cfg(feature = "client")]
 pub use client::{
-    AsyncConn, AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Enqueued, Latency,
-    LockClient, LockTarget, Metrics, OnDisconnect, RetryPolicy, SemaphoreTarget, Settings, Target, Ticket,
-    command,
+    AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Enqueued, IntoBackend,
+    LockClient, LockTarget, Metrics, RetryPolicy, SemaphoreTarget, Settings, Target, Ticket,
 };
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "file")]
 pub use file::{FileLock, LockState};
+#[cfg(feature = "client")]
+pub use latency::Latency;
 #[cfg(any(feature = "client", feature = "file"))]
 pub use lease::{Lease, LeaseChange, LeaseEvent, LeaseGuard, LostSignal, Outcome};
 pub use lease::{LeaseState, LostReason};

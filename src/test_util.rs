@@ -49,9 +49,10 @@ use futures::future::BoxFuture;
 use tokio::time::{Instant, sleep};
 
 use self::network::Network;
+use crate::backend::dflockd::AsyncConn;
 #[cfg(feature = "blocking")]
 use crate::blocking::SyncConn;
-use crate::client::{AsyncConn, Builder, ClientTarget, LockClient};
+use crate::client::{Builder, ClientTarget, LockClient};
 use crate::error::Result;
 use crate::net::{BoxStream, Dial};
 use crate::proto::StatsResult;

@@ -5,9 +5,9 @@
 
 use std::time::Duration;
 
+use crate::backend::dflockd::ClientTls;
+use crate::backend::dflockd::command::{self, Grant, Place};
 use crate::blocking::SyncConn;
-use crate::client::command::{self, Grant, Place};
-use crate::client::tls::ClientTls;
 use crate::error::Result;
 use crate::proto::StatsResult;
 use crate::types::Token;

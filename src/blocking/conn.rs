@@ -3,8 +3,8 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::backend::dflockd::AsyncConn;
 use crate::blocking::runtime::Runtime;
-use crate::client::AsyncConn;
 use crate::error::{Error, Result};
 use crate::net::Stream;
 

@@ -5,8 +5,8 @@ use tokio::runtime::Handle;
 
 use crate::blocking::runtime::Runtime;
 use crate::blocking::{LockClient, SyncDistributedLock, SyncDistributedSemaphore};
-use crate::client::options::{Parts, Target};
-use crate::client::{Builder, ClientTarget, LockTarget, SemaphoreTarget};
+use crate::client::sealed::Sealed;
+use crate::client::{Builder, BuilderParts, ClientTarget, IntoBackend, LockTarget, SemaphoreTarget, Target};
 use crate::error::Result;
 
 /// Builds the blocking twin of what `T` builds.
@@ -16,7 +16,9 @@ pub struct Blocking<T> {
     runtime: Runtime,
 }
 
-impl<T: Target> Builder<T> {
+impl<T> Sealed for Blocking<T> {}
+
+impl<T: Target, B: IntoBackend> Builder<T, B> {
     /// The same settings for the blocking twin of what this builds: [`blocking`](crate::blocking).
     ///
     /// # Examples
@@ -27,12 +29,12 @@ impl<T: Target> Builder<T> {
     /// locks.lock("account:17")?.acquire()?.release()?;
     /// # Ok(()) }
     /// ```
-    pub fn blocking(self) -> Builder<Blocking<T>> {
+    pub fn blocking(self) -> Builder<Blocking<T>, B> {
         self.map_target(|target| Blocking { target, runtime: Runtime::default() })
     }
 }
 
-impl<T> Builder<Blocking<T>>
+impl<T, B: IntoBackend> Builder<Blocking<T>, B>
 where
     Blocking<T>: Target,
 {
@@ -59,7 +61,7 @@ where
 impl Target for Blocking<ClientTarget> {
     type Output = LockClient;
 
-    fn finish(self, parts: Parts) -> Result<LockClient> {
+    fn finish(self, parts: BuilderParts) -> Result<LockClient> {
         Ok(LockClient { client: self.target.finish(parts)?, runtime: self.runtime })
     }
 }
@@ -67,7 +69,7 @@ impl Target for Blocking<ClientTarget> {
 impl Target for Blocking<LockTarget> {
     type Output = SyncDistributedLock;
 
-    fn finish(self, parts: Parts) -> Result<SyncDistributedLock> {
+    fn finish(self, parts: BuilderParts) -> Result<SyncDistributedLock> {
         Ok(SyncDistributedLock { lock: self.target.finish(parts)?, runtime: self.runtime })
     }
 }
@@ -75,7 +77,7 @@ impl Target for Blocking<LockTarget> {
 impl Target for Blocking<SemaphoreTarget> {
     type Output = SyncDistributedSemaphore;
 
-    fn finish(self, parts: Parts) -> Result<SyncDistributedSemaphore> {
+    fn finish(self, parts: BuilderParts) -> Result<SyncDistributedSemaphore> {
         Ok(SyncDistributedSemaphore { semaphore: self.target.finish(parts)?, runtime: self.runtime })
     }
 }

@@ -3,9 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::client::acquire::Resource;
 use crate::client::builder::Builder;
-use crate::client::options::{Parts, Target};
-use crate::client::resource::{Enqueued, Resource};
+use crate::client::target::{BuilderParts, Target, sealed::Sealed};
+use crate::client::ticket::Enqueued;
 use crate::client::{LockClient, Settings};
 use crate::error::Result;
 use crate::lease::LeaseGuard;
@@ -213,10 +214,12 @@ pub struct LockTarget {
     key: String,
 }
 
+impl Sealed for LockTarget {}
+
 impl Target for LockTarget {
     type Output = AsyncDistributedLock;
 
-    fn finish(self, parts: Parts) -> Result<AsyncDistributedLock> {
+    fn finish(self, parts: BuilderParts) -> Result<AsyncDistributedLock> {
         let key = Key::parse(&self.key)?;
         Ok(AsyncDistributedLock(LockClient::from_parts(parts).resource(key, None)))
     }

@@ -1,13 +1,12 @@
 //! What a client has done and how long it took, counted as it happens and read at any time. Knows of
 //! no connection.
 
-use std::fmt;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use hdrhistogram::Histogram;
-
+use crate::backend::Gauges;
+use crate::latency::{Latency, SharedLatency};
 use crate::lease::Tally;
 
 /// Figures of one [`LockClient`](crate::LockClient): some of this moment, some counted since it was
@@ -51,116 +50,50 @@ pub struct Metrics {
     pub round_trip_latency: Latency,
 }
 
-/// How long something took, over all times that it was done: a histogram with two significant
-/// digits.
-#[derive(Clone)]
-pub struct Latency(Histogram<u64>);
-
-impl Latency {
-    fn new() -> Self {
-        let histogram = Histogram::new(2).expect("2 digits are within the range of 0 to 5");
-        Self(histogram)
-    }
-
-    fn record(&mut self, took: Duration) {
-        // It grows as needed; a value that it has no memory to grow for is not worth an error.
-        let _ = self.0.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
-    }
-
-    /// How often it was done.
-    pub fn count(&self) -> u64 {
-        self.0.len()
-    }
-
-    /// How long it took on average; zero where it never was done.
-    pub fn mean(&self) -> Duration {
-        Duration::from_secs_f64(self.0.mean() / 1e6)
-    }
-
-    /// The time within which this share of them was done, 0 to 1: 0.5 is the median. A quantile
-    /// outside the range counts as its nearer end.
-    pub fn quantile(&self, quantile: f64) -> Duration {
-        Duration::from_micros(self.0.value_at_quantile(quantile.clamp(0.0, 1.0)))
-    }
-
-    /// The longest.
-    pub fn max(&self) -> Duration {
-        Duration::from_micros(self.0.max())
-    }
-}
-
-impl fmt::Debug for Latency {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Latency")
-            .field("count", &self.count())
-            .field("p50", &self.quantile(0.5))
-            .field("p99", &self.quantile(0.99))
-            .field("max", &self.max())
-            .finish()
-    }
-}
-
-/// Where a client counts.
-pub(crate) struct Meter {
+/// The counters of one client.
+pub(crate) struct ClientCounters {
     tally: Arc<Tally>,
-    dials: AtomicU64,
     waits: AtomicU64,
     waiting: AtomicUsize,
     failures: AtomicU64,
-    acquires: Mutex<Latency>,
-    round_trips: Mutex<Latency>,
+    acquires: SharedLatency,
 }
 
-impl Meter {
+impl ClientCounters {
     pub(crate) fn new(tally: Arc<Tally>) -> Self {
         Self {
             tally,
-            dials: AtomicU64::new(0),
             waits: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             failures: AtomicU64::new(0),
-            acquires: Mutex::new(Latency::new()),
-            round_trips: Mutex::new(Latency::new()),
+            acquires: SharedLatency::new(),
         }
-    }
-
-    pub(crate) fn tally(&self) -> &Arc<Tally> {
-        &self.tally
-    }
-
-    pub(crate) fn dialled(&self) {
-        self.dials.fetch_add(1, Ordering::Relaxed);
     }
 
     pub(crate) fn failed(&self) {
         self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Somebody waits for as long as the answer lives.
-    pub(crate) fn waits(&self) -> WaitsOn<'_> {
+    /// Counts a caller as waiting for as long as the guard lives.
+    pub(crate) fn waits(&self) -> WaitingGuard<'_> {
         self.waits.fetch_add(1, Ordering::Relaxed);
         self.waiting.fetch_add(1, Ordering::Relaxed);
-        WaitsOn(&self.waiting)
+        WaitingGuard(&self.waiting)
     }
 
     pub(crate) fn acquired(&self, took: Duration) {
-        lock(&self.acquires).record(took);
+        self.acquires.record([took]);
     }
 
-    pub(crate) fn round_trips(&self, took: impl Iterator<Item = Duration>) {
-        let mut round_trips = lock(&self.round_trips);
-        took.for_each(|took| round_trips.record(took));
-    }
-
-    pub(crate) fn read(&self, connections: usize, in_flight: usize, leases: usize) -> Metrics {
+    pub(crate) fn read(&self, gauges: Gauges, leases: usize) -> Metrics {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let tally = &self.tally;
         Metrics {
-            connections,
+            connections: gauges.connections,
             leases,
-            in_flight,
+            in_flight: gauges.in_flight,
             waiting: self.waiting.load(Ordering::Relaxed),
-            dials: count(&self.dials),
+            dials: gauges.connects,
             acquires: count(&tally.granted),
             waits: count(&self.waits),
             failures: count(&self.failures),
@@ -170,57 +103,17 @@ impl Meter {
             releases: count(&tally.released),
             release_failures: count(&tally.release_failed),
             dropped_events: count(&tally.untold),
-            acquire_latency: lock(&self.acquires).clone(),
-            round_trip_latency: lock(&self.round_trips).clone(),
+            acquire_latency: self.acquires.read(),
+            round_trip_latency: gauges.round_trips,
         }
     }
 }
 
-fn lock(latency: &Mutex<Latency>) -> MutexGuard<'_, Latency> {
-    // Nothing panics while it is locked.
-    latency.lock().unwrap_or_else(PoisonError::into_inner)
-}
+/// One caller that waits.
+pub(crate) struct WaitingGuard<'a>(&'a AtomicUsize);
 
-/// One that waits.
-pub(crate) struct WaitsOn<'a>(&'a AtomicUsize);
-
-impl Drop for WaitsOn<'_> {
+impl Drop for WaitingGuard<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_latency_is_told_to_two_digits_from_a_microsecond_to_a_year() {
-        let year = Duration::from_secs(365 * 24 * 3600);
-        for took in [1, 255, 256, 2_000, 2_000_000, 3_600_000_000]
-            .map(Duration::from_micros)
-            .into_iter()
-            .chain([year])
-        {
-            let mut latency = Latency::new();
-            latency.record(Duration::from_micros(1));
-            (0..99).for_each(|_| latency.record(took));
-            for told in [latency.quantile(0.5), latency.quantile(0.99), latency.max()] {
-                assert!(told >= took && told <= took + took / 100, "{took:?} is told as {told:?}");
-            }
-            assert!(
-                latency.mean() > took.mul_f64(0.98) && latency.mean() < took.mul_f64(1.02),
-                "{latency:?}"
-            );
-            assert_eq!((latency.count(), latency.quantile(0.001)), (100, Duration::from_micros(1)));
-        }
-    }
-
-    #[test]
-    fn the_longest_time_that_there_is_has_a_place() {
-        let mut latency = Latency::new();
-        latency.record(Duration::MAX);
-        assert!(latency.max() >= Duration::from_micros(u64::MAX / 100 * 99));
-        assert_eq!(latency.count(), 1);
     }
 }

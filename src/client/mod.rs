@@ -1,47 +1,47 @@
 //! The async client: [`LockClient`], the locks and semaphores that it makes, and the plumbing
 //! below them. Knows nothing of the embedded server.
 
+mod acquire;
+mod any;
 mod builder;
-mod check;
-pub mod command;
-mod conn;
-mod deadline;
-mod engine;
-mod fences;
-mod leases;
+mod fence_monitor;
+mod inner;
+mod lease_options;
+mod local_queue;
 mod lock;
 mod metrics;
-pub(crate) mod options;
-mod outcome;
-mod pool;
-mod resource;
+mod registry;
 mod retry;
-mod runtime;
 mod semaphore;
-mod session;
-mod settings;
-pub(crate) mod tls;
+mod target;
+mod ticket;
 
 use std::fmt;
 use std::sync::Arc;
 
-use options::{LeaseOptions, Parts};
-use pool::Pool;
-use resource::Resource;
+use acquire::Resource;
+use any::with_backend;
+use inner::ClientInner;
+use lease_options::LeaseOptions;
+use target::sealed::Sealed;
 
+use crate::backend::{Backend, Capabilities};
 use crate::error::Result;
 use crate::proto::StatsResult;
 use crate::types::{Key, Limit};
 
+pub use any::IntoBackend;
 pub use builder::Builder;
-pub use conn::AsyncConn;
+pub use lease_options::Settings;
 pub use lock::{AsyncDistributedLock, LockTarget};
-pub use metrics::{Latency, Metrics};
-pub use options::{OnDisconnect, Target};
-pub use resource::{Enqueued, Ticket};
+pub use metrics::Metrics;
 pub use retry::RetryPolicy;
 pub use semaphore::{AsyncDistributedSemaphore, SemaphoreTarget};
-pub use settings::Settings;
+pub(crate) use target::BuilderParts;
+pub use target::Target;
+#[cfg(feature = "blocking")]
+pub(crate) use target::sealed;
+pub use ticket::{Enqueued, Ticket};
 
 /// What a service keeps in its state: makes locks and semaphores that share its connections.
 ///
@@ -82,7 +82,7 @@ pub use settings::Settings;
 /// ```
 #[derive(Clone)]
 pub struct LockClient {
-    pool: Arc<Pool>,
+    inner: Arc<ClientInner>,
     lease: LeaseOptions,
 }
 
@@ -130,6 +130,20 @@ impl LockClient {
         Ok(AsyncDistributedSemaphore(self.resource(key, Some(limit))))
     }
 
+    /// Returns what the client's engine can do.
+    ///
+    /// # Examples
+    /// ```
+    /// # use dflockd_client::test_util::TestServer;
+    /// # #[tokio::main(flavor = "current_thread")] async fn main() {
+    /// # let locks = TestServer::new().locks();
+    /// assert!(locks.capabilities().fences);
+    /// # }
+    /// ```
+    pub fn capabilities(&self) -> Capabilities {
+        with_backend!(&self.inner.backend, backend => backend.capabilities())
+    }
+
     /// What each server holds right now (`stats`), in the order of the servers, within the
     /// [request timeout](Builder::request_timeout).
     ///
@@ -156,12 +170,7 @@ impl LockClient {
     /// # Ok(()) }
     /// ```
     pub async fn stats(&self) -> Result<Vec<StatsResult>> {
-        let servers = self.pool.options.servers.iter().enumerate();
-        let asking = servers.map(|(shard, server)| async move {
-            let stats = self.pool.stats(shard).await;
-            stats.map_err(|error| error.during("stats").on_server(&server.name))
-        });
-        self.pool.unless_closed(futures::future::try_join_all(asking)).await
+        self.inner.stats().await
     }
 
     /// What this client has open, has done, and how long that took: for a metrics endpoint.
@@ -179,7 +188,7 @@ impl LockClient {
     /// # Ok(()) }
     /// ```
     pub fn metrics(&self) -> Metrics {
-        self.pool.metrics()
+        self.inner.metrics()
     }
 
     /// Closes the client and all its clones, in order: what waits ends, and what comes later is
@@ -215,22 +224,22 @@ impl LockClient {
     /// # Ok(()) }
     /// ```
     pub async fn close(&self) -> Result<()> {
-        self.pool.close().await
+        self.inner.close().await
     }
 
-    fn from_parts(parts: Parts) -> Self {
-        let pool = Pool::new(Arc::new(parts.options), parts.lease.terms.tally.clone());
-        Self { pool, lease: parts.lease }
+    fn from_parts(parts: BuilderParts) -> Self {
+        let BuilderParts { backend, lease } = parts;
+        Self { inner: ClientInner::new(backend, lease.terms.tally.clone()), lease }
     }
 
     fn resource(&self, key: Key, limit: Option<Limit>) -> Resource {
-        Resource { pool: self.pool.clone(), key, limit, lease: self.lease.clone(), isolated: false }
+        Resource { client: self.inner.clone(), key, limit, lease: self.lease.clone(), isolated: false }
     }
 }
 
 impl fmt::Debug for LockClient {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let servers: Vec<_> = self.pool.options.servers.iter().map(|server| &server.name).collect();
+        let servers = with_backend!(&self.inner.backend, backend => backend.endpoints());
         f.debug_struct("LockClient").field("servers", &servers).finish_non_exhaustive()
     }
 }
@@ -239,10 +248,12 @@ impl fmt::Debug for LockClient {
 #[derive(Debug)]
 pub struct ClientTarget(());
 
+impl Sealed for ClientTarget {}
+
 impl Target for ClientTarget {
     type Output = LockClient;
 
-    fn finish(self, parts: Parts) -> Result<LockClient> {
+    fn finish(self, parts: BuilderParts) -> Result<LockClient> {
         Ok(LockClient::from_parts(parts))
     }
 }

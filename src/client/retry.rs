@@ -3,8 +3,8 @@
 
 use std::time::Duration;
 
-use crate::client::check::{check_share, check_time};
 use crate::error::{Error, ErrorKind, Result};
+use crate::validate::{check_share, check_time};
 
 /// How an acquire is tried again: after pauses that double, within the acquire timeout. Given to
 /// [`Builder::retry`](crate::Builder::retry).

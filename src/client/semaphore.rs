@@ -3,9 +3,10 @@
 use std::fmt;
 use std::time::Duration;
 
+use crate::client::acquire::Resource;
 use crate::client::builder::Builder;
-use crate::client::options::{Parts, Target};
-use crate::client::resource::{Enqueued, Resource};
+use crate::client::target::{BuilderParts, Target, sealed::Sealed};
+use crate::client::ticket::Enqueued;
 use crate::client::{LockClient, Settings};
 use crate::error::Result;
 use crate::lease::LeaseGuard;
@@ -208,10 +209,12 @@ pub struct SemaphoreTarget {
     limit: u64,
 }
 
+impl Sealed for SemaphoreTarget {}
+
 impl Target for SemaphoreTarget {
     type Output = AsyncDistributedSemaphore;
 
-    fn finish(self, parts: Parts) -> Result<AsyncDistributedSemaphore> {
+    fn finish(self, parts: BuilderParts) -> Result<AsyncDistributedSemaphore> {
         let (key, limit) = (Key::parse(&self.key)?, Limit::new(self.limit)?);
         Ok(AsyncDistributedSemaphore(LockClient::from_parts(parts).resource(key, Some(limit))))
     }

@@ -28,7 +28,7 @@ pub(crate) struct Releaser {
 
 impl Done {
     /// Nobody wants to know.
-    pub(super) fn unheard() -> Self {
+    pub(crate) fn unheard() -> Self {
         Self { teller: None, caller: None }
     }
 

@@ -16,9 +16,9 @@ use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::client::options::Options;
-use crate::client::pool::Pool;
-use crate::client::session::{Session, Trace, WeakSession};
+use crate::backend::dflockd::mux::{Session, Trace, WeakSession};
+use crate::backend::dflockd::options::Options;
+use crate::backend::dflockd::pool::Pool;
 use crate::error::Result;
 
 /// A dial that several wait for. When all of them are gone, so is the dial.
@@ -223,11 +223,10 @@ impl Shelf {
         }
     }
 
-    /// Keeps none from now on. Hands over all that are there.
-    pub(super) fn close(&mut self) -> Vec<Trace> {
+    /// Keeps none from now on.
+    pub(super) fn close(&mut self) {
         self.closed = true;
         self.bays.clear();
-        self.traces()
     }
 }
 

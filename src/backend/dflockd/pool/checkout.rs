@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::client::deadline::Deadline;
-use crate::client::pool::Pool;
-use crate::client::session::{Answer, Awaited, Failure, Session};
+use crate::backend::Deadline;
+use crate::backend::dflockd::mux::{Answer, Awaited, Failure, Session};
+use crate::backend::dflockd::pool::Pool;
 use crate::error::Result;
 use crate::proto::Request;
 

@@ -30,17 +30,18 @@ mod semaphore;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::client::check::{check_auth_token, check_server, check_time, lease_seconds, server_name};
-use crate::client::conn::AsyncConn;
-use crate::client::outcome;
-use crate::client::runtime::here;
-use crate::client::tls::ClientTls;
+use crate::backend::dflockd::conn::AsyncConn;
+use crate::backend::dflockd::connect::{open_stream, within};
+use crate::backend::dflockd::options::{check_auth_token, check_server, server_name};
+use crate::backend::dflockd::replies;
+use crate::backend::dflockd::tls::ClientTls;
 use crate::error::{Error, ErrorKind, Result};
-use crate::net::{BoxStream, Dial, TcpDial};
+use crate::net::TcpDial;
 use crate::proto::{Expect, Family, Reply, Request, Secret, StatsResult, Status};
 use crate::types::{Key, Limit, Seconds, Token};
+use crate::validate::{check_time, lease_seconds};
 
-pub use crate::client::outcome::{Grant, Place};
+pub use crate::backend::dflockd::replies::{Grant, Place};
 pub use semaphore::{sem_acquire, sem_enqueue, sem_release, sem_renew, sem_wait};
 
 /// How long a table may be that is parsed where it was asked for, in bytes.
@@ -85,31 +86,10 @@ pub async fn open_conn(
     Ok(AsyncConn::new(stream))
 }
 
-/// Runs `connecting` under the connect timeout.
-pub(crate) async fn within<T>(limit: Duration, connecting: impl Future<Output = Result<T>>) -> Result<T> {
-    here()?;
-    tokio::time::timeout(limit, connecting)
-        .await
-        .unwrap_or_else(|_| Err(Error::new(ErrorKind::Timeout, format!("no connection within {limit:?}"))))
-}
-
-pub(crate) async fn open_stream(
-    dial: &dyn Dial,
-    host: &str,
-    port: u16,
-    tls: Option<&ClientTls>,
-) -> Result<BoxStream> {
-    let stream = dial.dial(host, port).await.map_err(|cause| Error::io("could not connect", cause))?;
-    match tls {
-        Some(tls) => tls.connect(host, stream).await,
-        None => Ok(stream),
-    }
-}
-
 /// Sends a request and reads the reply that fits it; one that does not closes the connection.
 /// The server may wait up to `timeout` before it answers.
 async fn ask(conn: &AsyncConn, request: &Request, timeout: Duration) -> Result<Reply> {
-    let read = |line: String| Reply::parse(line.as_bytes(), request.expect()).map_err(outcome::bad_reply);
+    let read = |line: String| Reply::parse(line.as_bytes(), request.expect()).map_err(replies::bad_reply);
     exchange(conn, request, timeout, read).await
 }
 
@@ -128,16 +108,16 @@ async fn exchange<T>(
 /// `stats`, whose reply is parsed as it lies there: it can be long.
 async fn ask_stats(conn: &AsyncConn) -> Result<StatsResult> {
     let read = |line: String| match Status::parse(&line) {
-        Some(status) => Ok(Err(outcome::refusal(&status, Expect::Stats))),
+        Some(status) => Ok(Err(replies::refusal(&status, Expect::Stats))),
         None if line.starts_with("ok ") => Ok(Ok(line)),
-        None => Reply::parse(line.as_bytes(), Expect::Stats).map(|_| Ok(line)).map_err(outcome::bad_reply),
+        None => Reply::parse(line.as_bytes(), Expect::Stats).map(|_| Ok(line)).map_err(replies::bad_reply),
     };
     let line = exchange(conn, &Request::Stats, Duration::ZERO, read).await??;
     if line.len() <= PARSED_AT_ONCE {
-        return outcome::stats(&line);
+        return replies::stats(&line);
     }
     // A million keys take a second, in which others want their turn.
-    let parsed = tokio::task::spawn_blocking(move || outcome::stats(&line)).await;
+    let parsed = tokio::task::spawn_blocking(move || replies::stats(&line)).await;
     parsed.unwrap_or_else(|_| Err(Error::new(ErrorKind::ConnectionClosed, "the runtime was shut down")))
 }
 
@@ -165,7 +145,7 @@ fn named<T>(outcome: Result<T>, operation: &'static str, key: &Key) -> Result<T>
 pub async fn authenticate(conn: &AsyncConn, auth_token: &str) -> Result<()> {
     check_auth_token(auth_token)?;
     let request = Request::Auth { token: Secret::new(auth_token) };
-    let outcome = ask(conn, &request, Duration::ZERO).await.and_then(outcome::authenticated);
+    let outcome = ask(conn, &request, Duration::ZERO).await.and_then(replies::authenticated);
     outcome.map_err(|error| error.during("authenticate"))
 }
 
@@ -187,7 +167,7 @@ pub async fn authenticate(conn: &AsyncConn, auth_token: &str) -> Result<()> {
 pub async fn ping(conn: &AsyncConn) -> Result<()> {
     ask(conn, &Request::Ping, Duration::ZERO)
         .await
-        .and_then(outcome::done)
+        .and_then(replies::done)
         .map_err(|error| error.during("ping"))
 }
 
@@ -252,7 +232,7 @@ async fn acquire_any(
     let lease = lease_seconds("lease", lease)?;
     let request = Request::Acquire { key: key.clone(), timeout: seconds, limit, lease };
     let reply = ask(conn, &request, timeout).await;
-    named(reply.and_then(outcome::grant), "acquire", &key)
+    named(reply.and_then(replies::grant), "acquire", &key)
 }
 
 /// `e`: takes the lock or a place in its queue, without waiting. Reply within 5 s.
@@ -287,7 +267,7 @@ async fn enqueue_any(
     let lease = lease_seconds("lease", lease)?;
     let request = Request::Enqueue { key: key.clone(), limit, lease };
     let reply = ask(conn, &request, Duration::ZERO).await;
-    named(reply.and_then(outcome::place), "enqueue", &key)
+    named(reply.and_then(replies::place), "enqueue", &key)
 }
 
 /// `w`: waits up to `timeout` for the grant of an earlier [`enqueue`] on this connection. The
@@ -320,7 +300,7 @@ async fn wait_any(conn: &AsyncConn, key: &str, timeout: Duration, family: Family
     let seconds = Seconds::ceil("timeout", timeout)?;
     let request = Request::Wait { key: key.clone(), timeout: seconds, family };
     let reply = ask(conn, &request, timeout).await;
-    named(reply.and_then(outcome::grant), "wait", &key)
+    named(reply.and_then(replies::grant), "wait", &key)
 }
 
 /// `r`: lets go; from any connection. Reply within 5 s.
@@ -350,7 +330,7 @@ async fn release_any(conn: &AsyncConn, key: &str, token: &Token, family: Family)
     let key = Key::parse(key)?;
     let request = Request::Release { key: key.clone(), token: token.clone(), family };
     let reply = ask(conn, &request, Duration::ZERO).await;
-    named(reply.and_then(outcome::released), "release", &key)
+    named(reply.and_then(replies::released), "release", &key)
 }
 
 /// `n`: sets the lease anew, counting from now, and answers it; from any connection. Reply within
@@ -386,5 +366,5 @@ async fn renew_any(
     let lease = lease_seconds("lease", lease)?;
     let request = Request::Renew { key: key.clone(), token: token.clone(), lease, family };
     let reply = ask(conn, &request, Duration::ZERO).await;
-    named(reply.and_then(outcome::renewed), "renew", &key)
+    named(reply.and_then(replies::renewed), "renew", &key)
 }

@@ -4,11 +4,12 @@ use std::time::Duration;
 
 use tokio::time::{Instant, timeout_at};
 
-use crate::client::conn::GRACE;
-use crate::client::runtime::here;
+use crate::backend::here;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::Seconds;
 
+/// How much longer than asked a wait for a key may take: an engine may count in whole seconds.
+pub(crate) const GRACE: Duration = Duration::from_secs(1);
 /// Longer than anybody waits, and short enough to be added to any instant of a clock.
 const AGES: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 

@@ -13,8 +13,8 @@ use super::{
     ABANDONED, Answer, CLOSING, Call, Caller, ENDED, FINISHED, Handles, OPEN, Orphan, Session, Shared, Usage,
     Wire, named, shut_down,
 };
-use crate::client::conn::{closed_by_peer, unasked};
-use crate::client::outcome;
+use crate::backend::dflockd::connect::{closed_by_peer, unasked};
+use crate::backend::dflockd::replies;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::Done;
 use crate::net::BoxStream;
@@ -143,7 +143,7 @@ impl Driver {
         self.shared.answers.store(true, Ordering::Relaxed);
         let waited = self.receive_at(now, most);
         self.shared.answers.store(false, Ordering::Release);
-        self.shared.home.meter.round_trips(self.trips.drain(..));
+        self.shared.home.metrics.round_trips(self.trips.drain(..));
         waited
     }
 
@@ -161,7 +161,7 @@ impl Driver {
                 return Err(line.map_or_else(too_long, unasked));
             };
             let reply = match line {
-                Ok(line) => Reply::parse(line, call.request.expect()).map_err(outcome::bad_reply),
+                Ok(line) => Reply::parse(line, call.request.expect()).map_err(replies::bad_reply),
                 Err(fault) => Err(too_long(fault)),
             };
             self.wire.leave_unread(left);
@@ -384,7 +384,7 @@ fn answer(call: Call, reply: Reply, handle: &Weak<Handles>, shared: &Shared) -> 
 fn released(request: &Request, reply: Reply, done: Option<Done>, server: &Arc<str>) {
     match (done, request, reply) {
         (Some(done), request, reply) => {
-            let outcome = outcome::released(reply);
+            let outcome = replies::released(reply);
             done.tell(outcome.map_err(|error| named(error.on_server(server), request)));
         }
         (None, Request::Release { key, token, .. }, Reply::Refused(status)) => {

@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 use super::{Answer, Failure, Rescue};
-use crate::client::deadline::Deadline;
+use crate::backend::Deadline;
 use crate::lease::Done;
 use crate::proto::Request;
 

@@ -9,81 +9,81 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use tokio::runtime;
 
-use crate::client::pool::Pool;
-use crate::client::runtime::here;
+use crate::backend::here;
+use crate::client::inner::ClientInner;
 use crate::error::Result;
 use crate::types::{Key, Limit};
 
 /// What is waited for, and where: users of another limit do not line up, since the server refuses
 /// them.
-type Goal = (Key, Option<Limit>, runtime::Id);
+type QueueKey = (Key, Option<Limit>, runtime::Id);
 
 /// The lines of one client.
 #[derive(Default)]
-pub(crate) struct Lines(Mutex<HashMap<Goal, Line>>);
+pub(crate) struct LocalQueues(Mutex<HashMap<QueueKey, LocalQueue>>);
 
-struct Line {
+struct LocalQueue {
     /// One permit, which the first has; handed on in order.
     first: Arc<Semaphore>,
     length: usize,
 }
 
-impl Lines {
-    fn lines(&self) -> MutexGuard<'_, HashMap<Goal, Line>> {
+impl LocalQueues {
+    fn queues(&self) -> MutexGuard<'_, HashMap<QueueKey, LocalQueue>> {
         // Nothing panics while the map is locked.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Whether somebody waits on this runtime.
     pub(crate) fn is_waited_for(&self, key: &Key, limit: Option<Limit>) -> bool {
-        let lines = self.lines();
-        !lines.is_empty() && here().is_ok_and(|here| lines.contains_key(&(key.clone(), limit, here)))
+        let queues = self.queues();
+        !queues.is_empty() && here().is_ok_and(|here| queues.contains_key(&(key.clone(), limit, here)))
     }
 
-    fn join(&self, goal: &Goal) -> Arc<Semaphore> {
-        let mut lines = self.lines();
-        let line = lines.entry(goal.clone());
-        let line = line.or_insert_with(|| Line { first: Arc::new(Semaphore::new(1)), length: 0 });
+    fn join(&self, key: &QueueKey) -> Arc<Semaphore> {
+        let mut queues = self.queues();
+        let line = queues.entry(key.clone());
+        let line = line.or_insert_with(|| LocalQueue { first: Arc::new(Semaphore::new(1)), length: 0 });
         line.length += 1;
         line.first.clone()
     }
 
-    fn leave(&self, goal: &Goal) {
-        let mut lines = self.lines();
-        if let Some(line) = lines.get_mut(goal) {
+    fn leave(&self, key: &QueueKey) {
+        let mut queues = self.queues();
+        if let Some(line) = queues.get_mut(key) {
             line.length -= 1;
             if line.length == 0 {
-                lines.remove(goal);
+                queues.remove(key);
             }
         }
     }
 }
 
 /// A place in a line, from its end to its head; dropping it lets the next one forward.
-pub(crate) struct InLine {
-    pool: Arc<Pool>,
-    goal: Goal,
+pub(crate) struct LocalPlace {
+    client: Arc<ClientInner>,
+    key: QueueKey,
     first: Arc<Semaphore>,
     turn: Option<OwnedSemaphorePermit>,
 }
 
-impl InLine {
+impl LocalPlace {
     /// Goes to the end of the line.
-    pub(crate) fn join(pool: &Arc<Pool>, key: &Key, limit: Option<Limit>) -> Result<Self> {
-        let goal = (key.clone(), limit, here()?);
-        let first = pool.lines.join(&goal);
-        Ok(Self { pool: pool.clone(), goal, first, turn: None })
+    pub(crate) fn join(client: &Arc<ClientInner>, key: &Key, limit: Option<Limit>) -> Result<Self> {
+        let key = (key.clone(), limit, here()?);
+        let first = client.queues.join(&key);
+        Ok(Self { client: client.clone(), key, first, turn: None })
     }
 
     /// Waits until nobody stands before.
-    pub(crate) async fn turn(&mut self) {
+    pub(crate) async fn reach_head(&mut self) {
         // The semaphore is never closed.
         self.turn = self.first.clone().acquire_owned().await.ok();
     }
 }
 
-impl Drop for InLine {
+impl Drop for LocalPlace {
     fn drop(&mut self) {
-        self.pool.lines.leave(&self.goal);
+        self.client.queues.leave(&self.key);
     }
 }

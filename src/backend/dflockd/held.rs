@@ -7,12 +7,12 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use crate::client::deadline::Deadline;
-use crate::client::options::OnDisconnect;
-use crate::client::outcome;
-use crate::client::pool::{Berth, Pool};
-use crate::client::runtime::here;
-use crate::client::session::{Answer, Orphan, Session};
+use crate::backend::Deadline;
+use crate::backend::dflockd::mux::{Answer, Orphan, Session};
+use crate::backend::dflockd::options::OnDisconnect;
+use crate::backend::dflockd::pool::{Berth, Pool};
+use crate::backend::dflockd::replies;
+use crate::backend::here;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{Done, Engine, Incident, LostReason};
 use crate::proto::{Family, Request};
@@ -24,8 +24,6 @@ const RENEW_LIMIT: Duration = Duration::from_secs(5);
 
 pub(crate) struct ServerLease {
     pub(crate) pool: Arc<Pool>,
-    /// In the client's book of leases.
-    pub(crate) number: usize,
     pub(crate) shard: usize,
     /// Where the lease is; given back when it is let go.
     pub(crate) berth: Mutex<Option<Berth>>,
@@ -34,7 +32,6 @@ pub(crate) struct ServerLease {
     pub(crate) family: Family,
     /// As it was granted: a renewal without one would fall back to the server's default.
     pub(crate) ttl: Seconds,
-    pub(crate) on_disconnect: OnDisconnect,
 }
 
 impl ServerLease {
@@ -53,7 +50,7 @@ impl ServerLease {
     }
 
     fn reattaches(&self) -> bool {
-        self.on_disconnect == OnDisconnect::Reattach
+        self.pool.options.on_disconnect == OnDisconnect::Reattach
     }
 
     /// The connection to renew over: another one, where the old one ended and that is no loss.
@@ -78,7 +75,7 @@ impl ServerLease {
         let deadline = &Deadline::of_request(suspend::now(), RENEW_LIMIT);
         let session = self.attached(deadline).await?;
         let answer = session.call(request, suspend::now(), deadline).await;
-        answer.map_err(|failure| failure.error).map(Answer::claim).and_then(outcome::renewed)
+        answer.map_err(|failure| failure.error).map(Answer::claim).and_then(replies::renewed)
     }
 }
 
@@ -101,7 +98,9 @@ impl Engine for ServerLease {
     fn release(&self, now: Instant, done: Done) {
         let berth = self.berth().take();
         if let Some(berth) = berth {
-            self.pool.leases.leave(self.number);
+            if !berth.session().is_ours() {
+                return std::mem::forget(berth);
+            }
             berth.session().release(self.orphan(), now, Some(done));
         }
     }
@@ -109,7 +108,6 @@ impl Engine for ServerLease {
     fn cut(&self) {
         let berth = self.berth().take();
         if let Some(berth) = berth {
-            self.pool.leases.leave(self.number);
             berth.leave_behind();
         }
     }

@@ -12,7 +12,7 @@ const MAX_KEYS: usize = 4096;
 
 /// Remembers the highest fence of the keys that were last granted for the first time.
 #[derive(Default)]
-pub(crate) struct FenceWatch(Mutex<Seen>);
+pub(crate) struct FenceMonitor(Mutex<Seen>);
 
 #[derive(Default)]
 struct Seen {
@@ -27,7 +27,7 @@ struct Highest {
     reported: bool,
 }
 
-impl FenceWatch {
+impl FenceMonitor {
     /// Notes the grant of a key that one holds at a time, asked for at `sent` and heard of at `now`, and
     /// warns, once per key, of a fence below an earlier one: a store that checks fences will refuse this
     /// holder.
@@ -86,7 +86,7 @@ mod tests {
 
     /// The fence that this one fell from, asked for and heard of so many seconds after `start`.
     fn note(
-        watch: &FenceWatch,
+        watch: &FenceMonitor,
         name: &str,
         fence: u64,
         start: Instant,
@@ -98,7 +98,7 @@ mod tests {
 
     #[test]
     fn a_fence_that_falls_is_reported_once_per_key() {
-        let (watch, start) = (FenceWatch::default(), Instant::now());
+        let (watch, start) = (FenceMonitor::default(), Instant::now());
         let grants = [("a", 7), ("a", 9), ("b", 1), ("a", 8), ("a", 3), ("b", 2), ("b", 1)];
         let notes: Vec<_> = (1..)
             .zip(grants)
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_grant_that_was_asked_for_before_the_higher_one_was_heard_of_has_only_crossed_it() {
-        let (watch, start) = (FenceWatch::default(), Instant::now());
+        let (watch, start) = (FenceMonitor::default(), Instant::now());
         // Asked for together, over two connections, and the later grant is read first.
         assert_eq!(note(&watch, "a", 9, start, (1, 5)), None);
         assert_eq!(note(&watch, "a", 8, start, (1, 6)), None);
@@ -121,7 +121,7 @@ mod tests {
 
     #[test]
     fn what_is_remembered_has_a_limit() {
-        let (watch, start) = (FenceWatch::default(), Instant::now());
+        let (watch, start) = (FenceMonitor::default(), Instant::now());
         for n in 0..=MAX_KEYS {
             assert_eq!(note(&watch, &n.to_string(), 5, start, (0, 0)), None);
         }

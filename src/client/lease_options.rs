@@ -1,11 +1,22 @@
-//! The settings that one lock may have of its own. Knows of no connection.
+//! How locks take and keep their leases, and the settings that one lock may have of its own.
 
 use std::time::Duration;
 
-use crate::client::check::lease_seconds;
-use crate::client::options::LeaseOptions;
+use crate::client::retry::RetryPolicy;
 use crate::error::Result;
+use crate::lease::Terms;
 use crate::types::Seconds;
+use crate::validate::lease_seconds;
+
+/// How a lock is taken and kept.
+#[derive(Clone, Debug)]
+pub(crate) struct LeaseOptions {
+    pub(crate) request_timeout: Duration,
+    pub(crate) acquire_timeout: Duration,
+    pub(crate) ttl: Option<Seconds>,
+    pub(crate) terms: Terms,
+    pub(crate) retry: Option<RetryPolicy>,
+}
 
 /// Settings of one lock that differ from its client's; what is not set stays as it is.
 ///

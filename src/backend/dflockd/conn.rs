@@ -2,7 +2,6 @@
 //! so replies can never be mixed up. Knows of no lease and no pool.
 
 use std::fmt;
-use std::io;
 use std::mem;
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,7 +11,8 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter, ReadHalf, 
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
-use crate::client::runtime::here;
+use crate::backend::dflockd::connect::{closed_by_peer, unasked};
+use crate::backend::{GRACE, here};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{BoxStream, Stream};
 use crate::process::Origin;
@@ -23,8 +23,6 @@ use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_LINE_BYTES};
 pub(crate) const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer to `stats` that is read, unless set: a million keys with 32 bytes of name fit.
 pub(crate) const DEFAULT_MAX_STATS_BYTES: usize = 128 * 1024 * 1024;
-/// How much longer than asked a wait for a key may take: the wire's time is in whole seconds.
-pub(crate) const GRACE: Duration = Duration::from_secs(1);
 /// How long a close may take to say goodbye.
 const CLOSE_LIMIT: Duration = Duration::from_secs(5);
 
@@ -308,17 +306,4 @@ fn encode(cmd: &str, key: &str, arg: &str) -> Result<Vec<u8>> {
 
 fn already_closed() -> Error {
     Error::new(ErrorKind::ConnectionClosed, "it was closed, or an earlier command on it was cut off")
-}
-
-pub(crate) fn closed_by_peer(when: &str) -> Error {
-    let cause = io::Error::from(io::ErrorKind::UnexpectedEof);
-    Error::new(ErrorKind::ConnectionClosed, format!("the server closed it {when}")).caused_by(cause)
-}
-
-/// A line that came unasked: a server says `error` before it drops an idle connection.
-pub(crate) fn unasked(bytes: &[u8]) -> Error {
-    if bytes.starts_with(b"error") {
-        return Error::new(ErrorKind::ConnectionClosed, "the server ended an idle connection");
-    }
-    Error::new(ErrorKind::Protocol, "the server sent a line that nobody asked for")
 }

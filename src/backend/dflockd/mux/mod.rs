@@ -2,12 +2,12 @@
 //! in order. Callers leave their requests in its outbox, so dropping a caller drops nothing but a
 //! receiver. A grant that nobody reads is released. Knows the wire, but no pool and no lease.
 
-mod answer;
+mod buffered;
 mod driver;
-mod outbox;
-mod proof;
+mod liveness;
+mod requests;
+mod response;
 mod trace;
-mod wire;
 
 use std::pin::pin;
 use std::sync::atomic::{AtomicBool, AtomicU8, AtomicUsize, Ordering};
@@ -19,8 +19,8 @@ use tokio::runtime::{self, Handle};
 use tokio::sync::{Notify, OwnedSemaphorePermit, oneshot};
 use tokio::time::Instant;
 
-use crate::client::deadline::Deadline;
-use crate::client::metrics::Meter;
+use crate::backend::Deadline;
+use crate::backend::dflockd::metrics::ConnMetrics;
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{Rule, is_broken};
 use crate::lease::{Done, LostReason};
@@ -28,12 +28,12 @@ use crate::net::BoxStream;
 use crate::process::Origin;
 use crate::proto::Request;
 use crate::suspend;
-pub(crate) use answer::{Answer, Awaited, Failure, Orphan};
+use buffered::Wire;
 use driver::Driver;
-use outbox::{Call, Caller, Outbox};
-use proof::Proof;
+use liveness::Proof;
+use requests::{Call, Caller, Outbox};
+pub(crate) use response::{Answer, Awaited, Failure, Orphan};
 pub(crate) use trace::{Rescue, Trace, WeakSession};
-use wire::Wire;
 
 /// What a session needs of the pool that it belongs to.
 #[derive(Clone)]
@@ -45,7 +45,7 @@ pub(crate) struct Home {
     pub(crate) max_unanswered: usize,
     /// Whether the server has said that it is shutting down.
     pub(crate) draining: Arc<AtomicBool>,
-    pub(crate) meter: Arc<Meter>,
+    pub(crate) metrics: Arc<ConnMetrics>,
     /// Makes releases that this session can no longer make itself, and marks them as such.
     pub(crate) rescue: Arc<dyn Fn(Orphan, Option<Done>) + Send + Sync>,
 }

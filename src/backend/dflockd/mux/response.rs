@@ -9,12 +9,11 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Rescue, Session, shut_down};
-use crate::client::deadline::Deadline;
-use crate::client::outcome::Grant;
+use crate::backend::Deadline;
 use crate::error::Error;
 use crate::failpoints::{Rule, is_broken};
 use crate::proto::{Family, Reply, Request};
-use crate::types::{Key, Token};
+use crate::types::{Key, Seconds, Token};
 
 /// Why a call has no reply.
 #[derive(Debug)]
@@ -67,10 +66,10 @@ pub(crate) struct Answer {
 
 impl Answer {
     /// The grant in it, which stays the answer's to release.
-    pub(crate) fn grant(&self) -> Option<Grant> {
+    pub(crate) fn grant(&self) -> Option<(Token, Seconds)> {
         match self.reply() {
             Reply::Granted { token, lease } | Reply::Acquired { token, lease } => {
-                Some(Grant { token: token.clone(), lease: lease.duration() })
+                Some((token.clone(), *lease))
             }
             _ => None,
         }

@@ -1,10 +1,9 @@
 //! Connections per server: the shared ones, over which the uncontended work of all tasks goes, and
 //! those that one wait or one isolated lease has to itself; dialling, handing out, taking back,
-//! closing. Knows of no guard.
+//! closing.
 
-mod berth;
-mod lines;
-mod shelf;
+mod checkout;
+mod server;
 
 use std::mem;
 use std::pin::pin;
@@ -16,39 +15,29 @@ use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, watch};
 use tokio::time::{Instant, timeout_at};
 
-use crate::client::command::{self, open_stream, within};
-use crate::client::conn::AsyncConn;
-use crate::client::deadline::Deadline;
-use crate::client::fences::FenceWatch;
-use crate::client::leases::Leases;
-use crate::client::metrics::{Meter, Metrics};
-use crate::client::options::{Options, Server};
-use crate::client::runtime::here;
-use crate::client::session::{Home, Orphan, Rescue, Session, Trace};
+use crate::backend::dflockd::command;
+use crate::backend::dflockd::conn::AsyncConn;
+use crate::backend::dflockd::connect::{open_stream, within};
+use crate::backend::dflockd::metrics::ConnMetrics;
+use crate::backend::dflockd::mux::{Home, Orphan, Rescue, Session, Trace};
+use crate::backend::dflockd::options::{Options, Server};
+use crate::backend::{CLOSE_TIMEOUT, Deadline, Gauges, client_closed, here};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoints::{Rule, is_broken};
-use crate::lease::{Done, Tally};
+use crate::lease::Done;
 use crate::process::Origin;
 use crate::proto::{Request, StatsResult};
 
-pub(crate) use berth::Berth;
-pub(crate) use lines::InLine;
-use lines::Lines;
-use shelf::Shelf;
-
-/// How long closing a client may take, releases included.
-const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+pub(crate) use checkout::Berth;
+use server::Shelf;
 
 pub(crate) struct Pool {
     pub(crate) options: Arc<Options>,
-    pub(crate) fences: FenceWatch,
-    pub(crate) leases: Leases,
-    pub(crate) lines: Lines,
-    pub(crate) meter: Arc<Meter>,
+    metrics: Arc<ConnMetrics>,
     shelves: Vec<Mutex<Shelf>>,
     /// Which servers have said that they are shutting down.
     draining: Vec<Arc<AtomicBool>>,
-    closed: watch::Sender<bool>,
+    closed: AtomicBool,
     /// How many releases go by another connection than that of their grant.
     rescues: Arc<watch::Sender<usize>>,
     origin: Origin,
@@ -60,24 +49,20 @@ impl Drop for Pool {
         if !self.origin.is_here() {
             mem::forget(mem::take(&mut self.shelves));
             mem::forget(self.rescues.clone());
-            mem::forget(mem::replace(&mut self.closed, watch::Sender::new(true)));
         }
     }
 }
 
 impl Pool {
-    pub(crate) fn new(options: Arc<Options>, tally: Arc<Tally>) -> Arc<Self> {
+    pub(crate) fn new(options: Arc<Options>) -> Arc<Self> {
         let shelves = options.servers.iter().map(|_| Mutex::new(Shelf::new(&options))).collect();
         let draining = options.servers.iter().map(|_| Arc::default()).collect();
         Arc::new(Self {
             options,
-            fences: FenceWatch::default(),
-            leases: Leases::default(),
-            lines: Lines::default(),
-            meter: Arc::new(Meter::new(tally)),
+            metrics: Arc::new(ConnMetrics::new()),
             shelves,
             draining,
-            closed: watch::Sender::new(false),
+            closed: AtomicBool::new(false),
             rescues: Arc::default(),
             origin: Origin::here(),
         })
@@ -180,15 +165,15 @@ impl Pool {
         let conn = self.connect(server).await.map_err(|error| error.on_server(&server.name))?;
         let stream = conn.into_stream()?;
         tracing::debug!(server = %server.name, "connected");
-        self.meter.dialled();
+        self.metrics.connected();
         self.draining[shard].store(false, Ordering::Relaxed);
-        let (pool, options, tally) = (Arc::downgrade(self), self.options.clone(), self.meter.tally().clone());
+        let (pool, options) = (Arc::downgrade(self), self.options.clone());
         let rescues = self.rescues.clone();
         let rescue = Arc::new(move |mut orphan: Orphan, done| {
             orphan.rescue = Some(Rescue::begin(&rescues));
             // A release outlives the client that it came from.
             let pool = pool.upgrade().filter(|pool| !pool.is_closed());
-            let pool = pool.unwrap_or_else(|| Self::new(options.clone(), tally.clone()));
+            let pool = pool.unwrap_or_else(|| Self::new(options.clone()));
             pool.rescue(shard, orphan, done);
         });
         let home = Home {
@@ -196,7 +181,7 @@ impl Pool {
             keepalive: self.options.keepalive_interval,
             max_unanswered: self.options.max_unanswered_requests,
             draining: self.draining[shard].clone(),
-            meter: self.meter.clone(),
+            metrics: self.metrics.clone(),
             rescue,
         };
         let session = Session::spawn(stream, home, permit);
@@ -256,7 +241,6 @@ impl Pool {
         }
         let Options { request_timeout, max_stats_bytes, servers, .. } = &*self.options;
         let asking = async {
-            self.check_process()?;
             self.check_open()?;
             let _room = self.room(shard).await?;
             self.shelf(shard).make_room();
@@ -268,51 +252,38 @@ impl Pool {
     }
 
     pub(crate) fn is_closed(&self) -> bool {
-        *self.closed.borrow()
-    }
-
-    /// A forked process has the connections, but not the tasks that work them.
-    pub(crate) fn check_process(&self) -> Result<()> {
-        let forked = |fault| Err(Error::new(ErrorKind::ConnectionClosed, fault));
-        self.origin.fault().map_or(Ok(()), forked)
+        self.closed.load(Ordering::Acquire)
     }
 
     pub(crate) fn check_open(&self) -> Result<()> {
         if self.is_closed() { Err(client_closed()) } else { Ok(()) }
     }
 
-    /// Does this, unless the client is closed before it is done. What is under way then is dropped.
-    pub(crate) async fn unless_closed<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let mut closed = self.closed.subscribe();
-        tokio::select! {
-            biased;
-            _ = closed.wait_for(|closed| *closed) => Err(client_closed()),
-            outcome = work => outcome,
-        }
+    fn traces(&self) -> Vec<Trace> {
+        (0..self.shelves.len()).flat_map(|shard| self.shelf(shard).traces()).collect()
     }
 
-    /// Refuses what comes from now on, ends what waits, lets go of every lease, and waits until nothing
-    /// is left: no connection, nobody who could bring back a grant of one, no release on its way.
-    pub(crate) async fn close(&self) -> Result<()> {
-        self.check_process()?;
-        let here = here().map_err(|error| error.during("close"))?;
-        self.closed.send_replace(true);
-        let until = Instant::now() + CLOSE_LIMIT;
-        let traces: Vec<_> = (0..self.shelves.len()).flat_map(|shard| self.shelf(shard).close()).collect();
-        let released = self.leases.release_all(until).await;
-        let settled = timeout_at(until, self.settled(&traces)).await.unwrap_or_else(|_| {
-            let left = traces.iter().filter(|trace| !trace.is_finished());
-            let elsewhere = if left.clone().any(|trace| trace.runtime() != here) {
-                "; one ends on the runtime that opened it, once that runs"
-            } else {
-                ""
-            };
-            let detail =
-                format!("not closed within {CLOSE_LIMIT:?}: {} connections{elsewhere}", left.count());
-            traces.iter().for_each(Trace::close);
-            Err(Error::new(ErrorKind::Timeout, detail))
-        });
-        released.and(settled).map_err(|error| error.during("close"))
+    /// Refuses to connect from now on, at once. The future resolves when nothing is left: no connection, no
+    /// caller who could bring back a grant of one, no release in flight.
+    pub(crate) fn close(&self, deadline: Instant) -> impl Future<Output = Result<()>> + Send {
+        self.closed.store(true, Ordering::Release);
+        (0..self.shelves.len()).for_each(|shard| self.shelf(shard).close());
+        let traces = self.traces();
+        async move {
+            let here = here()?;
+            timeout_at(deadline, self.settled(&traces)).await.unwrap_or_else(|_| {
+                let left = traces.iter().filter(|trace| !trace.is_finished());
+                let elsewhere = if left.clone().any(|trace| trace.runtime() != here) {
+                    "; one ends on the runtime that opened it, once that runs"
+                } else {
+                    ""
+                };
+                let detail =
+                    format!("not closed within {CLOSE_TIMEOUT:?}: {} connections{elsewhere}", left.count());
+                traces.iter().for_each(Trace::close);
+                Err(Error::new(ErrorKind::Timeout, detail))
+            })
+        }
     }
 
     async fn settled(&self, traces: &[Trace]) -> Result<()> {
@@ -322,12 +293,11 @@ impl Pool {
         settled.into_iter().collect()
     }
 
-    pub(crate) fn metrics(&self) -> Metrics {
-        let traces = (0..self.shelves.len()).flat_map(|shard| self.shelf(shard).traces());
-        let open = traces.filter(Trace::is_open);
+    pub(crate) fn gauges(&self) -> Gauges {
+        let traces = self.traces().into_iter().filter(Trace::is_open);
         let (connections, in_flight) =
-            open.fold((0, 0), |(count, sum), session| (count + 1, sum + session.under_way()));
-        self.meter.read(connections, in_flight, self.leases.len())
+            traces.fold((0, 0), |(count, sum), session| (count + 1, sum + session.under_way()));
+        self.metrics.read(connections, in_flight)
     }
 }
 
@@ -342,10 +312,6 @@ impl Drop for Tidy<'_> {
     fn drop(&mut self) {
         self.pool.shelf(self.shard).tidy(self.here);
     }
-}
-
-pub(crate) fn client_closed() -> Error {
-    Error::new(ErrorKind::ClientClosed, "")
 }
 
 /// Nothing can be done about a grant any more: it runs out by itself.

@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use crate::client::command::{acquire_any, enqueue_any, release_any, renew_any, wait_any};
-use crate::client::conn::AsyncConn;
-use crate::client::outcome::{Grant, Place};
+use crate::backend::dflockd::command::{acquire_any, enqueue_any, release_any, renew_any, wait_any};
+use crate::backend::dflockd::conn::AsyncConn;
+use crate::backend::dflockd::replies::{Grant, Place};
 use crate::error::Result;
 use crate::proto::Family;
 use crate::types::{Limit, Token};

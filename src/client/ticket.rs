@@ -1,18 +1,46 @@
-//! Taking a key in two steps: what an enqueue comes to, and a place in a key's queue.
+//! Taking a key in two steps: what an enqueue returns, and a place in a key's wait queue.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::client::deadline::Deadline;
-use crate::client::pool::{Berth, client_closed};
-use crate::client::resource::Resource;
-use crate::client::runtime::here;
+use crate::backend::{Backend, Deadline, Enqueue, here};
+use crate::client::acquire::{Acquire, Resource};
+use crate::client::any::{AnyBackend, AnyPlace};
 #[cfg(doc)]
 use crate::error::ErrorKind;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::lease::LeaseGuard;
 use crate::types::{Key, Seconds};
+
+impl Resource {
+    pub(crate) async fn enqueue(&self) -> Result<Enqueued> {
+        let outcome = match self.client.check_process() {
+            Ok(()) => Box::pin(self.client.unless_closed(self.enqueue_unnamed())).await,
+            Err(error) => Err(error),
+        };
+        outcome.map_err(|error| {
+            self.client.counters.failed();
+            error.during("enqueue").for_key(&self.key)
+        })
+    }
+
+    async fn enqueue_unnamed(&self) -> Result<Enqueued> {
+        let AnyBackend::Dflockd(backend) = &self.client.backend;
+        let acquire = Acquire::new(self, backend)?;
+        let deadline = &self.deadline(Duration::ZERO);
+        match backend.enqueue(&acquire.request, deadline).await? {
+            Enqueue::Acquired(grant) => acquire.complete(grant, deadline).await.map(Enqueued::Acquired),
+            Enqueue::Queued(place) => {
+                tracing::debug!(key = %self.key, "queued");
+                let ticket = Ticket { resource: self.clone(), place: AnyPlace::Dflockd(place) };
+                // A client that was closed before this had a place to give up left it to this.
+                self.client.check_open()?;
+                Ok(Enqueued::Queued(ticket))
+            }
+        }
+    }
+}
 
 /// What [`enqueue`](crate::AsyncDistributedLock::enqueue) comes to.
 #[must_use = "dropping it gives the lease, or the place in the queue, back"]
@@ -30,21 +58,15 @@ pub enum Enqueued {
 /// Once the ticket's turn has come, the server's lease runs whether or not anybody waits: wait
 /// within the ttl, or the place is lost.
 #[must_use = "dropping the ticket leaves the queue"]
-pub struct Ticket(pub(super) Option<Place>);
-
-pub(super) struct Place {
-    pub(super) resource: Resource,
-    pub(super) berth: Berth,
+pub struct Ticket {
+    resource: Resource,
+    place: AnyPlace,
 }
 
 impl Ticket {
     /// The key that is queued for.
     pub fn key(&self) -> &Key {
-        &self.place().resource.key
-    }
-
-    fn place(&self) -> &Place {
-        self.0.as_ref().expect("a ticket has its place until it is consumed")
+        &self.resource.key
     }
 
     /// Waits up to `timeout` for the grant (`w`, `sw`). The place is given up when the time runs out,
@@ -76,30 +98,20 @@ impl Ticket {
     /// assert!(second.is_held());
     /// # Ok(()) }
     /// ```
-    pub async fn wait(mut self, timeout: Duration) -> Result<LeaseGuard> {
+    pub async fn wait(self, timeout: Duration) -> Result<LeaseGuard> {
         let deadline = Deadline::of_wait(Instant::now(), timeout);
         let timeout = Seconds::ceil("timeout", timeout)?;
-        here().map_err(|error| error.during("wait").for_key(self.key()))?;
-        let Place { resource, berth } = self.0.take().expect("a ticket has its place until it is consumed");
+        let Self { resource, place } = self;
+        let named = |error: Error| error.during("wait").for_key(&resource.key);
+        here().map_err(named)?;
+        let AnyPlace::Dflockd(place) = place;
+        let AnyBackend::Dflockd(backend) = &resource.client.backend;
         let granted = async {
-            if !berth.session().unqueue() {
-                return Err(client_closed());
-            }
-            resource.wait_for_grant(berth, resource.waits(timeout), &deadline, None).await
+            let acquire = Acquire::new(&resource, backend)?;
+            let grant = backend.wait(place, &acquire.request, timeout, &deadline).await?;
+            acquire.complete(grant, &deadline).await
         };
-        let outcome = resource.pool.unless_closed(granted).await;
-        outcome.map_err(|error| error.during("wait").for_key(&resource.key))
-    }
-}
-
-impl Drop for Ticket {
-    fn drop(&mut self) {
-        if let Some(place) = self.0.take() {
-            if !place.berth.session().is_ours() {
-                return std::mem::forget(place);
-            }
-            place.berth.session().leave_queue();
-        }
+        resource.client.unless_closed(granted).await.map_err(named)
     }
 }
 

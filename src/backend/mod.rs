@@ -1,0 +1,201 @@
+//! What grants leases: the contract between the client and an engine, and one folder for each engine.
+//! A backend does not depend on the client, nor on another backend.
+
+mod deadline;
+pub(crate) mod dflockd;
+mod runtime;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use crate::error::{Error, ErrorKind, Result};
+use crate::latency::Latency;
+use crate::lease::{Done, Engine};
+use crate::proto::StatsResult;
+use crate::failpoints::{Rule, is_broken};
+use crate::types::{Fence, Key, Limit, Seconds, Token};
+
+pub(crate) use deadline::{Deadline, GRACE};
+pub(crate) use runtime::here;
+
+/// How long closing a client may take, releases included.
+pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What an engine can do, beyond locks with timeouts and leases. Returned by
+/// [`LockClient::capabilities`](crate::LockClient::capabilities).
+///
+/// What an engine cannot do fails with [`Unsupported`](crate::ErrorKind::Unsupported) before any I/O.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Capabilities {
+    /// Counting semaphores, [`LockClient::semaphore`](crate::LockClient::semaphore).
+    pub semaphores: bool,
+    /// A place in the wait queue as a value,
+    /// [`AsyncDistributedLock::enqueue`](crate::AsyncDistributedLock::enqueue).
+    pub enqueue: bool,
+    /// Waiters of different processes get the key first come, first served. Tasks of one client on one
+    /// runtime do so on every engine.
+    pub fifo: bool,
+    /// Each grant of a key has a larger [`fence`](crate::Lease::fence) than the one before.
+    pub fences: bool,
+}
+
+/// One engine, as one client uses it.
+///
+/// Any future may be dropped at any await. The backend then leaves neither a waiter nor a holder behind,
+/// including a grant that arrives late.
+pub(crate) trait Backend: Send + Sync + Sized + 'static {
+    /// A held key.
+    type Lease: Engine;
+    /// A place in a key's wait queue. Dropping it leaves the queue.
+    type Place: Send + Sync + 'static;
+
+    fn capabilities(&self) -> Capabilities;
+
+    /// What `Debug` shows of the client: the names of what grants.
+    fn endpoints(&self) -> Vec<Arc<str>>;
+
+    /// Returns which of the endpoints grants the key. Does no I/O.
+    ///
+    /// # Errors
+    /// [`ErrorKind::InvalidInput`] if the engine cannot carry the key.
+    fn locate(&self, key: &Key) -> Result<usize>;
+
+    /// The name of an endpoint.
+    fn endpoint(&self, index: usize) -> &Arc<str>;
+
+    /// How long after its request a grant may arrive and still be used as it is. The client renews an older
+    /// one once before it makes a guard.
+    fn confirm_after(&self) -> Duration;
+
+    /// Returns `true` if an acquire that may wait is to skip the try.
+    fn skips_try(&self, request: &AcquireRequest<'_>) -> bool;
+
+    /// Takes the key if it is free and has no waiters. `now` is the instant of the call.
+    fn try_acquire(
+        &self,
+        request: &AcquireRequest<'_>,
+        now: Instant,
+        deadline: &Deadline,
+    ) -> impl Future<Output = Result<Attempt<Self::Lease>>> + Send;
+
+    /// Waits for the key in the engine's own queue. A key that stays busy is [`ErrorKind::Busy`].
+    fn acquire(
+        &self,
+        request: &AcquireRequest<'_>,
+        deadline: &Deadline,
+    ) -> impl Future<Output = Result<Grant<Self::Lease>>> + Send;
+
+    /// Takes the key, or a place in its wait queue. Called only if the capability is there.
+    fn enqueue(
+        &self,
+        request: &AcquireRequest<'_>,
+        deadline: &Deadline,
+    ) -> impl Future<Output = Result<Enqueue<Self>>> + Send;
+
+    /// Waits at a place for the grant, up to `timeout`.
+    fn wait(
+        &self,
+        place: Self::Place,
+        request: &AcquireRequest<'_>,
+        timeout: Seconds,
+        deadline: &Deadline,
+    ) -> impl Future<Output = Result<Grant<Self::Lease>>> + Send;
+
+    /// Returns what each server holds.
+    fn stats(&self) -> impl Future<Output = Result<Vec<StatsResult>>> + Send;
+
+    fn gauges(&self) -> Gauges;
+
+    /// Refuses what is asked from now on, and closes what is not in use: at once, not when the future is
+    /// polled. The future resolves when nothing is left: no connection, no caller who could bring back a
+    /// grant, no release in flight.
+    fn close(&self, deadline: Instant) -> impl Future<Output = Result<()>> + Send;
+}
+
+/// What a caller asks for: a key, and how to hold it.
+#[derive(Clone, Copy)]
+pub(crate) struct AcquireRequest<'a> {
+    pub(crate) key: &'a Key,
+    /// `None` for a lock.
+    pub(crate) limit: Option<Limit>,
+    /// `None` for the engine's default.
+    pub(crate) ttl: Option<Seconds>,
+    /// Shares no connection with other leases.
+    pub(crate) isolated: bool,
+    /// By [`Backend::locate`].
+    pub(crate) endpoint: usize,
+}
+
+/// What a try returns.
+pub(crate) enum Attempt<L: Engine> {
+    Acquired(Grant<L>),
+    /// Others hold the key, or wait for it.
+    Busy(Error),
+}
+
+/// What an enqueue returns.
+pub(crate) enum Enqueue<B: Backend> {
+    Acquired(Grant<B::Lease>),
+    Queued(B::Place),
+}
+
+/// A key that was granted.
+pub(crate) struct Grant<L: Engine> {
+    pub(crate) lease: Unclaimed<L>,
+    pub(crate) token: Token,
+    pub(crate) fence: Option<Fence>,
+    pub(crate) ttl: Duration,
+    /// The instant before the request was sent, from which the ttl counts.
+    pub(crate) sent: Instant,
+    /// The instant at which the reply was read.
+    pub(crate) received: Instant,
+}
+
+/// A held lease that no guard has yet. Dropping it releases the lease.
+pub(crate) struct Unclaimed<L: Engine>(Option<L>);
+
+impl<L: Engine> Unclaimed<L> {
+    pub(crate) fn new(lease: L) -> Self {
+        Self(Some(lease))
+    }
+
+    pub(crate) fn lease(&self) -> &L {
+        self.0.as_ref().expect("it has its lease until it is claimed")
+    }
+
+    /// Hands over the lease, with the duty to release it.
+    pub(crate) fn claim(mut self) -> L {
+        self.0.take().expect("it has its lease until it is claimed")
+    }
+}
+
+impl<L: Engine> Drop for Unclaimed<L> {
+    fn drop(&mut self) {
+        if let Some(lease) = self.0.take()
+            && !is_broken(Rule::ReleaseUnclaimed)
+        {
+            tracing::debug!(server = %lease.grantor(), "releasing a grant that no caller took");
+            lease.release(Instant::now(), Done::unheard());
+        }
+    }
+}
+
+/// What a backend has open now, and has counted since it was built.
+pub(crate) struct Gauges {
+    pub(crate) connections: usize,
+    pub(crate) in_flight: usize,
+    pub(crate) connects: u64,
+    pub(crate) round_trips: Latency,
+}
+
+/// The key is taken, and stayed so for as long as the caller waited.
+pub(crate) fn busy() -> Error {
+    Error::new(ErrorKind::Timeout, "the key stayed busy").while_busy()
+}
+
+pub(crate) fn client_closed() -> Error {
+    Error::new(ErrorKind::ClientClosed, "")
+}

@@ -1,0 +1,252 @@
+//! An acquire, whatever the engine: a try, the local queue, the wait, retries, and the guard.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::TryFutureExt;
+use futures::future::{BoxFuture, Either, Ready, ready};
+use tokio::time::{Instant, sleep_until, timeout_at};
+use tracing::Instrument;
+
+use crate::backend::{AcquireRequest, Attempt, Backend, Deadline, Grant, busy, client_closed};
+use crate::client::any::with_backend;
+use crate::client::inner::ClientInner;
+use crate::client::lease_options::LeaseOptions;
+use crate::client::local_queue::LocalPlace;
+use crate::client::registry::Registered;
+use crate::client::retry::is_worth_a_retry;
+use crate::error::{Error, ErrorKind, Result};
+use crate::lease::{Engine, LeaseGuard, LostReason};
+use crate::suspend;
+use crate::types::{Key, Limit, Seconds};
+
+/// A key with all that is needed to take it.
+#[derive(Clone)]
+pub(crate) struct Resource {
+    pub(crate) client: Arc<ClientInner>,
+    pub(crate) key: Key,
+    pub(crate) limit: Option<Limit>,
+    pub(crate) lease: LeaseOptions,
+    /// Its leases share no connection.
+    pub(crate) isolated: bool,
+}
+
+impl Resource {
+    /// Takes the key, or waits for it up to the acquire timeout.
+    pub(crate) async fn acquire(&self) -> Result<LeaseGuard> {
+        self.acquire_by(&self.deadline(self.lease.acquire_timeout)).await
+    }
+
+    /// Takes the key, or waits for it up to `timeout`.
+    pub(crate) async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
+        Seconds::ceil("timeout", timeout)?;
+        self.acquire_by(&self.deadline(timeout)).await
+    }
+
+    async fn acquire_by(&self, deadline: &Deadline) -> Result<LeaseGuard> {
+        let guard = with_backend!(&self.client.backend, backend => {
+            let acquire = Acquire::new(self, backend)?;
+            acquire.instrumented(acquire.run(deadline)).await?
+        });
+        self.client.counters.acquired(deadline.began().elapsed());
+        Ok(guard)
+    }
+
+    /// Takes the key if it is free. Returns `None` if it is busy, or its queue is full.
+    pub(crate) async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
+        let deadline = &self.deadline(Duration::ZERO);
+        let tried = with_backend!(&self.client.backend, backend => {
+            let acquire = Acquire::new(self, backend)?;
+            acquire.instrumented(acquire.try_once(deadline.began(), deadline)).await?
+        });
+        Ok(match tried {
+            Try::Acquired(guard) => {
+                self.client.counters.acquired(deadline.began().elapsed());
+                Some(guard)
+            }
+            Try::Busy(_) => None,
+        })
+    }
+
+    /// The deadline of an operation that begins now and may wait for the key up to `timeout`.
+    pub(crate) fn deadline(&self, timeout: Duration) -> Deadline {
+        let now = suspend::now();
+        if timeout.is_zero() {
+            Deadline::of_request(now, self.lease.request_timeout)
+        } else {
+            Deadline::of_wait(now, timeout)
+        }
+    }
+}
+
+/// What a try returns.
+enum Try {
+    Acquired(LeaseGuard),
+    Busy(Error),
+}
+
+/// One acquire at one backend.
+pub(crate) struct Acquire<'a, B> {
+    resource: &'a Resource,
+    backend: &'a B,
+    pub(crate) request: AcquireRequest<'a>,
+}
+
+impl<'a, B: Backend> Acquire<'a, B> {
+    pub(crate) fn new(resource: &'a Resource, backend: &'a B) -> Result<Self> {
+        let key = &resource.key;
+        let named = |error: Error| error.during("acquire").for_key(key);
+        resource.client.check_process().map_err(named)?;
+        let endpoint = backend.locate(key).map_err(named)?;
+        let Resource { limit, isolated, .. } = *resource;
+        let request = AcquireRequest { key, limit, ttl: resource.lease.ttl, isolated, endpoint };
+        Ok(Self { resource, backend, request })
+    }
+
+    fn client(&self) -> &'a Arc<ClientInner> {
+        &self.resource.client
+    }
+
+    /// Traces the work, and names and counts its failure.
+    async fn instrumented<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
+        let (key, server) = (&self.resource.key, self.backend.endpoint(self.request.endpoint));
+        let span = tracing::info_span!("acquire", %key, %server);
+        let work = work.map_err(|error| {
+            let error = error.during("acquire").for_key(key);
+            self.client().counters.failed();
+            tracing::debug!(%error, "not acquired");
+            error
+        });
+        work.instrument(span).await
+    }
+
+    /// Takes a free key at once. All that comes after that is boxed, here and elsewhere, since it is rare:
+    /// an acquire is moved when it is made, and should be small.
+    async fn run(&self, deadline: &Deadline) -> Result<LeaseGuard> {
+        if self.skips_try(deadline) {
+            return Box::pin(self.with_retry(deadline, None)).await;
+        }
+        let tried = match self.try_once(deadline.began(), deadline).await {
+            Ok(Try::Acquired(guard)) => return Ok(guard),
+            tried => tried,
+        };
+        Box::pin(self.with_retry(deadline, Some(tried))).await
+    }
+
+    fn skips_try(&self, deadline: &Deadline) -> bool {
+        deadline.waits() && self.backend.skips_try(&self.request)
+    }
+
+    /// Waits for a key that was found busy, and retries by the policy, until the deadline.
+    async fn with_retry(&self, deadline: &Deadline, mut tried: Option<Result<Try>>) -> Result<LeaseGuard> {
+        let mut attempt = 0;
+        loop {
+            let outcome = self.attempt(deadline, tried.take()).await;
+            let (error, policy) = match (outcome, self.resource.lease.retry) {
+                (Err(error), Some(policy)) if is_worth_a_retry(&error) => (error, policy),
+                (outcome, _) => return outcome,
+            };
+            let again = Instant::now() + policy.pause(attempt, fastrand::f64());
+            if again >= deadline.wait_ends() {
+                return Err(error);
+            }
+            tracing::debug!(%error, attempt, "acquire is tried again");
+            sleep_until(again).await;
+            attempt += 1;
+        }
+    }
+
+    /// Tries, unless the caller has, and waits for a key that is busy.
+    async fn attempt(&self, deadline: &Deadline, tried: Option<Result<Try>>) -> Result<LeaseGuard> {
+        if self.skips_try(deadline) {
+            return Box::pin(self.client().unless_closed(self.wait(deadline, None))).await;
+        }
+        let tried = match tried {
+            Some(tried) => tried,
+            None => self.try_once(suspend::now(), deadline).await,
+        };
+        match tried? {
+            Try::Acquired(guard) => return Ok(guard),
+            Try::Busy(error) if !deadline.waits() => return Err(error),
+            Try::Busy(_) => {}
+        }
+        let _waits = self.client().counters.waits();
+        Box::pin(self.client().unless_closed(self.wait_in_local_queue(deadline))).await
+    }
+
+    /// Takes the key if it is free. Overtakes no waiter of this client.
+    async fn try_once(&self, now: Instant, deadline: &Deadline) -> Result<Try> {
+        let Resource { client, key, limit, isolated, .. } = self.resource;
+        if !isolated && client.queues.is_waited_for(key, *limit) {
+            return Ok(Try::Busy(busy()));
+        }
+        match self.backend.try_acquire(&self.request, now, deadline).await? {
+            Attempt::Acquired(grant) => self.complete(grant, deadline).await.map(Try::Acquired),
+            Attempt::Busy(error) => Ok(Try::Busy(error)),
+        }
+    }
+
+    /// Waits behind the other tasks of this client, and then in the backend's queue.
+    async fn wait_in_local_queue(&self, deadline: &Deadline) -> Result<LeaseGuard> {
+        let Resource { client, key, limit, .. } = self.resource;
+        let mut place = LocalPlace::join(client, key, *limit)?;
+        timeout_at(deadline.wait_ends(), place.reach_head()).await.map_err(|_| busy())?;
+        self.wait(deadline, Some(place)).await
+    }
+
+    /// Waits in the backend's queue. Once the key is granted, the next in the local queue may ask.
+    async fn wait(&self, deadline: &Deadline, place: Option<LocalPlace>) -> Result<LeaseGuard> {
+        let grant = self.backend.acquire(&self.request, deadline).await?;
+        drop(place);
+        self.complete(grant, deadline).await
+    }
+
+    /// Makes a guard of a grant: at once, but for a grant that took long to come.
+    ///
+    /// The ttl counts from when the request was sent. A grant that took long has little or nothing of it
+    /// left, and its connection went unproven for as long; one renewal makes both count from now.
+    pub(crate) fn complete<'b>(
+        &'b self,
+        grant: Grant<B::Lease>,
+        deadline: &'b Deadline,
+    ) -> Either<Ready<Result<LeaseGuard>>, BoxFuture<'b, Result<LeaseGuard>>> {
+        let Grant { sent, received, ttl, .. } = grant;
+        // The holders of a semaphore have different fences at one time.
+        if self.resource.limit.is_none_or(|limit| limit.get() == 1) {
+            let endpoint = self.backend.endpoint(self.request.endpoint);
+            self.client().fences.granted(&self.resource.key, grant.fence, (sent, received), endpoint);
+        }
+        let is_stale = received - sent + suspend::since(sent) > (ttl / 10).min(self.backend.confirm_after());
+        if is_stale {
+            return Either::Right(Box::pin(deadline.bounds("reply", self.confirm(grant))));
+        }
+        Either::Left(ready(self.guard(grant)))
+    }
+
+    async fn confirm(&self, mut grant: Grant<B::Lease>) -> Result<LeaseGuard> {
+        grant.sent = suspend::now();
+        grant.ttl = match grant.lease.lease().renew().await {
+            Err(error) if error.kind() == ErrorKind::NotHeld => {
+                return Err(Error::new(ErrorKind::LeaseExpired, "").caused_by(error));
+            }
+            renewed => renewed?,
+        };
+        grant.received = suspend::now();
+        self.guard(grant)
+    }
+
+    fn guard(&self, grant: Grant<B::Lease>) -> Result<LeaseGuard> {
+        let Grant { lease, token, fence: _, ttl, sent, received } = grant;
+        let registered = Registered::new(lease.claim(), self.client());
+        let number = registered.number();
+        let (key, terms) = (self.resource.key.clone(), &self.resource.lease.terms);
+        let guard = LeaseGuard::new(registered, key, token, terms, (sent, received), ttl);
+        // Dropped, the guard releases the lease.
+        if let Some(reason) = guard.state_at(received).lost() {
+            let has_expired = reason == LostReason::DeadlinePassed;
+            let kind = if has_expired { ErrorKind::LeaseExpired } else { ErrorKind::ConnectionClosed };
+            return Err(Error::new(kind, format!("lost as it came: {reason}")));
+        }
+        if self.client().registry.insert(number, &guard) { Ok(guard) } else { Err(client_closed()) }
+    }
+}
