@@ -42,7 +42,7 @@ pub struct Capabilities {
     pub fences: bool,
 }
 
-/// One engine, as one client uses it.
+/// One engine, as one client uses it. The endpoint of a request is the one that [`locate`](Self::locate) returns.
 ///
 /// Any future may be dropped at any await. The backend then leaves neither a waiter nor a holder behind,
 /// including a grant that arrives late.
@@ -71,12 +71,13 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
     fn confirm_after(&self) -> Duration;
 
     /// Returns `true` if an acquire that may wait is to skip the try.
-    fn skips_try(&self, request: &AcquireRequest<'_>) -> bool;
+    fn skips_try(&self, request: &AcquireRequest) -> bool;
 
     /// Takes the key if it is free and has no waiters. `now` is the instant of the call.
     fn try_acquire(
         &self,
-        request: &AcquireRequest<'_>,
+        request: &AcquireRequest,
+        endpoint: usize,
         now: Instant,
         deadline: &Deadline,
     ) -> impl Future<Output = Result<Attempt<Self::Lease>>> + Send;
@@ -84,14 +85,16 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
     /// Waits for the key in the engine's own queue. A key that stays busy is [`ErrorKind::Busy`].
     fn acquire(
         &self,
-        request: &AcquireRequest<'_>,
+        request: &AcquireRequest,
+        endpoint: usize,
         deadline: &Deadline,
     ) -> impl Future<Output = Result<Grant<Self::Lease>>> + Send;
 
     /// Takes the key, or a place in its wait queue. Called only if the capability is there.
     fn enqueue(
         &self,
-        request: &AcquireRequest<'_>,
+        request: &AcquireRequest,
+        endpoint: usize,
         deadline: &Deadline,
     ) -> impl Future<Output = Result<Enqueue<Self>>> + Send;
 
@@ -99,7 +102,7 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
     fn wait(
         &self,
         place: Self::Place,
-        request: &AcquireRequest<'_>,
+        request: &AcquireRequest,
         timeout: Seconds,
         deadline: &Deadline,
     ) -> impl Future<Output = Result<Grant<Self::Lease>>> + Send;
@@ -116,17 +119,15 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
 }
 
 /// What a caller asks for: a key, and how to hold it.
-#[derive(Clone, Copy)]
-pub(crate) struct AcquireRequest<'a> {
-    pub(crate) key: &'a Key,
+#[derive(Clone)]
+pub(crate) struct AcquireRequest {
+    pub(crate) key: Key,
     /// `None` for a lock.
     pub(crate) limit: Option<Limit>,
     /// `None` for the engine's default.
     pub(crate) ttl: Option<Seconds>,
     /// Shares no connection with other leases.
     pub(crate) isolated: bool,
-    /// By [`Backend::locate`].
-    pub(crate) endpoint: usize,
 }
 
 /// What a try returns.

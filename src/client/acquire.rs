@@ -11,7 +11,7 @@ use tracing::Instrument;
 use crate::backend::{AcquireRequest, Attempt, Backend, Deadline, Grant, busy, client_closed};
 use crate::client::any::with_backend;
 use crate::client::inner::ClientInner;
-use crate::client::lease_options::LeaseOptions;
+use crate::client::lease_options::{LeaseOptions, Settings};
 use crate::client::local_queue::LocalPlace;
 use crate::client::registry::Registered;
 use crate::client::retry::is_worth_a_retry;
@@ -24,14 +24,29 @@ use crate::types::{Key, Limit, Seconds};
 #[derive(Clone)]
 pub(crate) struct Resource {
     pub(crate) client: Arc<ClientInner>,
-    pub(crate) key: Key,
-    pub(crate) limit: Option<Limit>,
+    pub(crate) request: AcquireRequest,
     pub(crate) lease: LeaseOptions,
-    /// Its leases share no connection.
-    pub(crate) isolated: bool,
 }
 
 impl Resource {
+    pub(crate) fn new(client: Arc<ClientInner>, key: Key, limit: Option<Limit>, lease: LeaseOptions) -> Self {
+        let request = AcquireRequest { key, limit, ttl: lease.ttl, isolated: false };
+        Self { client, request, lease }
+    }
+
+    /// The same with other settings for its leases.
+    pub(crate) fn with(&self, settings: Settings) -> Result<Self> {
+        let lease = self.lease.clone().with(settings)?;
+        let request = AcquireRequest { ttl: lease.ttl, ..self.request.clone() };
+        Ok(Self { client: self.client.clone(), request, lease })
+    }
+
+    /// The same with leases that share no connection.
+    pub(crate) fn isolated(&self) -> Self {
+        let request = AcquireRequest { isolated: true, ..self.request.clone() };
+        Self { request, ..self.clone() }
+    }
+
     /// Takes the key, or waits for it up to the acquire timeout.
     pub(crate) async fn acquire(&self) -> Result<LeaseGuard> {
         self.acquire_by(&self.deadline(self.lease.acquire_timeout)).await
@@ -43,13 +58,19 @@ impl Resource {
         self.acquire_by(&self.deadline(timeout)).await
     }
 
-    async fn acquire_by(&self, deadline: &Deadline) -> Result<LeaseGuard> {
-        let guard = with_backend!(&self.client.backend, backend => {
-            let acquire = Acquire::new(self, backend)?;
-            acquire.instrumented(acquire.run(deadline)).await?
-        });
-        self.client.counters.acquired(deadline.began().elapsed());
-        Ok(guard)
+    #[expect(clippy::manual_async_fn, reason = "an async function keeps its arguments twice")]
+    fn acquire_by<'a>(
+        &'a self,
+        deadline: &'a Deadline,
+    ) -> impl Future<Output = Result<LeaseGuard>> + Send + 'a {
+        async move {
+            let guard = with_backend!(&self.client.backend, backend => {
+                let acquire = Acquire::new(self, backend)?;
+                acquire.instrumented(acquire.run(deadline)).await?
+            });
+            self.client.counters.acquired(deadline.began().elapsed());
+            Ok(guard)
+        }
     }
 
     /// Takes the key if it is free. Returns `None` if it is busy, or its queue is full.
@@ -57,7 +78,7 @@ impl Resource {
         let deadline = &self.deadline(Duration::ZERO);
         let tried = with_backend!(&self.client.backend, backend => {
             let acquire = Acquire::new(self, backend)?;
-            acquire.instrumented(acquire.try_once(deadline.began(), deadline)).await?
+            acquire.instrumented(acquire.try_once(true, deadline)).await?
         });
         Ok(match tried {
             Try::Acquired(guard) => {
@@ -89,18 +110,20 @@ enum Try {
 pub(crate) struct Acquire<'a, B> {
     resource: &'a Resource,
     backend: &'a B,
-    pub(crate) request: AcquireRequest<'a>,
+    endpoint: usize,
 }
 
 impl<'a, B: Backend> Acquire<'a, B> {
     pub(crate) fn new(resource: &'a Resource, backend: &'a B) -> Result<Self> {
-        let key = &resource.key;
+        let key = &resource.request.key;
         let named = |error: Error| error.during("acquire").for_key(key);
         resource.client.check_process().map_err(named)?;
         let endpoint = backend.locate(key).map_err(named)?;
-        let Resource { limit, isolated, .. } = *resource;
-        let request = AcquireRequest { key, limit, ttl: resource.lease.ttl, isolated, endpoint };
-        Ok(Self { resource, backend, request })
+        Ok(Self { resource, backend, endpoint })
+    }
+
+    pub(crate) fn endpoint(&self) -> usize {
+        self.endpoint
     }
 
     fn client(&self) -> &'a Arc<ClientInner> {
@@ -108,16 +131,16 @@ impl<'a, B: Backend> Acquire<'a, B> {
     }
 
     /// Traces the work, and names and counts its failure.
-    async fn instrumented<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
-        let (key, server) = (&self.resource.key, self.backend.endpoint(self.request.endpoint));
+    fn instrumented<T>(&self, work: impl Future<Output = Result<T>>) -> impl Future<Output = Result<T>> {
+        let (key, server) = (&self.resource.request.key, self.backend.endpoint(self.endpoint));
         let span = tracing::info_span!("acquire", %key, %server);
-        let work = work.map_err(|error| {
+        let work = work.map_err(move |error| {
             let error = error.during("acquire").for_key(key);
             self.client().counters.failed();
             tracing::debug!(%error, "not acquired");
             error
         });
-        work.instrument(span).await
+        work.instrument(span)
     }
 
     /// Takes a free key at once. All that comes after that is boxed, here and elsewhere, since it is rare:
@@ -126,7 +149,7 @@ impl<'a, B: Backend> Acquire<'a, B> {
         if self.skips_try(deadline) {
             return Box::pin(self.with_retry(deadline, None)).await;
         }
-        let tried = match self.try_once(deadline.began(), deadline).await {
+        let tried = match self.try_once(true, deadline).await {
             Ok(Try::Acquired(guard)) => return Ok(guard),
             tried => tried,
         };
@@ -134,7 +157,7 @@ impl<'a, B: Backend> Acquire<'a, B> {
     }
 
     fn skips_try(&self, deadline: &Deadline) -> bool {
-        deadline.waits() && self.backend.skips_try(&self.request)
+        deadline.waits() && self.backend.skips_try(&self.resource.request)
     }
 
     /// Waits for a key that was found busy, and retries by the policy, until the deadline.
@@ -163,7 +186,7 @@ impl<'a, B: Backend> Acquire<'a, B> {
         }
         let tried = match tried {
             Some(tried) => tried,
-            None => self.try_once(suspend::now(), deadline).await,
+            None => self.try_once(false, deadline).await,
         };
         match tried? {
             Try::Acquired(guard) => return Ok(guard),
@@ -174,29 +197,34 @@ impl<'a, B: Backend> Acquire<'a, B> {
         Box::pin(self.client().unless_closed(self.wait_in_local_queue(deadline))).await
     }
 
-    /// Takes the key if it is free. Overtakes no waiter of this client.
-    async fn try_once(&self, now: Instant, deadline: &Deadline) -> Result<Try> {
-        let Resource { client, key, limit, isolated, .. } = self.resource;
+    /// Takes the key if it is free. Overtakes no waiter of this client. The first try is made as soon as the
+    /// deadline has begun, and spares a look at the clock.
+    async fn try_once(&self, is_first: bool, deadline: &Deadline) -> Result<Try> {
+        let Resource { client, request, .. } = self.resource;
+        let AcquireRequest { key, limit, isolated, .. } = request;
         if !isolated && client.queues.is_waited_for(key, *limit) {
             return Ok(Try::Busy(busy()));
         }
-        match self.backend.try_acquire(&self.request, now, deadline).await? {
-            Attempt::Acquired(grant) => self.complete(grant, deadline).await.map(Try::Acquired),
-            Attempt::Busy(error) => Ok(Try::Busy(error)),
-        }
+        let now = if is_first { deadline.began() } else { suspend::now() };
+        // The grant is not kept over an await, which would make the future larger.
+        let completing = match self.backend.try_acquire(request, self.endpoint, now, deadline).await? {
+            Attempt::Acquired(grant) => self.complete(grant, deadline),
+            Attempt::Busy(error) => return Ok(Try::Busy(error)),
+        };
+        completing.await.map(Try::Acquired)
     }
 
     /// Waits behind the other tasks of this client, and then in the backend's queue.
     async fn wait_in_local_queue(&self, deadline: &Deadline) -> Result<LeaseGuard> {
-        let Resource { client, key, limit, .. } = self.resource;
-        let mut place = LocalPlace::join(client, key, *limit)?;
+        let AcquireRequest { key, limit, .. } = &self.resource.request;
+        let mut place = LocalPlace::join(self.client(), key, *limit)?;
         timeout_at(deadline.wait_ends(), place.reach_head()).await.map_err(|_| busy())?;
         self.wait(deadline, Some(place)).await
     }
 
     /// Waits in the backend's queue. Once the key is granted, the next in the local queue may ask.
     async fn wait(&self, deadline: &Deadline, place: Option<LocalPlace>) -> Result<LeaseGuard> {
-        let grant = self.backend.acquire(&self.request, deadline).await?;
+        let grant = self.backend.acquire(&self.resource.request, self.endpoint, deadline).await?;
         drop(place);
         self.complete(grant, deadline).await
     }
@@ -212,9 +240,9 @@ impl<'a, B: Backend> Acquire<'a, B> {
     ) -> Either<Ready<Result<LeaseGuard>>, BoxFuture<'b, Result<LeaseGuard>>> {
         let Grant { sent, received, ttl, .. } = grant;
         // The holders of a semaphore have different fences at one time.
-        if self.resource.limit.is_none_or(|limit| limit.get() == 1) {
-            let endpoint = self.backend.endpoint(self.request.endpoint);
-            self.client().fences.granted(&self.resource.key, grant.fence, (sent, received), endpoint);
+        if self.resource.request.limit.is_none_or(|limit| limit.get() == 1) {
+            let endpoint = self.backend.endpoint(self.endpoint);
+            self.client().fences.granted(&self.resource.request.key, grant.fence, (sent, received), endpoint);
         }
         let is_stale = received - sent + suspend::since(sent) > (ttl / 10).min(self.backend.confirm_after());
         if is_stale {
@@ -239,7 +267,7 @@ impl<'a, B: Backend> Acquire<'a, B> {
         let Grant { lease, token, fence: _, ttl, sent, received } = grant;
         let registered = Registered::new(lease.claim(), self.client());
         let number = registered.number();
-        let (key, terms) = (self.resource.key.clone(), &self.resource.lease.terms);
+        let (key, terms) = (self.resource.request.key.clone(), &self.resource.lease.terms);
         let guard = LeaseGuard::new(registered, key, token, terms, (sent, received), ttl);
         // Dropped, the guard releases the lease.
         if let Some(reason) = guard.state_at(received).lost() {

@@ -49,7 +49,7 @@ impl AsyncDistributedLock {
 
     /// The key.
     pub fn key(&self) -> &Key {
-        &self.0.key
+        &self.0.request.key
     }
 
     /// The same lock with other settings for its leases.
@@ -69,7 +69,7 @@ impl AsyncDistributedLock {
     /// # Ok(()) }
     /// ```
     pub fn with(&self, settings: Settings) -> Result<Self> {
-        Ok(Self(Resource { lease: self.0.lease.clone().with(settings)?, ..self.0.clone() }))
+        self.0.with(settings).map(Self)
     }
 
     /// The same lock with a connection of its own for each lease, which is taken for the acquire
@@ -90,7 +90,7 @@ impl AsyncDistributedLock {
     /// # Ok(()) }
     /// ```
     pub fn isolated(&self) -> Self {
-        Self(Resource { isolated: true, ..self.0.clone() })
+        Self(self.0.isolated())
     }
 
     /// Waits for the lock, up to the acquire timeout that was built in (`l`).

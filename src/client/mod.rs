@@ -233,7 +233,7 @@ impl LockClient {
     }
 
     fn resource(&self, key: Key, limit: Option<Limit>) -> Resource {
-        Resource { client: self.inner.clone(), key, limit, lease: self.lease.clone(), isolated: false }
+        Resource::new(self.inner.clone(), key, limit, self.lease.clone())
     }
 }
 

@@ -43,7 +43,7 @@ impl AsyncDistributedSemaphore {
 
     /// The key.
     pub fn key(&self) -> &Key {
-        &self.0.key
+        &self.0.request.key
     }
 
     /// How many may hold it at once.
@@ -58,7 +58,7 @@ impl AsyncDistributedSemaphore {
     /// # Ok(()) }
     /// ```
     pub fn limit(&self) -> u64 {
-        self.0.limit.map_or(1, Limit::get)
+        self.0.request.limit.map_or(1, Limit::get)
     }
 
     /// The same semaphore with other settings for its leases.
@@ -66,7 +66,7 @@ impl AsyncDistributedSemaphore {
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
     pub fn with(&self, settings: Settings) -> Result<Self> {
-        Ok(Self(Resource { lease: self.0.lease.clone().with(settings)?, ..self.0.clone() }))
+        self.0.with(settings).map(Self)
     }
 
     /// The same semaphore with a connection of its own for each lease, which is taken for the acquire
@@ -87,7 +87,7 @@ impl AsyncDistributedSemaphore {
     /// # Ok(()) }
     /// ```
     pub fn isolated(&self) -> Self {
-        Self(Resource { isolated: true, ..self.0.clone() })
+        Self(self.0.isolated())
     }
 
     /// Waits for a slot, up to the acquire timeout that was built in (`sl`).

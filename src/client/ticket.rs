@@ -21,7 +21,7 @@ impl Resource {
         };
         outcome.map_err(|error| {
             self.client.counters.failed();
-            error.during("enqueue").for_key(&self.key)
+            error.during("enqueue").for_key(&self.request.key)
         })
     }
 
@@ -29,10 +29,10 @@ impl Resource {
         let AnyBackend::Dflockd(backend) = &self.client.backend;
         let acquire = Acquire::new(self, backend)?;
         let deadline = &self.deadline(Duration::ZERO);
-        match backend.enqueue(&acquire.request, deadline).await? {
+        match backend.enqueue(&self.request, acquire.endpoint(), deadline).await? {
             Enqueue::Acquired(grant) => acquire.complete(grant, deadline).await.map(Enqueued::Acquired),
             Enqueue::Queued(place) => {
-                tracing::debug!(key = %self.key, "queued");
+                tracing::debug!(key = %self.request.key, "queued");
                 let ticket = Ticket { resource: self.clone(), place: AnyPlace::Dflockd(place) };
                 // A client that was closed before this had a place to give up left it to this.
                 self.client.check_open()?;
@@ -66,7 +66,7 @@ pub struct Ticket {
 impl Ticket {
     /// The key that is queued for.
     pub fn key(&self) -> &Key {
-        &self.resource.key
+        &self.resource.request.key
     }
 
     /// Waits up to `timeout` for the grant (`w`, `sw`). The place is given up when the time runs out,
@@ -102,13 +102,13 @@ impl Ticket {
         let deadline = Deadline::of_wait(Instant::now(), timeout);
         let timeout = Seconds::ceil("timeout", timeout)?;
         let Self { resource, place } = self;
-        let named = |error: Error| error.during("wait").for_key(&resource.key);
+        let named = |error: Error| error.during("wait").for_key(&resource.request.key);
         here().map_err(named)?;
         let AnyPlace::Dflockd(place) = place;
         let AnyBackend::Dflockd(backend) = &resource.client.backend;
         let granted = async {
             let acquire = Acquire::new(&resource, backend)?;
-            let grant = backend.wait(place, &acquire.request, timeout, &deadline).await?;
+            let grant = backend.wait(place, &resource.request, timeout, &deadline).await?;
             acquire.complete(grant, &deadline).await
         };
         resource.client.unless_closed(granted).await.map_err(named)

@@ -73,7 +73,7 @@ impl DflockdBackend {
         &self,
         mut berth: Berth,
         wire: Request,
-        request: &AcquireRequest<'_>,
+        request: &AcquireRequest,
         deadline: &Deadline,
     ) -> Result<Grant<ServerLease>> {
         let sent = suspend::now();
@@ -90,7 +90,7 @@ impl DflockdBackend {
         &self,
         berth: Berth,
         answer: Answer,
-        request: &AcquireRequest<'_>,
+        request: &AcquireRequest,
         sent: Instant,
         deadline: &'a Deadline,
     ) -> Result<Grant<ServerLease>, BoxFuture<'a, Error>> {
@@ -113,11 +113,15 @@ impl DflockdBackend {
     }
 }
 
-fn acquire_request(request: &AcquireRequest<'_>, timeout: Seconds) -> Request {
+fn acquire_request(request: &AcquireRequest, timeout: Seconds) -> Request {
     Request::Acquire { key: request.key.clone(), timeout, limit: request.limit, lease: request.ttl }
 }
 
-fn wait_request(request: &AcquireRequest<'_>, timeout: Seconds) -> Request {
+fn enqueue_request(request: &AcquireRequest) -> Request {
+    Request::Enqueue { key: request.key.clone(), limit: request.limit, lease: request.ttl }
+}
+
+fn wait_request(request: &AcquireRequest, timeout: Seconds) -> Request {
     Request::Wait { key: request.key.clone(), timeout, family: Family::of(request.limit) }
 }
 
@@ -165,17 +169,17 @@ impl Backend for DflockdBackend {
     }
 
     /// An isolated lease waits on its own connection in any case.
-    fn skips_try(&self, request: &AcquireRequest<'_>) -> bool {
+    fn skips_try(&self, request: &AcquireRequest) -> bool {
         request.isolated
     }
 
     async fn try_acquire(
         &self,
-        request: &AcquireRequest<'_>,
+        request: &AcquireRequest,
+        shard: usize,
         now: Instant,
         deadline: &Deadline,
     ) -> Result<Attempt<ServerLease>> {
-        let shard = request.endpoint;
         let (mut berth, now) = if request.isolated {
             (Box::pin(self.board_alone(shard, deadline)).await?, suspend::now())
         } else if let Some(berth) = self.pool.board_open(shard, now) {
@@ -193,17 +197,26 @@ impl Backend for DflockdBackend {
         if error.is_busy() { Ok(Attempt::Busy(error)) } else { Err(error) }
     }
 
-    async fn acquire(&self, request: &AcquireRequest<'_>, deadline: &Deadline) -> Result<Grant<ServerLease>> {
-        let berth = self.board_alone(request.endpoint, deadline).await?;
+    async fn acquire(
+        &self,
+        request: &AcquireRequest,
+        shard: usize,
+        deadline: &Deadline,
+    ) -> Result<Grant<ServerLease>> {
+        let berth = self.board_alone(shard, deadline).await?;
         let left = deadline.wait_left(Instant::now())?;
         self.wait_for_grant(berth, acquire_request(request, left), request, deadline).await
     }
 
-    async fn enqueue(&self, request: &AcquireRequest<'_>, deadline: &Deadline) -> Result<Enqueue<Self>> {
-        let AcquireRequest { key, limit, ttl, endpoint, .. } = *request;
-        let mut berth = self.board_alone(endpoint, deadline).await?;
+    async fn enqueue(
+        &self,
+        request: &AcquireRequest,
+        shard: usize,
+        deadline: &Deadline,
+    ) -> Result<Enqueue<Self>> {
+        let mut berth = self.board_alone(shard, deadline).await?;
         let sent = suspend::now();
-        let reply = berth.ask(Request::Enqueue { key: key.clone(), limit, lease: ttl }, sent, deadline);
+        let reply = berth.ask(enqueue_request(request), sent, deadline);
         let answer = berth.answer(reply, deadline).await?;
         if *answer.reply() == Reply::Queued {
             // A wait of no time ends the registration: it answers `timeout`, or a grant that came meanwhile.
@@ -219,7 +232,7 @@ impl Backend for DflockdBackend {
     async fn wait(
         &self,
         mut place: QueuePlace,
-        request: &AcquireRequest<'_>,
+        request: &AcquireRequest,
         timeout: Seconds,
         deadline: &Deadline,
     ) -> Result<Grant<ServerLease>> {
