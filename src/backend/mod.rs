@@ -11,10 +11,10 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::failpoints::{Rule, is_broken};
 use crate::latency::Latency;
 use crate::lease::{Done, Engine};
 use crate::proto::StatsResult;
-use crate::failpoints::{Rule, is_broken};
 use crate::types::{Fence, Key, Limit, Seconds, Token};
 
 pub(crate) use deadline::{Deadline, GRACE};
