@@ -149,7 +149,7 @@
 //! write on the condition that the version has not changed (`If-Match`); if the condition fails,
 //! begin again. Fences are for locks: the holders of a semaphore have different ones at one time.
 //! They grow over a server's restarts where it has a `--fence-state-file`. A lock's fence that falls
-//! is logged as a warning, once per key.
+//! is logged as a warning, once per key. A 1.x server has no fences: [`Lease::fence`] is `None` there.
 //!
 //! ## When the connection ends
 //!

@@ -153,7 +153,12 @@ impl fmt::Display for Fence {
 
 /// The fence in a lease token: its first 16 of 32 hex digits, read as a big-endian number.
 ///
-/// `None` for the opaque tokens of servers too old to fence.
+/// `None` for a token of any other form.
+///
+/// Servers too old to fence (1.x) hand out 32 random hex digits, which look the same: read from those, the
+/// number is noise and does not grow. Such a server answers `ping` with `error`, so
+/// [`command::ping`](crate::command::ping) fails with [`Server`](crate::ErrorKind::Server).
+/// [`Lease::fence`](crate::Lease::fence) knows, and is `None` there.
 pub fn fence_from_token(token: &str) -> Option<Fence> {
     let hex = token.len() == 32 && token.bytes().all(|b| b.is_ascii_hexdigit());
     if !hex {
@@ -229,7 +234,8 @@ impl Token {
         }
     }
 
-    /// The fence of the grant; `None` for an opaque token.
+    /// The fence of the grant, as [`fence_from_token`] reads it: `None` for a token of any other form, and
+    /// noise from a 1.x server, as is said there.
     pub fn fence(&self) -> Option<Fence> {
         match &self.0 {
             TokenRepr::Minted { fence, .. } => Some(Fence(*fence)),

@@ -264,11 +264,11 @@ impl<'a, B: Backend> Acquire<'a, B> {
     }
 
     fn guard(&self, grant: Grant<B::Lease>) -> Result<LeaseGuard> {
-        let Grant { lease, token, fence: _, ttl, sent, received } = grant;
+        let Grant { lease, token, fence, ttl, sent, received } = grant;
         let registered = Registered::new(lease.claim(), self.client());
         let number = registered.number();
         let (key, terms) = (self.resource.request.key.clone(), &self.resource.lease.terms);
-        let guard = LeaseGuard::new(registered, key, token, terms, (sent, received), ttl);
+        let guard = LeaseGuard::new(registered, key, (token, fence), terms, (sent, received), ttl);
         // Dropped, the guard releases the lease.
         if let Some(reason) = guard.state_at(received).lost() {
             let has_expired = reason == LostReason::DeadlinePassed;

@@ -102,7 +102,7 @@ impl FileLock {
         let (key, config) = (self.settings.key.clone(), &self.settings.lease_config);
         Ok(grant.map(|grant| {
             let FileGrant { lease, token, began, ttl } = grant;
-            LeaseGuard::new(lease, key, token, config, (began, suspend::now()), ttl)
+            LeaseGuard::new(lease, key, (token, None), config, (began, suspend::now()), ttl)
         }))
     }
 

@@ -17,7 +17,7 @@ use crate::lease::renewal::{Pace, Renewal};
 use crate::lease::state::Shared;
 use crate::lease::task;
 use crate::suspend;
-use crate::types::{Key, Token};
+use crate::types::{Fence, Key, Token};
 
 /// How a lease is kept, whatever the grant.
 #[derive(Clone, Debug, Default)]
@@ -39,13 +39,13 @@ impl LeaseGuard {
     pub(crate) fn new(
         engine: impl Engine,
         key: Key,
-        token: Token,
+        (token, fence): (Token, Option<Fence>),
         terms: &Terms,
         (sent, now): (Instant, Instant),
         ttl: Duration,
     ) -> Self {
         let renewal = Renewal::new(terms.pace, sent.into_std(), ttl, now.into_std(), fastrand::f64());
-        let teller = Teller::new(key, token.fence(), engine.grantor(), terms);
+        let teller = Teller::new(key, fence, engine.grantor(), terms);
         let span = teller.span.clone();
         let shared = Arc::new(Shared::new(engine, token, teller, renewal));
         shared.set_task(tokio::spawn(task::keep(shared.clone()).instrument(span)));
@@ -220,7 +220,7 @@ mod tests {
     fn guard(asked: &Arc<AtomicUsize>) -> LeaseGuard {
         let (key, token) = (Key::parse("k").unwrap(), Token::parse("t").unwrap());
         let now = Instant::now();
-        LeaseGuard::new(Counts(asked.clone()), key, token, &Terms::default(), (now, now), 60 * S)
+        LeaseGuard::new(Counts(asked.clone()), key, (token, None), &Terms::default(), (now, now), 60 * S)
     }
 
     /// All that a forked child can do with a lease of its parent's, while its locks are held by a thread

@@ -57,7 +57,7 @@ impl Lease {
     }
 
     /// The grant's fence, to be checked by whatever the lease protects; `None` from servers too
-    /// old to fence, and for lock files.
+    /// old to fence (1.x: they do not know `ping`), and for lock files.
     ///
     /// # Examples
     /// ```
@@ -73,7 +73,7 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn fence(&self) -> Option<Fence> {
-        self.0.token.fence()
+        self.0.teller.fence
     }
 
     /// The lease's length, as the server last set it.

@@ -253,7 +253,7 @@ fn yes_man(reply: String) -> AsyncConn {
     let (near, far) = tokio::io::duplex(4096);
     tokio::spawn(async move {
         let (mut wire, mut reply) = (Wire::new(far), reply);
-        while wire.request().await.is_some() {
+        while wire.any_request().await.is_some() {
             wire.send(reply + "\n").await;
             reply = "ok".into();
         }

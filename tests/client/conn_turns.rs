@@ -28,10 +28,10 @@ fn is_dead(conn: &AsyncConn) {
 async fn a_command_dropped_before_its_reply_ends_the_connection() {
     let (conn, mut wire) = pair();
     assert!(timeout(S, command::acquire(&conn, "k", 10 * S, None)).await.is_err());
-    assert_eq!(wire.request().await.as_deref(), Some("l k 10"));
+    assert_eq!(wire.any_request().await.as_deref(), Some("l k 10"));
     wire.send(format!("ok {TOKEN} 33\n")).await;
     is_dead(&conn);
-    assert_eq!(wire.request().await, None, "the server sees the end");
+    assert_eq!(wire.any_request().await, None, "the server sees the end");
 }
 
 #[tokio::test(start_paused = true)]
@@ -40,7 +40,7 @@ async fn a_command_that_times_out_ends_the_connection() {
     let error = conn.command("ping", "_", "_", Some(S)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Timeout);
     assert!(error.to_string().contains("no reply within 1s"), "{error}");
-    assert_eq!(wire.request().await.as_deref(), Some("ping _ _"));
+    assert_eq!(wire.any_request().await.as_deref(), Some("ping _ _"));
     wire.send("ok\n").await;
     is_dead(&conn);
 }
@@ -61,7 +61,7 @@ async fn a_command_dropped_while_it_waits_for_its_turn_costs_nothing() {
     let first = command::acquire(&conn, "k", 10 * S, None);
     let second = timeout(S, command::ping(&conn));
     let peer = async {
-        assert_eq!(wire.request().await.as_deref(), Some("l k 10"));
+        assert_eq!(wire.any_request().await.as_deref(), Some("l k 10"));
         sleep(2 * S).await;
         wire.send(format!("ok {TOKEN} 33\n")).await;
     };
@@ -69,7 +69,7 @@ async fn a_command_dropped_while_it_waits_for_its_turn_costs_nothing() {
     assert_eq!(first.unwrap().lease, 33 * S);
     assert!(second.is_err());
     let (third, ()) = tokio::join!(command::stats(&conn), async {
-        assert_eq!(wire.request().await.as_deref(), Some("stats _ _"), "the ping was never sent");
+        assert_eq!(wire.any_request().await.as_deref(), Some("stats _ _"), "the ping was never sent");
         wire.send("error\n").await;
     });
     assert_eq!(third.unwrap_err().kind(), ErrorKind::Server);
@@ -90,9 +90,9 @@ async fn commands_of_many_tasks_take_turns_and_get_their_own_replies() {
         })
         .collect();
     for _ in 0..50 {
-        let request = wire.request().await.unwrap();
+        let request = wire.any_request().await.unwrap();
         // The next request must not come before this one is answered.
-        assert!(timeout(S, wire.request()).await.is_err());
+        assert!(timeout(S, wire.any_request()).await.is_err());
         wire.send(format!("ok {}\n", request.rsplit(' ').next().unwrap())).await;
     }
     for task in tasks {
@@ -106,7 +106,7 @@ async fn a_second_reply_is_never_the_next_commands() {
     for together in [true, false] {
         let (conn, mut wire) = pair();
         let (reply, ()) = tokio::join!(command::ping(&conn), async {
-            wire.request().await.unwrap();
+            wire.any_request().await.unwrap();
             wire.send(if together { "ok\nok\n" } else { "ok\n" }).await;
         });
         reply.unwrap();
@@ -118,7 +118,7 @@ async fn a_second_reply_is_never_the_next_commands() {
         assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
         assert!(error.to_string().contains("nobody asked for"), "{error}");
         is_dead(&conn);
-        assert_eq!(wire.request().await, None, "the release was not sent");
+        assert_eq!(wire.any_request().await, None, "the release was not sent");
     }
 }
 
@@ -137,7 +137,7 @@ async fn an_unasked_line_is_found_whatever_the_task_did_before() {
         });
         let error = outcome.await.unwrap().unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Protocol, "after {busy} steps: {error}");
-        assert_eq!(wire.request().await, None, "after {busy} steps");
+        assert_eq!(wire.any_request().await, None, "after {busy} steps");
     }
 }
 
@@ -177,15 +177,15 @@ async fn close_ends_the_command_under_way_and_all_that_follow() {
     assert_eq!(queued.unwrap_err().kind(), ErrorKind::ConnectionClosed);
     assert_eq!(start.elapsed(), S);
     is_dead(&conn);
-    assert_eq!(wire.request().await.as_deref(), Some("l k 100"));
-    assert_eq!(wire.request().await, None);
+    assert_eq!(wire.any_request().await.as_deref(), Some("l k 100"));
+    assert_eq!(wire.any_request().await, None);
 }
 
 #[tokio::test(start_paused = true)]
 async fn close_of_an_idle_connection_is_seen_by_the_server() {
     let (conn, mut wire) = pair();
     conn.close().await;
-    assert_eq!(wire.request().await, None);
+    assert_eq!(wire.any_request().await, None);
     is_dead(&conn);
 }
 
@@ -247,7 +247,7 @@ async fn a_command_without_a_time_limit_waits_for_ever() {
     let (conn, mut wire) = pair();
     let reply = conn.command("l", "k", "9223372036", None);
     let (reply, ()) = tokio::join!(reply, async {
-        wire.request().await.unwrap();
+        wire.any_request().await.unwrap();
         sleep(365 * 24 * 3600 * S).await;
         wire.send("timeout\n").await;
     });
@@ -259,7 +259,7 @@ async fn the_longest_wait_does_not_overflow_its_time_limit() {
     let (conn, mut wire) = pair();
     let longest = Duration::from_secs(dflockd_client::MAX_SECONDS);
     let (grant, ()) = tokio::join!(command::acquire(&conn, "k", longest, Some(longest)), async {
-        assert_eq!(wire.request().await.as_deref(), Some("l k 9223372036 9223372036"));
+        assert_eq!(wire.any_request().await.as_deref(), Some("l k 9223372036 9223372036"));
         wire.send(format!("ok {TOKEN} 9223372036\n")).await;
     });
     assert_eq!(grant.unwrap().lease, longest);
@@ -302,7 +302,7 @@ async fn what_cannot_be_sent_is_refused_with_nothing_sent() {
         assert!(error.is_invalid_input(), "{error}");
     }
     let (pong, request) = tokio::join!(command::ping(&conn), async {
-        let request = wire.request().await;
+        let request = wire.any_request().await;
         wire.send("ok\n").await;
         request
     });

@@ -7,7 +7,7 @@ use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::{AsyncDistributedLock, Enqueued, Error, ErrorKind, LockClient, LostReason};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::peers::{End, Peers, TOKEN, Wire, cut, peer, script, sound};
+use crate::peers::{End, PING, PONG, Peers, TOKEN, Wire, cut, peer, script, sound};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -175,14 +175,14 @@ async fn over_cut(what: String, requests: Option<u64>, replies: Option<u64>, who
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_cut_at_any_byte_of_a_request_leaves_nothing() {
-    for at in 0..="l\nk\n0\n".len() as u64 {
+    for at in 0..=(PING.len() + "l\nk\n0\n".len()) as u64 {
         over_cut(format!("request cut at {at}"), Some(at), None, false).await;
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_cut_at_any_byte_of_a_grant_leaves_nothing() {
-    let grant = format!("ok {TOKEN} 33\n").len() as u64;
+    let grant = format!("{PONG}ok {TOKEN} 33\n").len() as u64;
     for at in 0..=grant {
         over_cut(format!("reply cut at {at}"), None, Some(at), at == grant).await;
     }
@@ -317,8 +317,9 @@ async fn a_ticket_whose_connection_is_lost_says_so() {
     }));
     let held = holder.acquire().await.unwrap();
     let way = server.clone();
-    // "queued\n" comes through, and then nothing any more.
-    let lock = lock(Peers::first(move || cut(&way, None, Some(7)), &server));
+    let queued = (PONG.len() + "queued\n".len()) as u64;
+    // "queued" comes through, and then nothing any more.
+    let lock = lock(Peers::first(move || cut(&way, None, Some(queued)), &server));
     let Enqueued::Queued(ticket) = lock.enqueue().await.unwrap() else { panic!("the key is taken") };
     sleep(S).await;
     let error = ticket.wait(5 * S).await.unwrap_err();
@@ -333,7 +334,8 @@ async fn a_ticket_whose_connection_is_lost_says_so() {
 async fn a_waiter_whose_connection_is_cut_leaves_the_queue() {
     let server = server();
     let way = server.clone();
-    let dial = Peers::new(move |_, nth| if nth == 1 { cut(&way, Some(7), None) } else { sound(&way) });
+    let part = PING.len() as u64 + 7;
+    let dial = Peers::new(move |_, nth| if nth == 1 { cut(&way, Some(part), None) } else { sound(&way) });
     let lock = lock(dial);
     let held = lock.acquire().await.unwrap();
     let error = lock.acquire().await.unwrap_err();

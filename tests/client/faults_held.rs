@@ -13,7 +13,7 @@ use futures::future::join_all;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::peers::{End, Peers, TOKEN, Wire, cut, peer, script, sound};
+use crate::peers::{End, PONG, Peers, TOKEN, Wire, cut, peer, script, sound};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -42,7 +42,8 @@ async fn a_release_whose_reply_is_cut_at_any_byte_says_so_and_has_let_go() {
     for at in 0..3 {
         let server = Server::new(ServerConfig::default()).unwrap();
         let way = server.clone();
-        let dial = Peers::first(move || cut(&way, None, Some(GRANT.len() as u64 + at)), &server);
+        let dial =
+            Peers::first(move || cut(&way, None, Some((PONG.len() + GRANT.len()) as u64 + at)), &server);
         let lock = LockClient::builder().dial(dial).build().unwrap().lock("k").unwrap();
         let guard = match at {
             // Nothing of the reply comes through: the way is cut before it could be asked for, and
@@ -258,7 +259,9 @@ impl AsyncWrite for BreaksAfter {
         }
         self.lines += bytes.iter().filter(|byte| **byte == b'\n').count();
         if self.lines == 3 * self.requests {
-            self.answers = format!("ok {TOKEN} 33\n").repeat(self.requests).into();
+            // The first was the ping with which the client begins.
+            let grants = format!("ok {TOKEN} 33\n").repeat(self.requests - 1);
+            self.answers = (PONG.to_owned() + &grants).into();
             self.reader.take().expect("the client reads all the time").wake();
         }
         Poll::Ready(Ok(bytes.len()))
@@ -292,7 +295,7 @@ impl AsyncRead for BreaksAfter {
 async fn answers_that_came_before_the_way_broke_reach_their_callers() {
     const MANY: usize = 100;
     let breaks = || {
-        let stream = BreaksAfter { requests: MANY, lines: 0, answers: Vec::new(), reader: None };
+        let stream = BreaksAfter { requests: 1 + MANY, lines: 0, answers: Vec::new(), reader: None };
         End::Open(Box::new(stream))
     };
     let (lock, _server) = lock(breaks);

@@ -40,4 +40,5 @@ mod shared;
 mod stalls;
 mod test_util;
 mod tls;
+mod unfenced;
 mod unread;

@@ -14,7 +14,7 @@ use tokio::time::sleep;
 use tracing::subscriber::DefaultGuard;
 
 use crate::faces::{Client, Face, on_both_faces};
-use crate::peers::{Peers, Wire, peer};
+use crate::peers::{Peers, Wire, peer, unfenced};
 
 const S: Duration = Duration::from_secs(1);
 
@@ -267,6 +267,24 @@ async fn fences_of_a_semaphore_are_not_compared_unless_it_is_a_lock() {
         }
         assert_eq!(log.lines(&["WARN", "the fence fell"]).len(), warned, "a limit of {limit}");
     }
+}
+
+#[tokio::test(start_paused = true)]
+async fn no_fence_falls_on_a_server_that_has_none() {
+    let (log, _capturing) = Log::capture();
+    let locks = LockClient::builder().dial(Peers::new(|_, _| unfenced())).build().unwrap();
+    let lock = locks.lock("job").unwrap();
+    let mut noise = Vec::new();
+    for _ in 0..5 {
+        let guard = lock.acquire().await.unwrap();
+        noise.push(guard.token().expose());
+        guard.release().await.unwrap();
+        sleep(S).await;
+    }
+    assert!(noise.is_sorted_by(|one, next| one > next), "it falls: {noise:?}");
+    assert_eq!(log.lines(&["WARN"]), Vec::<String>::new());
+    assert!(!log.lines(&["key=job"]).is_empty());
+    assert_eq!(log.lines(&["fence="]), Vec::<String>::new());
 }
 
 #[tokio::test(start_paused = true)]

@@ -3,7 +3,8 @@
 
 use std::io;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Duration;
 
 use dflockd_client::net::{BoxStream, Dial};
 use dflockd_client::server::Server;
@@ -14,6 +15,10 @@ use tokio::io::{
 
 /// The grant that scripted peers hand out.
 pub(crate) const TOKEN: &str = "000000000000002a00112233445566aa";
+
+/// With what a client begins each connection, and what a server answers.
+pub(crate) const PING: &str = "ping\n_\n_\n";
+pub(crate) const PONG: &str = "ok\n";
 
 /// How one attempt to connect ends.
 pub(crate) enum End {
@@ -94,19 +99,63 @@ pub(crate) fn script(answers: &'static [&'static str], closes: bool) -> End {
     })
 }
 
+/// A 1.x server: it does not know `ping`, and its tokens are random. A number read out of them falls
+/// with each grant here. The key `busy` is waited for; any other is free.
+pub(crate) fn unfenced() -> End {
+    static NOISE: AtomicU64 = AtomicU64::new(u64::MAX);
+    peer(|far| async move {
+        let mut wire = Wire::new(far);
+        while let Some(request) = wire.any_request().await {
+            let noise = NOISE.fetch_sub(1 << 40, Ordering::Relaxed);
+            let grant = format!("{noise:016x}9b1d03f7c2e84a56 33\n");
+            let (command, rest) = request.split_once(' ').expect("three lines");
+            match (command, rest) {
+                ("ping", _) => wire.send("error\n").await,
+                ("l", "busy 0") | ("sl", "busy 0 2") => wire.send("timeout\n").await,
+                ("e" | "se", _) if rest.starts_with("busy") => wire.send("queued\n").await,
+                ("e" | "se", _) => wire.send(format!("acquired {grant}")).await,
+                ("l" | "sl" | "w" | "sw", _) => {
+                    let waits = if rest.starts_with("busy") { 5 } else { 0 };
+                    tokio::time::sleep(Duration::from_secs(waits)).await;
+                    wire.send(format!("ok {grant}")).await;
+                }
+                ("n" | "sn", _) => wire.send("ok 33\n").await,
+                _ => wire.send("ok\n").await,
+            }
+        }
+    })
+}
+
 /// The server's end of a connection, by hand.
-pub(crate) struct Wire(BufReader<DuplexStream>);
+pub(crate) struct Wire {
+    stream: BufReader<DuplexStream>,
+    /// Whether the ping with which a client begins a connection may still come.
+    begins: bool,
+}
 
 impl Wire {
     pub(crate) fn new(stream: DuplexStream) -> Self {
-        Self(BufReader::new(stream))
+        Self { stream: BufReader::new(stream), begins: true }
+    }
+
+    /// The next request, but for the ping with which a client begins a connection: that is answered.
+    pub(crate) async fn request(&mut self) -> Option<String> {
+        loop {
+            let request = self.any_request().await?;
+            let is_first_ping = self.begins && request == "ping _ _";
+            self.begins &= request.starts_with("auth ");
+            if !is_first_ping {
+                return Some(request);
+            }
+            self.send(PONG).await;
+        }
     }
 
     /// The next request's three lines, joined by spaces; `None` when the client has closed.
-    pub(crate) async fn request(&mut self) -> Option<String> {
+    pub(crate) async fn any_request(&mut self) -> Option<String> {
         let mut lines = String::new();
         for _ in 0..3 {
-            if self.0.read_line(&mut lines).await.ok()? == 0 {
+            if self.stream.read_line(&mut lines).await.ok()? == 0 {
                 return None;
             }
         }
@@ -115,17 +164,17 @@ impl Wire {
 
     pub(crate) async fn send(&mut self, bytes: impl AsRef<[u8]>) {
         // The client may have closed: that is the test's to find out.
-        let _ = self.0.get_mut().write_all(bytes.as_ref()).await;
+        let _ = self.stream.get_mut().write_all(bytes.as_ref()).await;
     }
 
     /// The pipe itself, where everything that was asked has been read.
     pub(crate) fn into_inner(self) -> DuplexStream {
-        self.0.into_inner()
+        self.stream.into_inner()
     }
 
     /// Waits until the client closes.
     pub(crate) async fn closed(&mut self) {
-        let _ = self.0.read_to_end(&mut Vec::new()).await;
+        let _ = self.stream.read_to_end(&mut Vec::new()).await;
     }
 }
 

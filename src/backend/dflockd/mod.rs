@@ -97,6 +97,7 @@ impl DflockdBackend {
         let Some((token, ttl)) = answer.grant() else {
             return Err(Box::pin(refused(berth, answer, deadline)));
         };
+        let fence = berth.session().fence_of(&token);
         let lease = Unclaimed::new(ServerLease {
             pool: self.pool.clone(),
             shard: berth.shard(),
@@ -108,7 +109,6 @@ impl DflockdBackend {
         });
         // The duty to release it has moved.
         answer.claim();
-        let fence = token.fence();
         Ok(Grant { lease, token, fence, ttl: ttl.duration(), sent, received: suspend::now() })
     }
 }

@@ -10,6 +10,7 @@ use crate::types::Token;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
     /// The proof of it, for [`renew`](crate::command::renew) and [`release`](crate::command::release).
+    /// [`Token::fence`] is noise from a 1.x server, which answers [`ping`](crate::command::ping) with an error.
     pub token: Token,
     /// For how long, unless renewed: whole seconds.
     pub lease: Duration,

@@ -1,6 +1,9 @@
 //! `dflock run`: the command's end, its environment, and who must wait.
 
-use crate::cli::support::{dflock, run, start, waiting};
+use std::io::{BufRead, BufReader, Write};
+use std::net::TcpListener;
+
+use crate::cli::support::{bare, dflock, ended, run, start, waiting};
 use crate::dflockd::Dflockd;
 
 fn server() -> Dflockd {
@@ -36,6 +39,39 @@ fn the_command_finds_the_lease_in_its_environment() {
     let second = fence(&["run", "row:42", "--ttl", "90"], &format!("row:42 {address} 90 1"));
     assert!(second > first, "{second} comes after {first}");
     fence(&["run", "s", "--limit", "3"], &format!("s {address} 33 3"));
+}
+
+#[test]
+fn the_command_finds_no_fence_where_the_server_has_none() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("there is a port");
+    let address = listener.local_addr().expect("it is bound");
+    // A 1.x server: it does not know `ping`, and its tokens are random.
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut to = stream.expect("it is accepted");
+            let from = BufReader::new(to.try_clone().expect("it is open"));
+            std::thread::spawn(move || {
+                let mut lines = from.lines().map_while(Result::ok);
+                while let (Some(command), Some(_), Some(_)) = (lines.next(), lines.next(), lines.next()) {
+                    let reply = match &*command {
+                        "l" | "sl" => "ok 83f61c0a59d27be49b1d03f7c2e84a56 33\n",
+                        "r" | "sr" => "ok\n",
+                        _ => "error\n",
+                    };
+                    if to.write_all(reply.as_bytes()).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+    });
+    for limit in [&[][..], &["--limit", "3"]] {
+        let print = ["--", "sh", "-c", "echo $DFLOCK_KEY ${DFLOCK_TOKEN_FENCE-none}"];
+        let mut command = bare(&[&["run", "row:42"], limit, &print].concat());
+        command.env("DFLOCK_SERVERS", address.to_string()).env("DFLOCK_TOKEN_FENCE", "of another lease");
+        let ended = ended(&mut command);
+        assert_eq!((ended.code, &*ended.out, &*ended.err), (Some(0), "row:42 none\n", ""));
+    }
 }
 
 #[test]

@@ -18,7 +18,7 @@ use crate::backend::dflockd::replies;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::Done;
 use crate::net::BoxStream;
-use crate::proto::{Family, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
+use crate::proto::{Expect, Family, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
 use crate::suspend;
 use crate::types::{Token, printable};
 
@@ -166,6 +166,11 @@ impl Driver {
             };
             self.wire.leave_unread(left);
             match reply {
+                // The server closes a connection to which it says this: those who have asked behind the
+                // ping are to hear why.
+                Ok(Reply::Refused(Status::Auth)) if matches!(call.request, Request::Ping) => {
+                    return Err(replies::refusal(&Status::Auth, Expect::Done));
+                }
                 Ok(reply) => waited |= self.answer(call, reply, now),
                 Err(error) => {
                     self.shared.fail(call, &error, false);
@@ -354,10 +359,13 @@ fn answer(call: Call, reply: Reply, handle: &Weak<Handles>, shared: &Shared) -> 
     if reply == Reply::Refused(Status::Draining) {
         shared.home.draining.store(true, Ordering::Relaxed);
     }
+    if matches!((&call.request, &reply), (Request::Ping, Reply::Refused(Status::Error))) {
+        shared.is_unfenced.store(true, Ordering::Relaxed);
+    }
     let Call { request, caller, .. } = call;
     let caller = match caller {
         Caller::Releases { done, .. } => {
-            released(&request, reply, done, &shared.home.server);
+            released(&request, reply, done, shared);
             return None;
         }
         Caller::Waits { tell, .. } => Some(tell),
@@ -381,14 +389,15 @@ fn answer(call: Call, reply: Reply, handle: &Weak<Handles>, shared: &Shared) -> 
     left
 }
 
-fn released(request: &Request, reply: Reply, done: Option<Done>, server: &Arc<str>) {
+fn released(request: &Request, reply: Reply, done: Option<Done>, shared: &Shared) {
     match (done, request, reply) {
         (Some(done), request, reply) => {
             let outcome = replies::released(reply);
-            done.tell(outcome.map_err(|error| named(error.on_server(server), request)));
+            done.tell(outcome.map_err(|error| named(error.on_server(&shared.home.server), request)));
         }
         (None, Request::Release { key, token, .. }, Reply::Refused(status)) => {
-            tracing::debug!(%key, fence = ?token.fence(), status = %printable(&status.to_string()), "released a lease that was gone already");
+            let (fence, status) = (shared.fence_of(token), status.to_string());
+            tracing::debug!(%key, ?fence, status = %printable(&status), "released a lease that was gone already");
         }
         (None, ..) => {}
     }

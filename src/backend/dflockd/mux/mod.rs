@@ -28,6 +28,7 @@ use crate::net::BoxStream;
 use crate::process::Origin;
 use crate::proto::Request;
 use crate::suspend;
+use crate::types::{Fence, Token};
 use buffered::Wire;
 use driver::Driver;
 use liveness::Proof;
@@ -94,6 +95,8 @@ struct Shared {
     usage: Mutex<Usage>,
     /// Whether the driver has to set its alarm anew.
     set_alarm: AtomicBool,
+    /// Whether the server has said that it does not know `ping`: its tokens are random.
+    is_unfenced: AtomicBool,
 }
 
 /// It takes requests.
@@ -142,7 +145,10 @@ impl Session {
             users: AtomicUsize::new(0),
             usage: Mutex::new(Usage::Taken(Some(permit))),
             set_alarm: AtomicBool::new(false),
+            is_unfenced: AtomicBool::new(false),
         });
+        // Goes out with the first request, so that its answer is read before any grant is.
+        shared.send(Call { request: Request::Ping, caller: Caller::Nobody, sent: now });
         let handle = Arc::new(Handles(shared.clone()));
         tokio::spawn(Driver::new(stream, Arc::downgrade(&handle), shared).run());
         Self(handle)
@@ -256,6 +262,11 @@ impl Session {
         self.shared().proof.is_shaky(now)
     }
 
+    /// The fence in a token that this server has granted by this connection, if it hands out fences.
+    pub(crate) fn fence_of(&self, token: &Token) -> Option<Fence> {
+        self.shared().fence_of(token)
+    }
+
     /// Why nothing can be held by this connection any more, if so. The clock is asked as well as
     /// the driver, which may be starved. Not for a session on which a request waits in a queue.
     pub(crate) fn lost(&self, now: Instant) -> Option<LostReason> {
@@ -299,6 +310,10 @@ impl Shared {
         }
         self.course.fetch_max(course, Ordering::AcqRel);
         self.waker.wake();
+    }
+
+    fn fence_of(&self, token: &Token) -> Option<Fence> {
+        if self.is_unfenced.load(Ordering::Relaxed) { None } else { token.fence() }
     }
 
     fn outbox(&self) -> MutexGuard<'_, Outbox> {
@@ -398,7 +413,7 @@ impl Shared {
                 done.tell(Err(named(error.clone(), &request).on_server(&self.home.server)));
             }
             (Caller::Releases { done: None, .. }, Request::Release { key, token, .. }) => {
-                let fence = token.fence();
+                let fence = self.fence_of(&token);
                 tracing::warn!(%key, ?fence, %error, "release failed; the lease runs out by itself");
             }
             (Caller::Releases { .. } | Caller::Nobody, _) => {}

@@ -92,7 +92,8 @@ impl Drop for Answer {
             && session.is_ours()
             && !is_broken(Rule::ReleaseUnclaimed)
         {
-            tracing::debug!(key = %orphan.key, fence = ?orphan.token.fence(), "a grant that nobody took is released");
+            let fence = session.fence_of(&orphan.token);
+            tracing::debug!(key = %orphan.key, ?fence, "a grant that nobody took is released");
             session.release(orphan, Instant::now(), None);
         }
     }

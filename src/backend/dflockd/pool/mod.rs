@@ -319,8 +319,7 @@ fn unrescued(orphan: &Orphan, done: Option<Done>, error: Error) {
     match done {
         Some(done) => done.tell(Err(error.during("release").for_key(&orphan.key))),
         None => {
-            let fence = orphan.token.fence();
-            tracing::warn!(key = %orphan.key, ?fence, %error, "a grant that nobody took runs out by itself");
+            tracing::warn!(key = %orphan.key, %error, "a grant that nobody took runs out by itself");
         }
     }
 }
