@@ -286,7 +286,7 @@ pub use file::{FileLock, LockState};
 #[cfg(feature = "client")]
 pub use latency::Latency;
 #[cfg(any(feature = "client", feature = "file"))]
-pub use lease::{Lease, LeaseChange, LeaseEvent, LeaseGuard, LostSignal, Outcome};
+pub use lease::{Lease, LeaseEvent, LeaseEventKind, LeaseGuard, LostSignal, Outcome};
 pub use lease::{LeaseState, LostReason};
 pub use proto::StatsResult;
 pub use sharding::{DEFAULT_SERVERS, ShardingStrategy, stable_hash_shard};

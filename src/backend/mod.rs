@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoints::{Rule, is_broken};
 use crate::latency::Latency;
-use crate::lease::{Done, Engine};
+use crate::lease::{HeldLease, ReleaseCompletion};
 use crate::proto::StatsResult;
 use crate::types::{Fence, Key, Limit, Seconds, Token};
 
@@ -48,7 +48,7 @@ pub struct Capabilities {
 /// including a grant that arrives late.
 pub(crate) trait Backend: Send + Sync + Sized + 'static {
     /// A held key.
-    type Lease: Engine;
+    type Lease: HeldLease;
     /// A place in a key's wait queue. Dropping it leaves the queue.
     type Place: Send + Sync + 'static;
 
@@ -131,7 +131,7 @@ pub(crate) struct AcquireRequest {
 }
 
 /// What a try returns.
-pub(crate) enum Attempt<L: Engine> {
+pub(crate) enum Attempt<L: HeldLease> {
     Acquired(Grant<L>),
     /// Others hold the key, or wait for it.
     Busy(Error),
@@ -144,7 +144,7 @@ pub(crate) enum Enqueue<B: Backend> {
 }
 
 /// A key that was granted.
-pub(crate) struct Grant<L: Engine> {
+pub(crate) struct Grant<L: HeldLease> {
     pub(crate) lease: Unclaimed<L>,
     pub(crate) token: Token,
     pub(crate) fence: Option<Fence>,
@@ -156,9 +156,9 @@ pub(crate) struct Grant<L: Engine> {
 }
 
 /// A held lease that no guard has yet. Dropping it releases the lease.
-pub(crate) struct Unclaimed<L: Engine>(Option<L>);
+pub(crate) struct Unclaimed<L: HeldLease>(Option<L>);
 
-impl<L: Engine> Unclaimed<L> {
+impl<L: HeldLease> Unclaimed<L> {
     pub(crate) fn new(lease: L) -> Self {
         Self(Some(lease))
     }
@@ -173,13 +173,13 @@ impl<L: Engine> Unclaimed<L> {
     }
 }
 
-impl<L: Engine> Drop for Unclaimed<L> {
+impl<L: HeldLease> Drop for Unclaimed<L> {
     fn drop(&mut self) {
         if let Some(lease) = self.0.take()
             && !is_broken(Rule::ReleaseUnclaimed)
         {
-            tracing::debug!(server = %lease.grantor(), "releasing a grant that no caller took");
-            lease.release(Instant::now(), Done::unheard());
+            tracing::debug!(server = %lease.endpoint(), "releasing a grant that no caller took");
+            lease.release(Instant::now(), ReleaseCompletion::ignored());
         }
     }
 }

@@ -146,7 +146,7 @@ impl Lease {
 
     /// Who granted: the server's `host:port`.
     pub fn grantor(&self) -> Arc<str> {
-        self.lease.grantor()
+        self.lease.endpoint()
     }
 
     /// The grant's fence, to be checked by whatever the lease protects; see
@@ -265,7 +265,7 @@ impl Lease {
     pub fn on_lost(&self, callback: impl FnOnce(LostReason) + Send + 'static) {
         let lease = self.lease.clone();
         self.runtime.spawn(async move {
-            lease.clone().reached(is_over).await;
+            lease.clone().wait_until(is_over).await;
             if let LeaseState::Lost(reason) = lease.state() {
                 tokio::task::spawn_blocking(move || callback(reason));
             }
@@ -373,7 +373,7 @@ impl Lease {
 
     /// Blocks until the lease is in such a state, or the time is up; returns its state.
     fn wait(&self, is_such: fn(LeaseState) -> bool, limit: Option<Duration>) -> LeaseState {
-        let reached = self.lease.clone().reached(is_such);
+        let reached = self.lease.clone().wait_until(is_such);
         // What ends the wait in another way, such as the end of the runtime, shows in the state.
         let _ = self.runtime.run(TWIN, async move {
             match limit {

@@ -16,7 +16,7 @@ use crate::client::local_queue::LocalPlace;
 use crate::client::registry::Registered;
 use crate::client::retry::is_worth_a_retry;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Engine, LeaseGuard, LostReason};
+use crate::lease::{HeldLease, LeaseGuard, LostReason};
 use crate::suspend;
 use crate::types::{Key, Limit, Seconds};
 

@@ -13,7 +13,7 @@ use crate::client::local_queue::LocalQueues;
 use crate::client::metrics::{ClientCounters, Metrics};
 use crate::client::registry::LeaseRegistry;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::Tally;
+use crate::lease::LeaseCounters;
 use crate::process::Origin;
 use crate::proto::StatsResult;
 
@@ -37,7 +37,7 @@ impl Drop for ClientInner {
 }
 
 impl ClientInner {
-    pub(crate) fn new(backend: AnyBackend, tally: Arc<Tally>) -> Arc<Self> {
+    pub(crate) fn new(backend: AnyBackend, tally: Arc<LeaseCounters>) -> Arc<Self> {
         Arc::new(Self {
             backend,
             registry: LeaseRegistry::default(),

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::client::retry::RetryPolicy;
 use crate::error::Result;
-use crate::lease::Terms;
+use crate::lease::LeaseConfig;
 use crate::types::Seconds;
 use crate::validate::lease_seconds;
 
@@ -14,7 +14,7 @@ pub(crate) struct LeaseOptions {
     pub(crate) request_timeout: Duration,
     pub(crate) acquire_timeout: Duration,
     pub(crate) ttl: Option<Seconds>,
-    pub(crate) terms: Terms,
+    pub(crate) terms: LeaseConfig,
     pub(crate) retry: Option<RetryPolicy>,
 }
 

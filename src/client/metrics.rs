@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::backend::Gauges;
 use crate::latency::{Latency, SharedLatency};
-use crate::lease::Tally;
+use crate::lease::LeaseCounters;
 
 /// Figures of one [`LockClient`](crate::LockClient): some of this moment, some counted since it was
 /// built. Made by [`LockClient::metrics`](crate::LockClient::metrics).
@@ -52,7 +52,7 @@ pub struct Metrics {
 
 /// The counters of one client.
 pub(crate) struct ClientCounters {
-    tally: Arc<Tally>,
+    tally: Arc<LeaseCounters>,
     waits: AtomicU64,
     waiting: AtomicUsize,
     failures: AtomicU64,
@@ -60,7 +60,7 @@ pub(crate) struct ClientCounters {
 }
 
 impl ClientCounters {
-    pub(crate) fn new(tally: Arc<Tally>) -> Self {
+    pub(crate) fn new(tally: Arc<LeaseCounters>) -> Self {
         Self {
             tally,
             waits: AtomicU64::new(0),
@@ -102,7 +102,7 @@ impl ClientCounters {
             losses: count(&tally.lost),
             releases: count(&tally.released),
             release_failures: count(&tally.release_failed),
-            dropped_events: count(&tally.untold),
+            dropped_events: count(&tally.dropped_events),
             acquire_latency: self.acquires.read(),
             round_trip_latency: gauges.round_trips,
         }

@@ -229,7 +229,7 @@ impl LockClient {
 
     fn from_parts(parts: BuilderParts) -> Self {
         let BuilderParts { backend, lease } = parts;
-        Self { inner: ClientInner::new(backend, lease.terms.tally.clone()), lease }
+        Self { inner: ClientInner::new(backend, lease.terms.counters.clone()), lease }
     }
 
     fn resource(&self, key: Key, limit: Option<Limit>) -> Resource {

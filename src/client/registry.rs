@@ -12,7 +12,7 @@ use tokio::time::{Instant, timeout_at};
 
 use crate::client::inner::ClientInner;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Done, Engine, Incident, Lease, LostReason, Releaser, WeakLease};
+use crate::lease::{Change, HeldLease, Lease, LostReason, ReleaseCompletion, ReleaseWaiter, WeakLease};
 
 /// The leases of one client that were not let go yet.
 #[derive(Default)]
@@ -67,7 +67,7 @@ impl LeaseRegistry {
         let (mut answers, now) = (Vec::new(), Instant::now());
         for lease in leases.into_iter().filter_map(|(_, lease)| lease?.upgrade()) {
             let (tell, told) = oneshot::channel();
-            lease.end(LostReason::ClientClosed, now, Releaser { tell, until });
+            lease.end(LostReason::ClientClosed, now, ReleaseWaiter { sender: tell, deadline: until });
             answers.push(told);
         }
         for answer in answers {
@@ -82,14 +82,14 @@ impl LeaseRegistry {
 }
 
 /// A held lease that stands in its client's registry until it is released.
-pub(crate) struct Registered<L: Engine> {
+pub(crate) struct Registered<L: HeldLease> {
     lease: L,
     client: Arc<ClientInner>,
     number: usize,
     has_left: AtomicBool,
 }
 
-impl<L: Engine> Registered<L> {
+impl<L: HeldLease> Registered<L> {
     pub(crate) fn new(lease: L, client: &Arc<ClientInner>) -> Self {
         let number = client.registry.reserve();
         Self { lease, client: client.clone(), number, has_left: AtomicBool::new(false) }
@@ -107,20 +107,20 @@ impl<L: Engine> Registered<L> {
     }
 }
 
-impl<L: Engine> Engine for Registered<L> {
-    fn grantor(&self) -> Arc<str> {
-        self.lease.grantor()
+impl<L: HeldLease> HeldLease for Registered<L> {
+    fn endpoint(&self) -> Arc<str> {
+        self.lease.endpoint()
     }
 
     fn renew(&self) -> BoxFuture<'_, Result<Duration>> {
         self.lease.renew()
     }
 
-    fn minds_the_time(&self) -> bool {
-        self.lease.minds_the_time()
+    fn enforces_release_deadline(&self) -> bool {
+        self.lease.enforces_release_deadline()
     }
 
-    fn release(&self, now: Instant, done: Done) {
+    fn release(&self, now: Instant, done: ReleaseCompletion) {
         self.leave();
         self.lease.release(now, done);
     }
@@ -134,14 +134,14 @@ impl<L: Engine> Engine for Registered<L> {
         self.lease.lost(now)
     }
 
-    fn incident(&self) -> impl Future<Output = Incident> + Send {
-        self.lease.incident()
+    fn changed(&self) -> impl Future<Output = Change> + Send {
+        self.lease.changed()
     }
 }
 
 /// A lease may end without a release: forgotten, or with its runtime. A forked process takes no lock of the
 /// registry.
-impl<L: Engine> Drop for Registered<L> {
+impl<L: HeldLease> Drop for Registered<L> {
     fn drop(&mut self) {
         if self.client.is_ours() {
             self.leave();

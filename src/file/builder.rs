@@ -11,7 +11,7 @@ use crate::file::lock::FileLock;
 use crate::file::mark::Mark;
 use crate::file::name;
 use crate::file::settings::{Clock, Settings, check_lifetime};
-use crate::lease::{LeaseEvent, Listener, Terms};
+use crate::lease::{EventHandler, LeaseConfig, LeaseEvent};
 use crate::types::Key;
 
 /// The separator of a claim's fields on this platform: `|`, on Windows `^`.
@@ -45,7 +45,7 @@ pub struct Builder {
     clock: Arc<Clock>,
     poll: Duration,
     slop: Duration,
-    lease_config: Terms,
+    lease_config: LeaseConfig,
     /// Where this process runs; only tests say something else.
     mark: Option<Mark>,
 }
@@ -62,7 +62,7 @@ impl Builder {
             clock: Arc::new(SystemTime::now),
             poll: Duration::from_millis(250),
             slop: Duration::from_secs(10),
-            lease_config: Terms::default(),
+            lease_config: LeaseConfig::default(),
             mark: None,
         }
     }
@@ -132,7 +132,7 @@ impl Builder {
     /// no lease waits for it. Up to 65,536 events are kept for it; what comes beyond that is dropped, and
     /// warned of. Defaults to none.
     pub fn on_event(mut self, listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
-        self.lease_config.listener = Listener::new(listener);
+        self.lease_config.handler = EventHandler::new(listener);
         self
     }
 

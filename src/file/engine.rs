@@ -13,7 +13,7 @@ use crate::file::offload::{run_steps_async, spawn_blocking_limited, spawn_or_run
 use crate::file::settings::Settings;
 use crate::file::slot::{self, SharedContender, with_contender};
 use crate::file::steps::Progress;
-use crate::lease::{Done, Engine, Incident, LostReason};
+use crate::lease::{Change, HeldLease, LostReason, ReleaseCompletion};
 use crate::types::Token;
 
 /// How often a holder looks whether its lock file is still there.
@@ -104,8 +104,8 @@ fn renew(
     Ok(Progress::Done(None))
 }
 
-impl Engine for FileLease {
-    fn grantor(&self) -> Arc<str> {
+impl HeldLease for FileLease {
+    fn endpoint(&self) -> Arc<str> {
         self.grantor.clone()
     }
 
@@ -113,18 +113,18 @@ impl Engine for FileLease {
         Box::pin(async { self.renew_once().await.map_err(|error| error.during("renew")) })
     }
 
-    fn minds_the_time(&self) -> bool {
+    fn enforces_release_deadline(&self) -> bool {
         false
     }
 
-    fn release(&self, _: Instant, done: Done) {
+    fn release(&self, _: Instant, done: ReleaseCompletion) {
         let settings = self.settings.clone();
         spawn_or_run(slot::release(self.contender.clone(), self.lifetime), move |outcome| {
             let outcome = outcome.and_then(|was_held| {
                 let gone = || settings.error(ErrorKind::NotHeld, "somebody broke or removed it");
                 was_held.then_some(()).ok_or_else(gone)
             });
-            done.tell(outcome.map_err(|error| error.during("release")));
+            done.complete(outcome.map_err(|error| error.during("release")));
         });
     }
 
@@ -132,11 +132,11 @@ impl Engine for FileLease {
         self.lost.get().copied()
     }
 
-    async fn incident(&self) -> Incident {
+    async fn changed(&self) -> Change {
         loop {
             sleep(CHECK_INTERVAL.min(self.lifetime / 4)).await;
             if let Some(reason) = self.check().await {
-                return Incident::Lost(reason);
+                return Change::Lost(reason);
             }
         }
     }

@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::mark::Mark;
 use crate::file::name::ClaimName;
-use crate::lease::Terms;
+use crate::lease::LeaseConfig;
 use crate::types::{Key, MAX_SECONDS};
 
 /// The shortest lifetime: times are kept in whole seconds.
@@ -27,7 +27,7 @@ pub(super) struct Settings {
     pub(super) slop: Duration,
     pub(super) poll: Duration,
     pub(super) retry_errnos: Vec<i32>,
-    pub(super) lease_config: Terms,
+    pub(super) lease_config: LeaseConfig,
     pub(super) mark: Mark,
     pub(super) clock: Arc<Clock>,
 }

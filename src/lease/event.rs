@@ -8,9 +8,9 @@ use tracing::Span;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::LostReason;
-use crate::lease::guard::Terms;
-use crate::lease::listener::Listener;
-use crate::lease::standing::Standing;
+use crate::lease::event_handler::EventHandler;
+use crate::lease::guard::LeaseConfig;
+use crate::lease::state_cell::StateCell;
 use crate::types::{Fence, Key, printable};
 
 /// Something that happened to a lease; see [`Builder::on_event`](crate::Builder::on_event).
@@ -22,15 +22,15 @@ pub struct LeaseEvent {
     /// The grant's fence; none from a server too old to fence, and none for a lock file.
     pub fence: Option<Fence>,
     /// Who granted: the server's `host:port`, or the path of the lock file.
-    pub grantor: Arc<str>,
+    pub endpoint: Arc<str>,
     /// What happened.
-    pub change: LeaseChange,
+    pub kind: LeaseEventKind,
 }
 
 /// What happened to a lease.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
-pub enum LeaseChange {
+pub enum LeaseEventKind {
     /// It began.
     Granted {
         /// Its length, unless renewed.
@@ -58,44 +58,44 @@ pub enum LeaseChange {
 
 /// Counts what happens to many leases.
 #[derive(Debug, Default)]
-pub(crate) struct Tally {
+pub(crate) struct LeaseCounters {
     pub(crate) granted: AtomicU64,
     pub(crate) renewed: AtomicU64,
     pub(crate) renew_failed: AtomicU64,
     pub(crate) lost: AtomicU64,
     pub(crate) released: AtomicU64,
     pub(crate) release_failed: AtomicU64,
-    pub(crate) untold: AtomicU64,
+    pub(crate) dropped_events: AtomicU64,
 }
 
-impl Tally {
-    fn count(&self, change: &LeaseChange) {
+impl LeaseCounters {
+    fn count(&self, change: &LeaseEventKind) {
         let counter = match change {
-            LeaseChange::Granted { .. } => &self.granted,
-            LeaseChange::Renewed { .. } => &self.renewed,
-            LeaseChange::RenewFailed(_) => &self.renew_failed,
-            LeaseChange::Lost(_) => &self.lost,
-            LeaseChange::Released => &self.released,
-            LeaseChange::ReleaseFailed(_) => &self.release_failed,
-            LeaseChange::AtRisk | LeaseChange::Forgotten => return,
+            LeaseEventKind::Granted { .. } => &self.granted,
+            LeaseEventKind::Renewed { .. } => &self.renewed,
+            LeaseEventKind::RenewFailed(_) => &self.renew_failed,
+            LeaseEventKind::Lost(_) => &self.lost,
+            LeaseEventKind::Released => &self.released,
+            LeaseEventKind::ReleaseFailed(_) => &self.release_failed,
+            LeaseEventKind::AtRisk | LeaseEventKind::Forgotten => return,
         };
         counter.fetch_add(1, Ordering::Relaxed);
     }
 }
 
 /// Tells the log and the listener what happens to one lease, and has where those look who wait for it.
-pub(crate) struct Teller {
+pub(crate) struct LeaseReporter {
     pub(super) key: Key,
     pub(super) fence: Option<Fence>,
-    pub(super) grantor: Arc<str>,
-    listener: Listener,
-    tally: Arc<Tally>,
+    pub(super) endpoint: Arc<str>,
+    handler: EventHandler,
+    counters: Arc<LeaseCounters>,
     pub(super) span: Span,
-    pub(super) standing: Arc<Standing>,
+    pub(super) state: Arc<StateCell>,
 }
 
-impl Teller {
-    pub(super) fn new(key: Key, fence: Option<Fence>, grantor: Arc<str>, terms: &Terms) -> Self {
+impl LeaseReporter {
+    pub(super) fn new(key: Key, fence: Option<Fence>, grantor: Arc<str>, terms: &LeaseConfig) -> Self {
         // A lease outlives whoever acquired it, so its span is nobody's child.
         let number = fence.map(Fence::get);
         let span =
@@ -103,66 +103,74 @@ impl Teller {
         if !span.is_disabled() {
             span.follows_from(Span::current());
         }
-        let (listener, tally) = (terms.listener.clone(), terms.tally.clone());
-        Self { key, fence, grantor, listener, tally, span, standing: Arc::new(Standing::new()) }
+        let (listener, tally) = (terms.handler.clone(), terms.counters.clone());
+        Self {
+            key,
+            fence,
+            endpoint: grantor,
+            handler: listener,
+            counters: tally,
+            span,
+            state: Arc::new(StateCell::new()),
+        }
     }
 
     pub(super) fn granted(&self, ttl: Duration) {
         tracing::debug!(parent: &self.span, ?ttl, "lease granted");
-        self.tell(LeaseChange::Granted { ttl });
+        self.tell(LeaseEventKind::Granted { ttl });
     }
 
     pub(super) fn renewed(&self, ttl: Duration) {
         tracing::debug!(parent: &self.span, ?ttl, "lease renewed");
-        self.tell(LeaseChange::Renewed { ttl });
+        self.tell(LeaseEventKind::Renewed { ttl });
     }
 
     pub(super) fn renew_failed(&self, error: &Error) {
         tracing::debug!(parent: &self.span, %error, "renewal failed");
-        self.tell(LeaseChange::RenewFailed(error.clone()));
+        self.tell(LeaseEventKind::RenewFailed(error.clone()));
     }
 
     pub(super) fn at_risk(&self) {
         tracing::warn!(parent: &self.span, key = %self.key, "lease at risk: renewals are late");
-        self.tell(LeaseChange::AtRisk);
+        self.tell(LeaseEventKind::AtRisk);
     }
 
     pub(super) fn lost(&self, reason: LostReason) {
         tracing::warn!(parent: &self.span, key = %self.key, %reason, "lease lost");
-        self.tell(LeaseChange::Lost(reason));
+        self.tell(LeaseEventKind::Lost(reason));
     }
 
     pub(super) fn released(&self, outcome: &Result<()>) {
         match outcome {
             Ok(()) => {
                 tracing::debug!(parent: &self.span, "lease released");
-                self.tell(LeaseChange::Released);
+                self.tell(LeaseEventKind::Released);
             }
             Err(error) => {
                 tracing::warn!(parent: &self.span, key = %self.key, %error, "release failed");
-                self.tell(LeaseChange::ReleaseFailed(error.clone()));
+                self.tell(LeaseEventKind::ReleaseFailed(error.clone()));
             }
         }
     }
 
     pub(super) fn forgotten(&self) {
         tracing::debug!(parent: &self.span, "lease forgotten");
-        self.tell(LeaseChange::Forgotten);
+        self.tell(LeaseEventKind::Forgotten);
     }
 
     /// An error that names the operation, the key and who granted it.
     pub(super) fn error(&self, operation: &'static str, kind: ErrorKind, detail: impl Into<String>) -> Error {
-        Error::new(kind, detail).during(operation).for_key(&self.key).on_server(&self.grantor)
+        Error::new(kind, detail).during(operation).for_key(&self.key).on_server(&self.endpoint)
     }
 
-    fn tell(&self, change: LeaseChange) {
-        self.tally.count(&change);
+    fn tell(&self, change: LeaseEventKind) {
+        self.counters.count(&change);
         let event = || {
-            let (key, grantor) = (self.key.clone(), self.grantor.clone());
-            LeaseEvent { key, fence: self.fence, grantor, change }
+            let (key, grantor) = (self.key.clone(), self.endpoint.clone());
+            LeaseEvent { key, fence: self.fence, endpoint: grantor, kind: change }
         };
-        if !self.listener.tell(event) {
-            self.tally.untold.fetch_add(1, Ordering::Relaxed);
+        if !self.handler.tell(event) {
+            self.counters.dropped_events.fetch_add(1, Ordering::Relaxed);
         }
     }
 }

@@ -9,22 +9,22 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::error::Result;
-use crate::lease::engine::Engine;
-use crate::lease::event::{Tally, Teller};
+use crate::lease::event::{LeaseCounters, LeaseReporter};
+use crate::lease::event_handler::EventHandler;
 use crate::lease::handle::Lease;
-use crate::lease::listener::Listener;
-use crate::lease::renewal::{Pace, Renewal};
-use crate::lease::state::Shared;
+use crate::lease::held::HeldLease;
+use crate::lease::inner::LeaseInner;
+use crate::lease::renewal::{RenewalPolicy, RenewalSchedule};
 use crate::lease::task;
 use crate::suspend;
 use crate::types::{Fence, Key, Token};
 
 /// How a lease is kept, whatever the grant.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Terms {
-    pub(crate) pace: Pace,
-    pub(crate) listener: Listener,
-    pub(crate) tally: Arc<Tally>,
+pub(crate) struct LeaseConfig {
+    pub(crate) renewal: RenewalPolicy,
+    pub(crate) handler: EventHandler,
+    pub(crate) counters: Arc<LeaseCounters>,
 }
 
 /// A lease that is released when dropped. Everything to ask of it stands on [`Lease`].
@@ -37,18 +37,19 @@ pub struct LeaseGuard(Option<Lease>);
 impl LeaseGuard {
     /// Takes charge of a grant made by a request sent at `sent`: spawns the renewal task.
     pub(crate) fn new(
-        engine: impl Engine,
+        engine: impl HeldLease,
         key: Key,
         (token, fence): (Token, Option<Fence>),
-        terms: &Terms,
+        terms: &LeaseConfig,
         (sent, now): (Instant, Instant),
         ttl: Duration,
     ) -> Self {
-        let renewal = Renewal::new(terms.pace, sent.into_std(), ttl, now.into_std(), fastrand::f64());
-        let teller = Teller::new(key, fence, engine.grantor(), terms);
+        let renewal =
+            RenewalSchedule::new(terms.renewal, sent.into_std(), ttl, now.into_std(), fastrand::f64());
+        let teller = LeaseReporter::new(key, fence, engine.endpoint(), terms);
         let span = teller.span.clone();
-        let shared = Arc::new(Shared::new(engine, token, teller, renewal));
-        shared.set_task(tokio::spawn(task::keep(shared.clone()).instrument(span)));
+        let shared = Arc::new(LeaseInner::new(engine, token, teller, renewal));
+        shared.set_task(tokio::spawn(task::run(shared.clone()).instrument(span)));
         Self(Some(Lease(shared)))
     }
 
@@ -167,7 +168,7 @@ mod tests {
 
     use super::*;
     use crate::error::ErrorKind;
-    use crate::lease::engine::{Done, Incident};
+    use crate::lease::held::{Change, ReleaseCompletion};
     use crate::lease::{LeaseState, LostReason, Outcome};
     use crate::process::in_a_fork;
 
@@ -182,8 +183,8 @@ mod tests {
         }
     }
 
-    impl Engine for Counts {
-        fn grantor(&self) -> Arc<str> {
+    impl HeldLease for Counts {
+        fn endpoint(&self) -> Arc<str> {
             "here".into()
         }
 
@@ -192,11 +193,11 @@ mod tests {
             Box::pin(pending())
         }
 
-        fn release(&self, _: Instant, _: Done) {
+        fn release(&self, _: Instant, _: ReleaseCompletion) {
             self.count();
         }
 
-        fn minds_the_time(&self) -> bool {
+        fn enforces_release_deadline(&self) -> bool {
             self.count();
             false
         }
@@ -206,7 +207,7 @@ mod tests {
             None
         }
 
-        async fn incident(&self) -> Incident {
+        async fn changed(&self) -> Change {
             pending().await
         }
     }
@@ -220,7 +221,14 @@ mod tests {
     fn guard(asked: &Arc<AtomicUsize>) -> LeaseGuard {
         let (key, token) = (Key::parse("k").unwrap(), Token::parse("t").unwrap());
         let now = Instant::now();
-        LeaseGuard::new(Counts(asked.clone()), key, (token, None), &Terms::default(), (now, now), 60 * S)
+        LeaseGuard::new(
+            Counts(asked.clone()),
+            key,
+            (token, None),
+            &LeaseConfig::default(),
+            (now, now),
+            60 * S,
+        )
     }
 
     /// All that a forked child can do with a lease of its parent's, while its locks are held by a thread
@@ -257,7 +265,7 @@ mod tests {
         let (mut watch, mut risk) = (guard.lost(), Box::pin(guard.at_risk()));
         assert_eq!(((&mut watch).now_or_never(), (&mut risk).now_or_never()), (None, None));
         let before = asked.load(Ordering::Relaxed);
-        let locks = leases.each_ref().map(|Lease(lease)| (lease.renewal(), lease.teller.standing.lock()));
+        let locks = leases.each_ref().map(|Lease(lease)| (lease.renewal(), lease.reporter.state.lock()));
         let (done, is_done) = mpsc::channel();
         let child = thread::spawn(move || {
             in_a_fork(|| live_on(guard, other, watch, risk));

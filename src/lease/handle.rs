@@ -13,10 +13,10 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{ErrorKind, Result};
-use crate::lease::engine::{RELEASE_LIMIT, Releaser, late};
-use crate::lease::renewal::Renewal;
-use crate::lease::signal::{LostSignal, Watch};
-use crate::lease::state::Shared;
+use crate::lease::held::{RELEASE_TIMEOUT, ReleaseWaiter, release_timed_out};
+use crate::lease::inner::LeaseInner;
+use crate::lease::lost::{LostSignal, Watch};
+use crate::lease::renewal::RenewalSchedule;
 use crate::lease::{LeaseState, LostReason};
 use crate::suspend;
 use crate::types::{Fence, Key, Token};
@@ -38,12 +38,12 @@ pub enum Outcome<T> {
 /// [`Released`](LeaseState::Released), [`lost`](Self::lost) and [`at_risk`](Self::at_risk) resolve, and
 /// work that [runs](Self::run) under it stops.
 #[derive(Clone)]
-pub struct Lease(pub(super) Arc<Shared>);
+pub struct Lease(pub(super) Arc<LeaseInner>);
 
 impl Lease {
     /// The key that is held.
     pub fn key(&self) -> &Key {
-        &self.0.teller.key
+        &self.0.reporter.key
     }
 
     /// The grant's token, as the server spelled it. Keep it out of logs.
@@ -52,8 +52,8 @@ impl Lease {
     }
 
     /// Who granted: the server's `host:port`, or the path of the lock file.
-    pub fn grantor(&self) -> Arc<str> {
-        self.0.teller.grantor.clone()
+    pub fn endpoint(&self) -> Arc<str> {
+        self.0.reporter.endpoint.clone()
     }
 
     /// The grant's fence, to be checked by whatever the lease protects; `None` from servers too
@@ -73,12 +73,12 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn fence(&self) -> Option<Fence> {
-        self.0.teller.fence
+        self.0.reporter.fence
     }
 
     /// The lease's length, as the server last set it.
     pub fn ttl(&self) -> Duration {
-        self.0.read(Renewal::ttl).unwrap_or_default()
+        self.0.read(RenewalSchedule::ttl).unwrap_or_default()
     }
 
     /// The instant up to which the lease is proven: when the last successful acquire or renewal
@@ -146,7 +146,7 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn lost(&self) -> LostSignal {
-        LostSignal::new(self.0.teller.standing.clone())
+        LostSignal::new(self.0.reporter.state.clone())
     }
 
     /// Resolves when little time is left because renewals are late (a quarter of the ttl, see
@@ -158,14 +158,14 @@ impl Lease {
     /// # Cancel safety
     /// Dropping it loses nothing.
     pub fn at_risk(&self) -> impl Future<Output = ()> + Send + 'static {
-        let standing = self.0.teller.standing.clone();
+        let standing = self.0.reporter.state.clone();
         Watch::new(standing, |state| (state != LeaseState::Healthy).then_some(()))
     }
 
     /// Waits until the lease is in such a state.
     #[cfg(feature = "blocking")]
-    pub(crate) async fn reached(self, is_such: fn(LeaseState) -> bool) {
-        self.0.teller.standing.wait_for(|state| is_such(state).then_some(())).await;
+    pub(crate) async fn wait_until(self, is_such: fn(LeaseState) -> bool) {
+        self.0.reporter.state.wait_for(|state| is_such(state).then_some(())).await;
     }
 
     /// Renews now (`n`, `sn`), whatever the schedule says, and answers the new ttl.
@@ -196,8 +196,8 @@ impl Lease {
             return Err(self.0.over_error("renew", reason));
         }
         let sent = suspend::now();
-        let outcome = self.0.engine.renew().await;
-        self.0.settle(sent, &outcome);
+        let outcome = self.0.held.renew().await;
+        self.0.apply_renewal(sent, &outcome);
         match (&outcome, self.state().lost()) {
             (Ok(_), Some(reason)) => Err(self.0.over_error("renew", reason)),
             _ => outcome,
@@ -282,12 +282,12 @@ impl Lease {
             return Err(self.0.over_error("release", reason));
         }
         let (tell, told) = oneshot::channel();
-        let until = now + RELEASE_LIMIT;
-        let minds_the_time = self.0.engine.minds_the_time();
-        self.0.release(now, Some(Releaser { tell, until }));
+        let until = now + RELEASE_TIMEOUT;
+        let minds_the_time = self.0.held.enforces_release_deadline();
+        self.0.release(now, Some(ReleaseWaiter { sender: tell, deadline: until }));
         if Handle::try_current().is_err() {
             let unheard = "it is on its way, but no tokio runtime runs this, so its answer is not waited for";
-            return Err(self.0.teller.error("release", ErrorKind::InvalidInput, unheard));
+            return Err(self.0.reporter.error("release", ErrorKind::InvalidInput, unheard));
         }
         let outcome = if minds_the_time {
             told.await.ok()
@@ -296,16 +296,16 @@ impl Lease {
         };
         outcome.unwrap_or_else(|| {
             if Instant::now() >= until {
-                return Err(late(&self.0.teller));
+                return Err(release_timed_out(&self.0.reporter));
             }
-            Err(self.0.teller.error("release", ErrorKind::ConnectionClosed, "the runtime is shut down"))
+            Err(self.0.reporter.error("release", ErrorKind::ConnectionClosed, "the runtime is shut down"))
         })
     }
 }
 
 /// A handle that keeps nothing alive.
 #[cfg_attr(not(feature = "client"), allow(dead_code))]
-pub(crate) struct WeakLease(Weak<Shared>);
+pub(crate) struct WeakLease(Weak<LeaseInner>);
 
 #[cfg_attr(not(feature = "client"), allow(dead_code))]
 impl WeakLease {
@@ -327,12 +327,12 @@ impl Lease {
 
     /// Ends the lease from this side: it is lost for this reason, and let go. `caller` is dropped
     /// where it was let go or forgotten before.
-    pub(crate) fn end(&self, reason: LostReason, now: Instant, caller: Releaser) {
+    pub(crate) fn end(&self, reason: LostReason, now: Instant, caller: ReleaseWaiter) {
         self.0.lose(reason);
         if self.0.claim_release() {
             self.0.release(now, Some(caller));
         } else {
-            self.0.engine.cut();
+            self.0.held.cut();
         }
     }
 }

@@ -5,38 +5,38 @@
 pub mod renewal;
 
 #[cfg(any(feature = "client", feature = "file"))]
-mod engine;
-#[cfg(any(feature = "client", feature = "file"))]
 mod event;
+#[cfg(any(feature = "client", feature = "file"))]
+mod event_handler;
 #[cfg(any(feature = "client", feature = "file"))]
 mod guard;
 #[cfg(any(feature = "client", feature = "file"))]
 mod handle;
 #[cfg(any(feature = "client", feature = "file"))]
-mod listener;
+mod held;
 #[cfg(any(feature = "client", feature = "file"))]
-mod signal;
+mod inner;
 #[cfg(any(feature = "client", feature = "file"))]
-mod standing;
+mod lost;
 #[cfg(any(feature = "client", feature = "file"))]
-mod state;
+mod state_cell;
 #[cfg(any(feature = "client", feature = "file"))]
 mod task;
 
 pub use renewal::{LeaseState, LostReason};
 
 #[cfg(feature = "client")]
-pub(crate) use {engine::Releaser, event::Tally, handle::WeakLease};
-#[cfg(any(feature = "client", feature = "file"))]
-pub(crate) use {
-    engine::{Done, Engine, Incident},
-    guard::Terms,
-    listener::Listener,
-};
+pub(crate) use {event::LeaseCounters, handle::WeakLease, held::ReleaseWaiter};
 #[cfg(any(feature = "client", feature = "file"))]
 pub use {
-    event::{LeaseChange, LeaseEvent},
+    event::{LeaseEvent, LeaseEventKind},
     guard::LeaseGuard,
     handle::{Lease, Outcome},
-    signal::LostSignal,
+    lost::LostSignal,
+};
+#[cfg(any(feature = "client", feature = "file"))]
+pub(crate) use {
+    event_handler::EventHandler,
+    guard::LeaseConfig,
+    held::{Change, HeldLease, ReleaseCompletion},
 };

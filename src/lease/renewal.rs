@@ -16,7 +16,7 @@ pub enum LostReason {
     ServerDraining,
     /// The server answered nothing for two keepalive intervals: it may have dropped the connection
     /// by now, and handed the key on.
-    ServerSilent,
+    KeepaliveTimeout,
     /// The server answered a renewal with `error`: it knows no such holder any more.
     RenewalRejected,
     /// No renewal got through before the deadline. Where the system counts it, the time for which this
@@ -43,7 +43,7 @@ impl fmt::Display for LostReason {
         f.write_str(match self {
             Self::ConnectionClosed => "its connection closed",
             Self::ServerDraining => "the server shut down",
-            Self::ServerSilent => "the server answered nothing for too long",
+            Self::KeepaliveTimeout => "the server answered nothing for too long",
             Self::RenewalRejected => "the server rejected its renewal",
             Self::DeadlinePassed => "its deadline passed without a renewal",
             Self::RuntimeShutdown => "the runtime that renewed it shut down",
@@ -84,7 +84,7 @@ impl LeaseState {
 
 /// The pace of renewals.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Pace {
+pub struct RenewalPolicy {
     /// The share of the remaining time after which to renew, above 0 and below 1.
     pub ratio: f64,
     /// The share of each interval by which a renewal may come early, 0 to 1.
@@ -93,7 +93,7 @@ pub struct Pace {
     pub at_risk: f64,
 }
 
-impl Default for Pace {
+impl Default for RenewalPolicy {
     fn default() -> Self {
         Self { ratio: 0.5, jitter: 0.1, at_risk: 0.25 }
     }
@@ -101,7 +101,7 @@ impl Default for Pace {
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Step {
+pub enum RenewalAction {
     /// Send a renewal now.
     Renew,
     /// Nothing until this instant.
@@ -118,8 +118,8 @@ const RETRY_PAUSE: Duration = Duration::from_secs(2);
 /// One lease's schedule. The deadline counts from the instant before the last successful request
 /// was *sent*, so it is never later than the server's.
 #[derive(Clone, Debug)]
-pub struct Renewal {
-    pace: Pace,
+pub struct RenewalSchedule {
+    pace: RenewalPolicy,
     ttl: Duration,
     /// When the request was sent that the deadline counts from.
     sent: Instant,
@@ -130,9 +130,9 @@ pub struct Renewal {
     lost: Option<LostReason>,
 }
 
-impl Renewal {
+impl RenewalSchedule {
     /// A lease of `ttl`, granted by a request sent at `sent`. `luck` (0 to 1) picks the jitter.
-    pub fn new(pace: Pace, sent: Instant, ttl: Duration, now: Instant, luck: f64) -> Self {
+    pub fn new(pace: RenewalPolicy, sent: Instant, ttl: Duration, now: Instant, luck: f64) -> Self {
         let mut renewal = Self { pace, ttl, sent, deadline: sent, next: sent, doubtful: false, lost: None };
         renewal.extend(sent, ttl, now, luck);
         renewal
@@ -189,15 +189,15 @@ impl Renewal {
     }
 
     /// What to do at `now`; `in_flight` when a renewal is under way.
-    pub fn poll(&mut self, now: Instant, in_flight: bool) -> Step {
+    pub fn poll(&mut self, now: Instant, in_flight: bool) -> RenewalAction {
         if now >= self.lost_at() {
             self.lose(LostReason::DeadlinePassed);
         }
         if let Some(reason) = self.lost {
-            return Step::Lost(reason);
+            return RenewalAction::Lost(reason);
         }
         if !in_flight && now >= self.next {
-            return Step::Renew;
+            return RenewalAction::Renew;
         }
         let mut wake = self.lost_at();
         if now < self.at_risk_at() {
@@ -206,7 +206,7 @@ impl Renewal {
         if !in_flight {
             wake = wake.min(self.next);
         }
-        Step::Wait(wake)
+        RenewalAction::Wait(wake)
     }
 
     /// How the lease stands at `now`.
@@ -254,19 +254,28 @@ mod tests {
 
     const S: Duration = Duration::from_secs(1);
 
-    fn lease(ttl: Duration) -> (Instant, Renewal) {
+    fn lease(ttl: Duration) -> (Instant, RenewalSchedule) {
         let start = Instant::now();
-        (start, Renewal::new(Pace { jitter: 0.0, ..Pace::default() }, start, ttl, start, 0.0))
+        (
+            start,
+            RenewalSchedule::new(
+                RenewalPolicy { jitter: 0.0, ..RenewalPolicy::default() },
+                start,
+                ttl,
+                start,
+                0.0,
+            ),
+        )
     }
 
     #[test]
     fn it_renews_after_a_share_of_what_remains() {
         let (start, mut lease) = lease(10 * S);
-        assert_eq!(lease.poll(start, false), Step::Wait(start + 5 * S));
-        assert_eq!(lease.poll(start + 5 * S, false), Step::Renew);
+        assert_eq!(lease.poll(start, false), RenewalAction::Wait(start + 5 * S));
+        assert_eq!(lease.poll(start + 5 * S, false), RenewalAction::Renew);
         lease.renewed(start + 5 * S, 10 * S, start + 6 * S, 0.0);
         assert_eq!(lease.deadline(), start + 15 * S);
-        assert_eq!(lease.poll(start + 6 * S, false), Step::Wait(start + 6 * S + 9 * S / 2));
+        assert_eq!(lease.poll(start + 6 * S, false), RenewalAction::Wait(start + 6 * S + 9 * S / 2));
     }
 
     #[test]
@@ -280,8 +289,8 @@ mod tests {
     fn jitter_only_makes_it_earlier() {
         let start = Instant::now();
         for luck in [0.0, 0.3, 1.0, 7.0] {
-            let mut lease = Renewal::new(Pace::default(), start, 10 * S, start, luck);
-            let Step::Wait(next) = lease.poll(start, false) else { panic!("renewed at once") };
+            let mut lease = RenewalSchedule::new(RenewalPolicy::default(), start, 10 * S, start, luck);
+            let RenewalAction::Wait(next) = lease.poll(start, false) else { panic!("renewed at once") };
             assert!(next <= start + 5 * S && next >= start + 9 * S / 2, "{luck}");
         }
     }
@@ -290,14 +299,14 @@ mod tests {
     fn a_one_second_lease_is_renewed_in_time_at_any_ratio() {
         let start = Instant::now();
         for ratio in [0.001, 0.5, 0.999] {
-            let pace = Pace { ratio, ..Pace::default() };
-            let mut lease = Renewal::new(pace, start, S, start, 0.0);
+            let pace = RenewalPolicy { ratio, ..RenewalPolicy::default() };
+            let mut lease = RenewalSchedule::new(pace, start, S, start, 0.0);
             let mut now = start;
             let renew_at = loop {
                 match lease.poll(now, false) {
-                    Step::Renew => break now,
-                    Step::Wait(until) => now = until,
-                    Step::Lost(reason) => panic!("lost before a renewal at {ratio}: {reason}"),
+                    RenewalAction::Renew => break now,
+                    RenewalAction::Wait(until) => now = until,
+                    RenewalAction::Lost(reason) => panic!("lost before a renewal at {ratio}: {reason}"),
                 }
             };
             assert!(renew_at <= start + 3 * S / 4, "{ratio}");
@@ -310,15 +319,15 @@ mod tests {
         let (mut now, mut tries) = (start, 0);
         let reason = loop {
             match lease.poll(now, false) {
-                Step::Renew => {
+                RenewalAction::Renew => {
                     tries += 1;
                     lease.failed(now, 0.0);
                 }
-                Step::Wait(until) => {
+                RenewalAction::Wait(until) => {
                     assert!(until > now);
                     now = until;
                 }
-                Step::Lost(reason) => break reason,
+                RenewalAction::Lost(reason) => break reason,
             }
         };
         assert_eq!(reason, LostReason::DeadlinePassed);
@@ -331,7 +340,7 @@ mod tests {
         let (start, mut lease) = lease(8 * S);
         assert_eq!(lease.state(start + 5 * S), LeaseState::Healthy);
         assert_eq!(lease.state(start + 6 * S), LeaseState::AtRisk);
-        assert_eq!(lease.poll(start + 5 * S, true), Step::Wait(start + 6 * S));
+        assert_eq!(lease.poll(start + 5 * S, true), RenewalAction::Wait(start + 6 * S));
         lease.renewed(start + 6 * S, 8 * S, start + 6 * S, 0.0);
         assert_eq!(lease.state(start + 7 * S), LeaseState::Healthy);
     }
@@ -343,7 +352,7 @@ mod tests {
         lease.lose(LostReason::ConnectionClosed);
         lease.renewed(start, 100 * S, start, 0.0);
         assert_eq!(lease.state(start), LeaseState::Lost(LostReason::RenewalRejected));
-        assert_eq!(lease.poll(start, false), Step::Lost(LostReason::RenewalRejected));
+        assert_eq!(lease.poll(start, false), RenewalAction::Lost(LostReason::RenewalRejected));
     }
 
     #[test]
@@ -368,9 +377,9 @@ mod tests {
         let (start, mut lease) = lease(10 * S);
         lease.doubt(start + S);
         assert_eq!(lease.state(start + S), LeaseState::AtRisk);
-        assert_eq!(lease.poll(start + S, false), Step::Renew);
+        assert_eq!(lease.poll(start + S, false), RenewalAction::Renew);
         lease.failed(start + S, 0.0);
-        assert_eq!(lease.poll(start + S, false), Step::Wait(start + 3 * S));
+        assert_eq!(lease.poll(start + S, false), RenewalAction::Wait(start + 3 * S));
         lease.renewed(start + 3 * S, 10 * S, start + 3 * S, 0.0);
         assert_eq!(lease.state(start + 3 * S), LeaseState::Healthy);
     }
@@ -378,6 +387,6 @@ mod tests {
     #[test]
     fn the_longest_lease_does_not_overflow_the_clock() {
         let (start, mut lease) = lease(Duration::from_secs(crate::MAX_SECONDS));
-        assert!(matches!(lease.poll(start, false), Step::Wait(at) if at > start));
+        assert!(matches!(lease.poll(start, false), RenewalAction::Wait(at) if at > start));
     }
 }

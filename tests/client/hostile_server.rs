@@ -169,7 +169,7 @@ async fn a_lease_is_as_long_as_the_server_said_whatever_was_asked_for() {
             let reason = guard.lost().await;
             assert!(Instant::now() < deadline && sent.elapsed() <= 20 * S, "{what}: {:?}", sent.elapsed());
             let silent = renewed > 20;
-            let expected = if silent { LostReason::ServerSilent } else { LostReason::DeadlinePassed };
+            let expected = if silent { LostReason::KeepaliveTimeout } else { LostReason::DeadlinePassed };
             assert_eq!(reason, expected, "{what}");
             assert!(!guard.is_held(), "{what}");
             drop(guard);

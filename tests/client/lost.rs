@@ -7,7 +7,7 @@ use std::time::Duration;
 use dflockd_client::failpoints::await_event_handlers;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
-use dflockd_client::{Builder, ClientTarget, ErrorKind, LeaseChange, LeaseState, LockClient, LostReason};
+use dflockd_client::{Builder, ClientTarget, ErrorKind, LeaseEventKind, LeaseState, LockClient, LostReason};
 use futures::FutureExt;
 use tokio::time::{Instant, advance, sleep, timeout};
 
@@ -68,7 +68,7 @@ async fn the_first_rejected_renewal_is_the_end(face: Face) {
     let (server, builder) = networked();
     let rejected = Arc::new(Mutex::new(Vec::new()));
     let seen = rejected.clone();
-    let builder = builder.on_event(move |event| seen.lock().unwrap().push(format!("{:?}", event.change)));
+    let builder = builder.on_event(move |event| seen.lock().unwrap().push(format!("{:?}", event.kind)));
     let guard = hold(face, builder.renew_jitter(0.0), 10).await;
     server.lose_lease("k");
     let start = Instant::now();
@@ -110,7 +110,9 @@ async fn a_network_that_swallows_everything_loses_the_lease_in_time() {
                 assert!(now <= guard.deadline(), "{what}");
                 match reason {
                     LostReason::DeadlinePassed => assert!(now >= deadline, "{what}: too early"),
-                    LostReason::ServerSilent => assert!(now < deadline, "{what}: the deadline came first"),
+                    LostReason::KeepaliveTimeout => {
+                        assert!(now < deadline, "{what}: the deadline came first")
+                    }
                     other => panic!("{what}: {other}"),
                 }
                 assert_eq!(reason == LostReason::DeadlinePassed, ttl <= 20 || now >= deadline, "{what}");
@@ -161,9 +163,9 @@ async fn renewed_by(face: Face, answers: &'static [Answer]) -> (Guard, Arc<Mutex
     let seen = events.clone();
     let builder = LockClient::builder().dial(Peers::first(serve, &server()));
     let builder = builder.on_event(move |event| {
-        let change = match &event.change {
-            LeaseChange::RenewFailed(error) => format!("{:?}", error.kind()),
-            LeaseChange::Lost(reason) => format!("{reason:?}"),
+        let change = match &event.kind {
+            LeaseEventKind::RenewFailed(error) => format!("{:?}", error.kind()),
+            LeaseEventKind::Lost(reason) => format!("{reason:?}"),
             other => format!("{other:?}").split(' ').next().unwrap().to_owned(),
         };
         seen.lock().unwrap().push(change);

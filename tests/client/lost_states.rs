@@ -8,7 +8,7 @@ use std::time::Duration;
 use dflockd_client::failpoints::await_event_handlers;
 use dflockd_client::test_util::TestServer;
 use dflockd_client::{
-    Builder, ClientTarget, Lease, LeaseChange, LeaseGuard, LeaseState, LostReason, Outcome,
+    Builder, ClientTarget, Lease, LeaseEventKind, LeaseGuard, LeaseState, LostReason, Outcome,
 };
 use futures::FutureExt;
 use tokio::time::{Instant, sleep, timeout};
@@ -73,7 +73,7 @@ async fn live_with_a_flaky_network(seed: u64) -> (LostReason, usize) {
     let (server, builder) = networked();
     let events = Arc::new(Mutex::new(Vec::new()));
     let seen = events.clone();
-    let builder = builder.on_event(move |event| seen.lock().unwrap().push(event.change.clone()));
+    let builder = builder.on_event(move |event| seen.lock().unwrap().push(event.kind.clone()));
     let ttl = [2, 5, 10, 33, 120][dice.below(5) as usize];
     let guard = hold(builder.keepalive_interval(Duration::from_secs(2 + dice.below(8))), ttl).await;
     let rival = server.elsewhere().locks().lock("k").unwrap();
@@ -86,7 +86,7 @@ async fn live_with_a_flaky_network(seed: u64) -> (LostReason, usize) {
         let (state, now) = (guard.state(), Instant::now());
         await_event_handlers();
         let renewed = std::mem::take(&mut *events.lock().unwrap());
-        let renewed = renewed.iter().any(|event| matches!(event, LeaseChange::Renewed { .. }));
+        let renewed = renewed.iter().any(|event| matches!(event, LeaseEventKind::Renewed { .. }));
         match (before, state) {
             (LeaseState::Lost(reason), now) => assert_eq!(now, LeaseState::Lost(reason), "seed {seed}"),
             (LeaseState::AtRisk, LeaseState::Healthy) => assert!(renewed, "seed {seed}: healed by nothing"),
@@ -127,7 +127,7 @@ async fn a_lease_over_a_flaky_network_goes_from_healthy_to_at_risk_and_back_and_
         println!("seed {seed}: {reason:?} after {samples} looks");
         *reasons.entry(reason).or_insert(0) += 1;
     }
-    for reason in [LostReason::DeadlinePassed, LostReason::ServerSilent] {
+    for reason in [LostReason::DeadlinePassed, LostReason::KeepaliveTimeout] {
         assert!(reasons.contains_key(&reason), "the dice never come to {reason:?}: {reasons:?}");
     }
 }

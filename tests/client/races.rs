@@ -9,7 +9,7 @@ use std::time::Duration;
 use dflockd_client::failpoints::await_event_handlers;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
-use dflockd_client::{Enqueued, ErrorKind, LeaseChange, LockClient};
+use dflockd_client::{Enqueued, ErrorKind, LeaseEventKind, LockClient};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use crate::peers::{Peers, TOKEN, Wire, peer, sound};
@@ -112,10 +112,10 @@ async fn a_grant_whose_reply_comes_after_the_client_gave_up_is_given_back() {
 fn counted(server: &TestServer) -> (LockClient, Arc<Mutex<Vec<&'static str>>>) {
     let releases = Arc::new(Mutex::new(Vec::new()));
     let told = releases.clone();
-    let builder = server.builder().on_event(move |event| match &event.change {
-        LeaseChange::Released => told.lock().unwrap().push("released"),
-        LeaseChange::ReleaseFailed(_) => told.lock().unwrap().push("failed"),
-        LeaseChange::Lost(_) => told.lock().unwrap().push("lost"),
+    let builder = server.builder().on_event(move |event| match &event.kind {
+        LeaseEventKind::Released => told.lock().unwrap().push("released"),
+        LeaseEventKind::ReleaseFailed(_) => told.lock().unwrap().push("failed"),
+        LeaseEventKind::Lost(_) => told.lock().unwrap().push("lost"),
         _ => {}
     });
     (builder.build().unwrap(), releases)

@@ -9,7 +9,7 @@ use std::time::Duration;
 use dflockd_client::failpoints::await_event_handlers;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
-use dflockd_client::{ErrorKind, LeaseChange, LeaseState, LockClient, LostReason, OnDisconnect, Settings};
+use dflockd_client::{ErrorKind, LeaseEventKind, LeaseState, LockClient, LostReason, OnDisconnect, Settings};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::faces::{Face, Guard, on_both_faces};
@@ -42,7 +42,7 @@ async fn a_connection_that_ends_loses_the_lease_unless_told_otherwise() {
 }
 
 /// What happens next, by the test's time.
-async fn next(events: &mpsc::Receiver<LeaseChange>) -> LeaseChange {
+async fn next(events: &mpsc::Receiver<LeaseEventKind>) -> LeaseEventKind {
     loop {
         await_event_handlers();
         match events.try_recv() {
@@ -55,17 +55,17 @@ async fn next(events: &mpsc::Receiver<LeaseChange>) -> LeaseChange {
 async fn a_lease_that_reattaches_is_at_risk_until_it_is_renewed_over_another_connection(face: Face) {
     let server = TestServer::with(keeping()).unwrap();
     let (told, heard) = mpsc::channel();
-    let builder = server.builder().on_event(move |event| drop(told.send(event.change.clone())));
+    let builder = server.builder().on_event(move |event| drop(told.send(event.kind.clone())));
     let client = face.build(builder.on_disconnect(OnDisconnect::Reattach).lease_ttl(60 * S));
     let guard = client.lock("k").unwrap().acquire().await.unwrap();
-    assert!(matches!(next(&heard).await, LeaseChange::Granted { .. }));
+    assert!(matches!(next(&heard).await, LeaseEventKind::Granted { .. }));
     for _ in 0..5 {
         let (fence, deadline) = (guard.fence(), guard.deadline());
         sleep(S).await;
         server.cut();
-        assert!(matches!(next(&heard).await, LeaseChange::AtRisk));
+        assert!(matches!(next(&heard).await, LeaseEventKind::AtRisk));
         assert!(guard.is_held());
-        assert!(matches!(next(&heard).await, LeaseChange::Renewed { .. }));
+        assert!(matches!(next(&heard).await, LeaseEventKind::Renewed { .. }));
         assert_eq!(guard.state(), LeaseState::Healthy);
         assert!(guard.deadline() > deadline);
         assert_eq!(guard.fence(), fence);

@@ -108,7 +108,7 @@ async fn a_lease_that_was_let_go_is_over_for_every_handle() {
     for (way, let_go) in WAYS {
         let server = TestServer::new();
         let (tell, events) = mpsc::channel();
-        let builder = server.builder().on_event(move |event| drop(tell.send(format!("{:?}", event.change))));
+        let builder = server.builder().on_event(move |event| drop(tell.send(format!("{:?}", event.kind))));
         let locks = builder.build().unwrap();
         let (guard, other) = held(&locks).await;
         let (lost, at_risk) = (tokio::spawn(other.lost()), tokio::spawn(other.at_risk()));
@@ -203,7 +203,7 @@ async fn a_loss_before_the_release_stands() {
 async fn a_renewal_that_a_release_overtakes_is_no_news() {
     let server = TestServer::new();
     let (tell, events) = mpsc::channel();
-    let builder = server.builder().on_event(move |event| drop(tell.send(format!("{:?}", event.change))));
+    let builder = server.builder().on_event(move |event| drop(tell.send(format!("{:?}", event.kind))));
     let locks = builder.build().unwrap();
     let (guard, other) = held(&locks).await;
     let mut renewal = Box::pin(other.renew());

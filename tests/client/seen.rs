@@ -9,7 +9,7 @@ use std::time::Duration;
 use dflockd_client::failpoints::await_event_handlers;
 use dflockd_client::server::ServerConfig;
 use dflockd_client::test_util::TestServer;
-use dflockd_client::{Builder, ClientTarget, LeaseChange, LeaseEvent, LockClient, LostReason};
+use dflockd_client::{Builder, ClientTarget, LeaseEvent, LeaseEventKind, LockClient, LostReason};
 use tokio::time::sleep;
 use tracing::subscriber::DefaultGuard;
 
@@ -90,17 +90,17 @@ impl Events {
     fn names(&self) -> Vec<&'static str> {
         let events = self.all();
         assert!(
-            events.iter().all(|event| event.key.to_string() == "k" && &*event.grantor == "127.0.0.1:6388")
+            events.iter().all(|event| event.key.to_string() == "k" && &*event.endpoint == "127.0.0.1:6388")
         );
-        let name = |event: &LeaseEvent| match event.change {
-            LeaseChange::Granted { .. } => "granted",
-            LeaseChange::Renewed { .. } => "renewed",
-            LeaseChange::RenewFailed(_) => "renew failed",
-            LeaseChange::AtRisk => "at risk",
-            LeaseChange::Lost(_) => "lost",
-            LeaseChange::Released => "released",
-            LeaseChange::ReleaseFailed(_) => "release failed",
-            LeaseChange::Forgotten => "forgotten",
+        let name = |event: &LeaseEvent| match event.kind {
+            LeaseEventKind::Granted { .. } => "granted",
+            LeaseEventKind::Renewed { .. } => "renewed",
+            LeaseEventKind::RenewFailed(_) => "renew failed",
+            LeaseEventKind::AtRisk => "at risk",
+            LeaseEventKind::Lost(_) => "lost",
+            LeaseEventKind::Released => "released",
+            LeaseEventKind::ReleaseFailed(_) => "release failed",
+            LeaseEventKind::Forgotten => "forgotten",
             _ => "unknown",
         };
         events.iter().map(name).collect()
@@ -373,7 +373,7 @@ async fn a_listener_that_is_stuck_holds_up_no_lease_and_is_told_of_all_in_the_en
         // Until the test is at its end.
         let _ = gone.lock().unwrap().recv();
         let thread = thread::current().name().map(str::to_owned);
-        tell.send((format!("{:?}", event.change), thread)).unwrap();
+        tell.send((format!("{:?}", event.kind), thread)).unwrap();
     });
     let client = builder.build().unwrap();
     let guard = client.lock("k").unwrap().acquire().await.unwrap();

@@ -370,7 +370,7 @@ async fn an_answer_that_is_overdue_sends_new_requests_by_another_connection() {
     let next = timeout(S, locks.lock("three").unwrap().acquire()).await.expect("it is not stuck").unwrap();
     assert!(next.is_held() && guard.is_held(), "the first lease is not lost by that alone");
     assert!(stuck.await.unwrap().unwrap_err().is_timeout());
-    assert_eq!(guard.lost().await, LostReason::ServerSilent);
+    assert_eq!(guard.lost().await, LostReason::KeepaliveTimeout);
     assert!(next.is_held());
 }
 

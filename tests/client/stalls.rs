@@ -74,7 +74,7 @@ async fn a_stall_that_outlasts_the_proof_costs_the_lease() {
         sleep(3 * S).await;
         let began = Instant::now();
         stall(&server, way);
-        assert_eq!(kept.lost().await, LostReason::ServerSilent);
+        assert_eq!(kept.lost().await, LostReason::KeepaliveTimeout);
         assert!(began.elapsed().abs_diff(PATIENCE - 3 * S) <= GRAIN, "{way:?}: {:?}", began.elapsed());
     }
 }

@@ -82,7 +82,7 @@ async fn behind_a_partition_both_sides_go_on_until_their_own_time_is_up() {
     let waiter = queued(&server).await;
     server.partition();
     let since = Instant::now();
-    assert_eq!(guard.lost().await, LostReason::ServerSilent);
+    assert_eq!(guard.lost().await, LostReason::KeepaliveTimeout);
     let lost = since.elapsed();
     assert_eq!(server.stats().locks[0].waiters, 1, "the server has not heard of it");
     let next = waiter.await.unwrap().unwrap();

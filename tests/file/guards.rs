@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 use std::task::Poll;
 use std::time::{Duration, SystemTime};
 
-use dflockd_client::{ErrorKind, LeaseChange, LeaseGuard, LeaseState, LostReason};
+use dflockd_client::{ErrorKind, LeaseEventKind, LeaseGuard, LeaseState, LostReason};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
@@ -111,12 +111,12 @@ async fn a_guard_outlives_its_lifetime_by_refreshing() {
     let place = Place::new();
     let (tell, mut told) = mpsc::unbounded_channel();
     let builder = place.builder().lifetime(2 * S).slop(Duration::ZERO);
-    let lock = builder.on_event(move |event| drop(tell.send(event.change.clone()))).build().unwrap();
+    let lock = builder.on_event(move |event| drop(tell.send(event.kind.clone()))).build().unwrap();
     let guard = lock.acquire().await.unwrap();
     let end = lock.expiration_async().await.unwrap();
-    assert!(matches!(told.recv().await, Some(LeaseChange::Granted { .. })));
+    assert!(matches!(told.recv().await, Some(LeaseEventKind::Granted { .. })));
     while lock.expiration_async().await.unwrap() < end + S || SystemTime::now() < end + S {
-        assert!(matches!(told.recv().await, Some(LeaseChange::Renewed { .. })));
+        assert!(matches!(told.recv().await, Some(LeaseEventKind::Renewed { .. })));
     }
     assert!(guard.is_held());
     assert!(lock.try_acquire().await.unwrap().is_none());

@@ -6,7 +6,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use dflockd_client::{
-    AsyncDistributedLock, Builder, ClientTarget, ErrorKind, LeaseChange, LockClient, LostReason, StatsResult,
+    AsyncDistributedLock, Builder, ClientTarget, ErrorKind, LeaseEventKind, LockClient, LostReason,
+    StatsResult,
 };
 use tokio::task::yield_now;
 use tokio::time::timeout;
@@ -128,10 +129,10 @@ async fn a_lease_behind_a_way_that_swallows_is_lost_before_another_has_the_key()
             match ttl {
                 // Two keepalive intervals are hardly longer.
                 1 | 2 => assert!(
-                    matches!(reason, LostReason::DeadlinePassed | LostReason::ServerSilent),
+                    matches!(reason, LostReason::DeadlinePassed | LostReason::KeepaliveTimeout),
                     "{name}: {reason}"
                 ),
-                _ => assert_eq!(reason, LostReason::ServerSilent, "{name}"),
+                _ => assert_eq!(reason, LostReason::KeepaliveTimeout, "{name}"),
             }
         }
     });
@@ -148,7 +149,7 @@ async fn a_way_that_drips_or_is_slow_carries_everything() {
         let renewals = Arc::new(AtomicUsize::new(0));
         let (counted, (renewed, mut renews)) = (renewals.clone(), tokio::sync::watch::channel(()));
         let client = through(proxy.port).lease_ttl(4 * S).on_event(move |event| {
-            if let LeaseChange::Renewed { .. } = event.change {
+            if let LeaseEventKind::Renewed { .. } = event.kind {
                 counted.fetch_add(1, Ordering::SeqCst);
                 renewed.send_replace(());
             }

@@ -97,11 +97,11 @@ async fn a_suspended_server_loses_the_lease_answers_nobody_wrongly_and_serves_ag
     let suspended = Suspended::new(&server);
     let lost = async {
         let reason = timeout(CAP, guard.lost()).await.expect("by its deadline");
-        assert!(matches!(reason, LostReason::DeadlinePassed | LostReason::ServerSilent), "{reason}");
+        assert!(matches!(reason, LostReason::DeadlinePassed | LostReason::KeepaliveTimeout), "{reason}");
     };
     let silent = async {
         let reason = timeout(CAP, kept.lost()).await.expect("by the silence");
-        assert_eq!(reason, LostReason::ServerSilent);
+        assert_eq!(reason, LostReason::KeepaliveTimeout);
     };
     // What is asked meanwhile gets no answer, and no wrong one.
     let asked = async {

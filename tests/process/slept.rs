@@ -8,7 +8,7 @@ use std::time::Duration;
 use dflockd_client::failpoints::{await_event_handlers, suspend};
 use dflockd_client::server::ServerConfig;
 use dflockd_client::test_util::TestServer;
-use dflockd_client::{ErrorKind, FileLock, LeaseChange, LeaseState, LostReason, OnDisconnect, Outcome};
+use dflockd_client::{ErrorKind, FileLock, LeaseEventKind, LeaseState, LostReason, OnDisconnect, Outcome};
 use futures::FutureExt;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep, timeout};
@@ -37,7 +37,7 @@ async fn the_first_look_after_a_deadline_that_passed_meanwhile_says_lost() {
     let server = TestServer::new();
     let (tell, events) = mpsc::channel();
     let locks = server.builder().lease_ttl(15 * S).on_event(move |event| {
-        tell.send(event.change.clone()).unwrap();
+        tell.send(event.kind.clone()).unwrap();
     });
     let lock = locks.build().unwrap().lock("k").unwrap();
     let guard = lock.acquire().await.unwrap();
@@ -65,11 +65,13 @@ async fn a_server_that_may_have_dropped_the_connection_meanwhile_counts_as_silen
     suspend(17 * S);
     assert!(guard.is_held(), "the server reads for longer than that");
     suspend(3 * S);
-    assert_eq!(guard.state(), LeaseState::Lost(LostReason::ServerSilent));
+    assert_eq!(guard.state(), LeaseState::Lost(LostReason::KeepaliveTimeout));
 }
 
 async fn whoever_only_waits_hears_of_it_by_the_next_ping() {
-    for (ttl, slept, reason) in [(600, 60, LostReason::ServerSilent), (15, 15, LostReason::DeadlinePassed)] {
+    for (ttl, slept, reason) in
+        [(600, 60, LostReason::KeepaliveTimeout), (15, 15, LostReason::DeadlinePassed)]
+    {
         let server = TestServer::new();
         let builder = server.builder().lease_ttl(ttl * S).renew_jitter(0.0);
         let guard = builder.build().unwrap().lock("k").unwrap().acquire().await.unwrap();
@@ -106,7 +108,7 @@ async fn a_lease_that_reattaches_is_renewed_over_another_connection() {
     let server = TestServer::with(keeping).unwrap();
     let (tell, events) = mpsc::channel();
     let builder = server.builder().lease_ttl(600 * S).on_disconnect(OnDisconnect::Reattach);
-    let builder = builder.on_event(move |event| tell.send(event.change.clone()).unwrap());
+    let builder = builder.on_event(move |event| tell.send(event.kind.clone()).unwrap());
     let guard = builder.build().unwrap().lock("k").unwrap().acquire().await.unwrap();
     sleep(S).await;
     suspend(60 * S);
@@ -118,7 +120,7 @@ async fn a_lease_that_reattaches_is_renewed_over_another_connection() {
     assert!(
         matches!(
             changes[..],
-            [LeaseChange::Granted { .. }, LeaseChange::AtRisk, LeaseChange::Renewed { .. }]
+            [LeaseEventKind::Granted { .. }, LeaseEventKind::AtRisk, LeaseEventKind::Renewed { .. }]
         ),
         "{changes:?}"
     );

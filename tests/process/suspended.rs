@@ -29,7 +29,7 @@ async fn a_starved_lease_is_never_held_past_its_deadline() {
     for (ttl, away, reason) in [
         (5, 5, LostReason::DeadlinePassed),
         (33, 40, LostReason::DeadlinePassed),
-        (600, 21, LostReason::ServerSilent),
+        (600, 21, LostReason::KeepaliveTimeout),
         (600, 700, LostReason::DeadlinePassed),
     ] {
         let server = TestServer::new();

@@ -14,7 +14,7 @@ use crate::backend::dflockd::pool::{Berth, Pool};
 use crate::backend::dflockd::replies;
 use crate::backend::here;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::{Done, Engine, Incident, LostReason};
+use crate::lease::{Change, HeldLease, LostReason, ReleaseCompletion};
 use crate::proto::{Family, Request};
 use crate::suspend;
 use crate::types::{Key, Seconds, Token};
@@ -61,7 +61,7 @@ impl ServerLease {
             return Ok(session);
         }
         let berth = deadline.bounds("connection", self.pool.board(self.shard)).await?;
-        tracing::debug!(key = %self.key, server = %self.grantor(), "the lease moves to another connection");
+        tracing::debug!(key = %self.key, server = %self.endpoint(), "the lease moves to another connection");
         let session = berth.session().clone();
         // Dropped outside the lock.
         let _old = self.berth().as_mut().ok_or_else(let_go).map(|old| std::mem::replace(old, berth))?;
@@ -79,23 +79,23 @@ impl ServerLease {
     }
 }
 
-impl Engine for ServerLease {
-    fn grantor(&self) -> Arc<str> {
+impl HeldLease for ServerLease {
+    fn endpoint(&self) -> Arc<str> {
         self.pool.options.servers[self.shard].name.clone()
     }
 
     fn renew(&self) -> BoxFuture<'_, Result<Duration>> {
         Box::pin(async {
             let outcome = self.renew_once().await;
-            outcome.map_err(|error| error.during("renew").for_key(&self.key).on_server(&self.grantor()))
+            outcome.map_err(|error| error.during("renew").for_key(&self.key).on_server(&self.endpoint()))
         })
     }
 
-    fn minds_the_time(&self) -> bool {
+    fn enforces_release_deadline(&self) -> bool {
         self.berth().as_ref().is_none_or(|berth| berth.session().is_driven_here())
     }
 
-    fn release(&self, now: Instant, done: Done) {
+    fn release(&self, now: Instant, done: ReleaseCompletion) {
         let berth = self.berth().take();
         if let Some(berth) = berth {
             if !berth.session().is_ours() {
@@ -116,12 +116,12 @@ impl Engine for ServerLease {
         if self.reattaches() { None } else { self.berth().as_ref()?.session().lost(now) }
     }
 
-    async fn incident(&self) -> Incident {
+    async fn changed(&self) -> Change {
         let Some(session) = self.session() else { return std::future::pending().await };
         session.closed().await;
         match session.lost(suspend::now()) {
-            Some(reason) if !self.reattaches() => Incident::Lost(reason),
-            _ => Incident::Doubt,
+            Some(reason) if !self.reattaches() => Change::Lost(reason),
+            _ => Change::InDoubt,
         }
     }
 }

@@ -102,7 +102,7 @@ fn variables(guard: &LeaseGuard, limit: Option<u64>) -> Vec<(&'static str, Optio
     vec![
         ("DFLOCK_KEY", Some(guard.key().to_text().into_owned())),
         ("DFLOCK_TOKEN_FENCE", guard.fence().map(|fence| fence.get().to_string())),
-        ("DFLOCK_GRANTOR", Some(guard.grantor().to_string())),
+        ("DFLOCK_GRANTOR", Some(guard.endpoint().to_string())),
         ("DFLOCK_TTL", Some(guard.ttl().as_secs().to_string())),
         ("DFLOCK_LIMIT", limit.map(|limit| limit.to_string())),
     ]

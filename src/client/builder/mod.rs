@@ -11,7 +11,7 @@ use crate::client::lease_options::LeaseOptions;
 use crate::client::retry::RetryPolicy;
 use crate::client::target::{BuilderParts, Target};
 use crate::error::{Error, Result};
-use crate::lease::{LeaseEvent, Listener, Terms};
+use crate::lease::{EventHandler, LeaseConfig, LeaseEvent};
 use crate::types::Seconds;
 use crate::validate::{check_share, check_time, lease_seconds};
 
@@ -46,7 +46,7 @@ struct LeaseSettings {
     request_timeout: Duration,
     acquire_timeout: Duration,
     lease_ttl: Option<Duration>,
-    terms: Terms,
+    terms: LeaseConfig,
     retry: Option<RetryPolicy>,
 }
 
@@ -56,7 +56,7 @@ impl Default for LeaseSettings {
             request_timeout: DEFAULT_REQUEST_TIMEOUT,
             acquire_timeout: Duration::from_secs(10),
             lease_ttl: None,
-            terms: Terms::default(),
+            terms: LeaseConfig::default(),
             retry: None,
         }
     }
@@ -65,9 +65,9 @@ impl Default for LeaseSettings {
 impl LeaseSettings {
     fn check(self) -> Result<LeaseOptions> {
         check_time("request_timeout", self.request_timeout)?;
-        check_share("renew_jitter", self.terms.pace.jitter)?;
-        check_share("at_risk_ratio", self.terms.pace.at_risk)?;
-        let ratio = self.terms.pace.ratio;
+        check_share("renew_jitter", self.terms.renewal.jitter)?;
+        check_share("at_risk_ratio", self.terms.renewal.at_risk)?;
+        let ratio = self.terms.renewal.ratio;
         if !(ratio > 0.0 && ratio < 1.0) {
             return Err(Error::invalid("renew_ratio", format!("is {ratio}, it must be above 0 and below 1")));
         }
@@ -127,21 +127,21 @@ impl<T: Target, B: IntoBackend> Builder<T, B> {
     /// The share of the remaining lease after which it is renewed, above 0 and below 1: low is
     /// careful and busy, high leaves little time for another try. Defaults to 0.5.
     pub fn renew_ratio(mut self, ratio: f64) -> Self {
-        self.lease.terms.pace.ratio = ratio;
+        self.lease.terms.renewal.ratio = ratio;
         self
     }
 
     /// The share of each interval by which a renewal may come early at random, 0 to 1, so that
     /// many leases do not renew in step. Defaults to 0.1.
     pub fn renew_jitter(mut self, jitter: f64) -> Self {
-        self.lease.terms.pace.jitter = jitter;
+        self.lease.terms.renewal.jitter = jitter;
         self
     }
 
     /// The share of the ttl that is left when [`Lease::at_risk`](crate::Lease::at_risk) fires, 0 to
     /// 1: more gives work more time to wind down, and more false alarms. Defaults to 0.25.
     pub fn at_risk_ratio(mut self, ratio: f64) -> Self {
-        self.lease.terms.pace.at_risk = ratio;
+        self.lease.terms.renewal.at_risk = ratio;
         self
     }
 
@@ -172,7 +172,7 @@ impl<T: Target, B: IntoBackend> Builder<T, B> {
     /// # Ok(()) }
     /// ```
     pub fn on_event(mut self, listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
-        self.lease.terms.listener = Listener::new(listener);
+        self.lease.terms.handler = EventHandler::new(listener);
         self
     }
 

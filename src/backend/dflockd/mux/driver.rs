@@ -16,7 +16,7 @@ use super::{
 use crate::backend::dflockd::connect::{closed_by_peer, unasked};
 use crate::backend::dflockd::replies;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::Done;
+use crate::lease::ReleaseCompletion;
 use crate::net::BoxStream;
 use crate::proto::{Expect, Family, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
 use crate::suspend;
@@ -389,11 +389,11 @@ fn answer(call: Call, reply: Reply, handle: &Weak<Handles>, shared: &Shared) -> 
     left
 }
 
-fn released(request: &Request, reply: Reply, done: Option<Done>, shared: &Shared) {
+fn released(request: &Request, reply: Reply, done: Option<ReleaseCompletion>, shared: &Shared) {
     match (done, request, reply) {
         (Some(done), request, reply) => {
             let outcome = replies::released(reply);
-            done.tell(outcome.map_err(|error| named(error.on_server(&shared.home.server), request)));
+            done.complete(outcome.map_err(|error| named(error.on_server(&shared.home.server), request)));
         }
         (None, Request::Release { key, token, .. }, Reply::Refused(status)) => {
             let (fence, status) = (shared.fence_of(token), status.to_string());

@@ -23,7 +23,7 @@ use crate::backend::Deadline;
 use crate::backend::dflockd::metrics::ConnMetrics;
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{Rule, is_broken};
-use crate::lease::{Done, LostReason};
+use crate::lease::{LostReason, ReleaseCompletion};
 use crate::net::BoxStream;
 use crate::process::Origin;
 use crate::proto::Request;
@@ -48,7 +48,7 @@ pub(crate) struct Home {
     pub(crate) draining: Arc<AtomicBool>,
     pub(crate) metrics: Arc<ConnMetrics>,
     /// Makes releases that this session can no longer make itself, and marks them as such.
-    pub(crate) rescue: Arc<dyn Fn(Orphan, Option<Done>) + Send + Sync>,
+    pub(crate) rescue: Arc<dyn Fn(Orphan, Option<ReleaseCompletion>) + Send + Sync>,
 }
 
 /// A handle on a driver. Cheap to clone; when the last one drops, the driver finishes what is
@@ -180,7 +180,7 @@ impl Session {
 
     /// Releases a grant without waiting, by another session where this one cannot any more.
     /// A caller who waits for the answer is sent away when his time is up.
-    pub(crate) fn release(&self, orphan: Orphan, now: Instant, done: Option<Done>) {
+    pub(crate) fn release(&self, orphan: Orphan, now: Instant, done: Option<ReleaseCompletion>) {
         let Orphan { key, token, family, rescue } = orphan;
         let caller = Caller::Releases { done, rescue };
         self.shared().send(Call { request: Request::Release { key, token, family }, caller, sent: now });
@@ -272,11 +272,11 @@ impl Session {
     pub(crate) fn lost(&self, now: Instant) -> Option<LostReason> {
         let shared = self.shared();
         match shared.end.get().map(Error::kind) {
-            Some(ErrorKind::Timeout) => Some(LostReason::ServerSilent),
+            Some(ErrorKind::Timeout) => Some(LostReason::KeepaliveTimeout),
             Some(_) if shared.home.draining.load(Ordering::Relaxed) => Some(LostReason::ServerDraining),
             Some(_) => Some(LostReason::ConnectionClosed),
             None if shared.course() != OPEN => Some(LostReason::ConnectionClosed),
-            None if now >= shared.proof.ends() => Some(LostReason::ServerSilent),
+            None if now >= shared.proof.ends() => Some(LostReason::KeepaliveTimeout),
             None => None,
         }
     }
@@ -410,7 +410,7 @@ impl Shared {
                 (self.home.rescue)(Orphan { key, token, family, rescue: None }, done);
             }
             (Caller::Releases { done: Some(done), .. }, request) => {
-                done.tell(Err(named(error.clone(), &request).on_server(&self.home.server)));
+                done.complete(Err(named(error.clone(), &request).on_server(&self.home.server)));
             }
             (Caller::Releases { done: None, .. }, Request::Release { key, token, .. }) => {
                 let fence = self.fence_of(&token);

@@ -9,7 +9,7 @@ use tokio::time::Instant;
 
 use super::{Answer, Failure, Rescue};
 use crate::backend::Deadline;
-use crate::lease::Done;
+use crate::lease::ReleaseCompletion;
 use crate::proto::Request;
 
 /// How many replies a server may owe at a time.
@@ -38,7 +38,7 @@ impl Call {
     fn until(&self) -> Option<Instant> {
         match &self.caller {
             Caller::Waits { deadline, .. } => Some(deadline.at()),
-            Caller::Releases { done, .. } => done.as_ref()?.until(),
+            Caller::Releases { done, .. } => done.as_ref()?.deadline(),
             Caller::Nobody => None,
         }
     }
@@ -52,7 +52,7 @@ impl Call {
                 drop(tell.send(Err(failure)));
             }
             Caller::Releases { mut done, rescue } => {
-                done.iter_mut().for_each(Done::give_up);
+                done.iter_mut().for_each(ReleaseCompletion::time_out);
                 self.caller = Caller::Releases { done, rescue };
             }
             Caller::Nobody => {}
@@ -76,7 +76,7 @@ pub(super) enum Caller {
     },
     /// Nobody waits for a release, but somebody may want to know how it went.
     Releases {
-        done: Option<Done>,
+        done: Option<ReleaseCompletion>,
         rescue: Option<Rescue>,
     },
     Nobody,

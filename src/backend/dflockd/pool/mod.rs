@@ -24,7 +24,7 @@ use crate::backend::dflockd::options::{Options, Server};
 use crate::backend::{CLOSE_TIMEOUT, Deadline, Gauges, client_closed, here};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoints::{Rule, is_broken};
-use crate::lease::Done;
+use crate::lease::ReleaseCompletion;
 use crate::process::Origin;
 use crate::proto::{Request, StatsResult};
 
@@ -204,21 +204,21 @@ impl Pool {
     }
 
     /// Releases a grant over another connection than the one that brought it.
-    fn rescue(self: &Arc<Self>, shard: usize, orphan: Orphan, mut done: Option<Done>) {
+    fn rescue(self: &Arc<Self>, shard: usize, orphan: Orphan, mut done: Option<ReleaseCompletion>) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return unrescued(&orphan, done, Error::new(ErrorKind::ConnectionClosed, "there is no runtime"));
         };
         let pool = self.clone();
         runtime.spawn(async move {
             let mut board = pin!(pool.board(shard));
-            let in_time = match done.as_ref().and_then(Done::until) {
+            let in_time = match done.as_ref().and_then(ReleaseCompletion::deadline) {
                 Some(until) => timeout_at(until, &mut board).await.ok(),
                 None => None,
             };
             let board = match in_time {
                 Some(board) => board,
                 None => {
-                    done.iter_mut().for_each(Done::give_up);
+                    done.iter_mut().for_each(ReleaseCompletion::time_out);
                     board.await
                 }
             };
@@ -315,9 +315,9 @@ impl Drop for Tidy<'_> {
 }
 
 /// Nothing can be done about a grant any more: it runs out by itself.
-fn unrescued(orphan: &Orphan, done: Option<Done>, error: Error) {
+fn unrescued(orphan: &Orphan, done: Option<ReleaseCompletion>, error: Error) {
     match done {
-        Some(done) => done.tell(Err(error.during("release").for_key(&orphan.key))),
+        Some(done) => done.complete(Err(error.during("release").for_key(&orphan.key))),
         None => {
             tracing::warn!(key = %orphan.key, %error, "a grant that nobody took runs out by itself");
         }

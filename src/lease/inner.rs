@@ -9,21 +9,21 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::engine::{Done, Engine, Releaser};
-use crate::lease::event::Teller;
-use crate::lease::renewal::{LeaseState, LostReason, Renewal, Step};
+use crate::lease::event::LeaseReporter;
+use crate::lease::held::{HeldLease, ReleaseCompletion, ReleaseWaiter};
+use crate::lease::renewal::{LeaseState, LostReason, RenewalAction, RenewalSchedule};
 use crate::suspend;
 use crate::types::Token;
 
-pub(super) struct Shared<E: Engine + ?Sized = dyn Engine> {
+pub(super) struct LeaseInner<E: HeldLease + ?Sized = dyn HeldLease> {
     pub(super) token: Token,
-    pub(super) teller: Arc<Teller>,
-    renewal: Mutex<Renewal>,
+    pub(super) reporter: Arc<LeaseReporter>,
+    renewal: Mutex<RenewalSchedule>,
     phase: AtomicU8,
     /// Wakes the renewal task when others than itself have changed the schedule.
-    pub(super) changed: Notify,
+    pub(super) schedule_changed: Notify,
     task: Mutex<Option<JoinHandle<()>>>,
-    pub(super) engine: E,
+    pub(super) held: E,
 }
 
 /// The lease is renewed and will be released.
@@ -33,27 +33,27 @@ const FORGOTTEN: u8 = 1;
 /// The one release was attempted.
 const RELEASED: u8 = 2;
 
-impl<E: Engine> Shared<E> {
-    pub(super) fn new(engine: E, token: Token, teller: Teller, renewal: Renewal) -> Self {
+impl<E: HeldLease> LeaseInner<E> {
+    pub(super) fn new(engine: E, token: Token, teller: LeaseReporter, renewal: RenewalSchedule) -> Self {
         teller.granted(renewal.ttl());
         Self {
             token,
-            teller: Arc::new(teller),
+            reporter: Arc::new(teller),
             renewal: Mutex::new(renewal),
             phase: AtomicU8::new(KEPT),
-            changed: Notify::new(),
+            schedule_changed: Notify::new(),
             task: Mutex::new(None),
-            engine,
+            held: engine,
         }
     }
 }
 
-impl<E: Engine + ?Sized> Shared<E> {
+impl<E: HeldLease + ?Sized> LeaseInner<E> {
     pub(super) fn set_task(&self, task: JoinHandle<()>) {
         *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
-    pub(super) fn renewal(&self) -> MutexGuard<'_, Renewal> {
+    pub(super) fn renewal(&self) -> MutexGuard<'_, RenewalSchedule> {
         // Nothing panics while the schedule is locked; if it did, its numbers are still whole.
         self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -64,11 +64,11 @@ impl<E: Engine + ?Sized> Shared<E> {
     }
 
     pub(super) fn is_ours(&self) -> bool {
-        self.teller.standing.is_ours()
+        self.reporter.state.is_ours()
     }
 
     /// Reads the schedule; in a forked process only if it was not locked at the fork.
-    pub(super) fn read<T>(&self, read: impl FnOnce(&Renewal) -> T) -> Option<T> {
+    pub(super) fn read<T>(&self, read: impl FnOnce(&RenewalSchedule) -> T) -> Option<T> {
         let renewal = if self.is_ours() { Some(self.renewal()) } else { self.renewal.try_lock().ok() };
         renewal.map(|renewal| read(&renewal))
     }
@@ -82,12 +82,14 @@ impl<E: Engine + ?Sized> Shared<E> {
     }
 
     /// Asks the schedule and publishes how the lease stands.
-    pub(super) fn poll(&self, now: Instant, in_flight: bool) -> Step {
+    pub(super) fn poll_schedule(&self, now: Instant, in_flight: bool) -> RenewalAction {
         let step = {
             let mut renewal = self.renewal();
             let slept = slept(&renewal);
             match renewal.poll((now + slept).into_std(), in_flight) {
-                Step::Wait(until) => Step::Wait(until.checked_sub(slept).unwrap_or(now.into_std())),
+                RenewalAction::Wait(until) => {
+                    RenewalAction::Wait(until.checked_sub(slept).unwrap_or(now.into_std()))
+                }
                 step => step,
             }
         };
@@ -96,7 +98,7 @@ impl<E: Engine + ?Sized> Shared<E> {
     }
 
     /// Books the outcome of a renewal sent at `sent`. One that a release has overtaken is no news.
-    pub(super) fn settle(&self, sent: Instant, outcome: &Result<Duration>) {
+    pub(super) fn apply_renewal(&self, sent: Instant, outcome: &Result<Duration>) {
         let now = suspend::now();
         match outcome {
             Ok(ttl) => {
@@ -107,15 +109,15 @@ impl<E: Engine + ?Sized> Shared<E> {
                     renewal.state(lease_time(&renewal, now)).lost().is_none()
                 };
                 if held && self.is_kept() {
-                    self.teller.renewed(*ttl);
+                    self.reporter.renewed(*ttl);
                 }
                 self.publish();
             }
             Err(error) if error.kind() == ErrorKind::NotHeld => {
-                self.lose(self.engine.lost(now).unwrap_or(LostReason::RenewalRejected));
+                self.lose(self.held.lost(now).unwrap_or(LostReason::RenewalRejected));
             }
             Err(error) if self.is_kept() => {
-                self.teller.renew_failed(error);
+                self.reporter.renew_failed(error);
                 let mut renewal = self.renewal();
                 let now = lease_time(&renewal, now);
                 renewal.failed(now, fastrand::f64());
@@ -123,7 +125,7 @@ impl<E: Engine + ?Sized> Shared<E> {
             Err(_) => {}
         }
         // The deadline may be an earlier one now.
-        self.changed.notify_one();
+        self.schedule_changed.notify_one();
     }
 
     /// What keeps the lease is in doubt.
@@ -143,7 +145,7 @@ impl<E: Engine + ?Sized> Shared<E> {
 
     /// Tells everyone how the lease stands, once per change; never again after a loss or a release.
     fn publish(&self) {
-        let news = self.teller.standing.update(|current| {
+        let news = self.reporter.state.update(|current| {
             if current.lost().is_some() {
                 return None;
             }
@@ -152,8 +154,8 @@ impl<E: Engine + ?Sized> Shared<E> {
             (current != state).then_some(state)
         });
         match news {
-            Some(LeaseState::AtRisk) => self.teller.at_risk(),
-            Some(LeaseState::Lost(reason)) => self.teller.lost(reason),
+            Some(LeaseState::AtRisk) => self.reporter.at_risk(),
+            Some(LeaseState::Lost(reason)) => self.reporter.lost(reason),
             Some(LeaseState::Healthy | LeaseState::Released) | None => {}
         }
     }
@@ -164,24 +166,24 @@ impl<E: Engine + ?Sized> Shared<E> {
         if self.is_kept() && self.is_ours() {
             self.renewal().lose(reason);
             self.publish();
-            self.changed.notify_one();
+            self.schedule_changed.notify_one();
         }
     }
 
     /// How the lease stands now, in whichever process asks. Once seen as over, it stays that.
     pub(super) fn state(&self) -> LeaseState {
-        if self.is_ours() { self.state_at(suspend::now()) } else { self.teller.standing.seen() }
+        if self.is_ours() { self.state_at(suspend::now()) } else { self.reporter.state.seen() }
     }
 
     /// How the lease stands at a `now` that was looked at a moment ago, in the process that holds it.
     pub(super) fn state_at(&self, now: Instant) -> LeaseState {
         if !self.is_kept() {
-            return self.teller.standing.get();
+            return self.reporter.state.get();
         }
         let state = self.state_by_schedule(now);
-        let Some(reason) = state.lost().or_else(|| self.engine.lost(now)) else { return state };
+        let Some(reason) = state.lost().or_else(|| self.held.lost(now)) else { return state };
         self.lose(reason);
-        self.teller.standing.get()
+        self.reporter.state.get()
     }
 
     fn state_by_schedule(&self, now: Instant) -> LeaseState {
@@ -189,7 +191,7 @@ impl<E: Engine + ?Sized> Shared<E> {
         renewal.state(lease_time(&renewal, now))
     }
 
-    fn stop_task(&self) {
+    fn abort_task(&self) {
         let task = self.task.lock().unwrap_or_else(PoisonError::into_inner).take();
         if let Some(task) = task {
             task.abort();
@@ -198,26 +200,26 @@ impl<E: Engine + ?Sized> Shared<E> {
 
     /// Claims the one release; `false` where it was claimed before or given up.
     pub(super) fn claim_release(&self) -> bool {
-        let claimed = self.let_go(RELEASED);
+        let claimed = self.dispose(RELEASED);
         if claimed {
-            self.stop_task();
+            self.abort_task();
         }
         claimed
     }
 
     /// Gives up renewing and releasing.
     pub(super) fn forget(&self) {
-        if self.is_ours() && self.let_go(FORGOTTEN) {
-            self.teller.forgotten();
-            self.changed.notify_one();
+        if self.is_ours() && self.dispose(FORGOTTEN) {
+            self.reporter.forgotten();
+            self.schedule_changed.notify_one();
         }
     }
 
     /// Ends the lease for every handle on it, before anything of that is sent: work that ends later
     /// finds it released, and work that ended before finds it held. A loss before it stands.
-    fn let_go(&self, how: u8) -> bool {
+    fn dispose(&self, how: u8) -> bool {
         let mut is_first = false;
-        self.teller.standing.update(|current| {
+        self.reporter.state.update(|current| {
             let claimed = self.phase.compare_exchange(KEPT, how, Ordering::AcqRel, Ordering::Acquire);
             is_first = claimed.is_ok();
             (is_first && current.lost().is_none()).then_some(LeaseState::Released)
@@ -226,30 +228,30 @@ impl<E: Engine + ?Sized> Shared<E> {
     }
 
     /// Lets go, and tells `caller` how it went.
-    pub(super) fn release(&self, now: Instant, caller: Option<Releaser>) {
-        self.engine.release(now, Done::heard(self.teller.clone(), caller));
+    pub(super) fn release(&self, now: Instant, caller: Option<ReleaseWaiter>) {
+        self.held.release(now, ReleaseCompletion::new(self.reporter.clone(), caller));
     }
 
     /// Lets go of what is lost: the server is told in case it is not.
     pub(super) fn release_lost(&self, now: Instant) {
-        self.engine.release(now, Done::unheard());
+        self.held.release(now, ReleaseCompletion::ignored());
     }
 
     /// What an operation on a lease comes to that is not held any more.
     pub(super) fn over_error(&self, operation: &'static str, reason: LostReason) -> Error {
         let was_let_go = reason == LostReason::Released;
         let kind = if was_let_go { ErrorKind::NotHeld } else { ErrorKind::LeaseLost };
-        self.teller.error(operation, kind, reason.to_string())
+        self.reporter.error(operation, kind, reason.to_string())
     }
 }
 
 /// For how long the machine was suspended since the request was sent that the deadline counts from: the
 /// lease ran on, and the runtime's clock stood still.
-fn slept(renewal: &Renewal) -> Duration {
+fn slept(renewal: &RenewalSchedule) -> Duration {
     suspend::since(renewal.sent().into())
 }
 
 /// The runtime's time as the lease's schedule counts it.
-fn lease_time(renewal: &Renewal, now: Instant) -> std::time::Instant {
+fn lease_time(renewal: &RenewalSchedule, now: Instant) -> std::time::Instant {
     (now + slept(renewal)).into_std()
 }

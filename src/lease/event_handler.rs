@@ -25,15 +25,15 @@ type Listen = dyn Fn(&LeaseEvent) + Send + Sync;
 /// What listens to the leases of one client or lock file, if anything does. Clones share the thread, which
 /// begins with the first event, and ends when all clones are gone and every event was told.
 #[derive(Clone, Default)]
-pub(crate) struct Listener(Option<Arc<Queue>>);
+pub(crate) struct EventHandler(Option<Arc<Queue>>);
 
-impl Listener {
+impl EventHandler {
     pub(crate) fn new(listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(Queue {
             listen: Arc::new(listener),
             events: OnceLock::new(),
             kept: Arc::default(),
-            overflows: Seldom::default(),
+            overflows: RateLimit::default(),
         })))
     }
 
@@ -43,7 +43,7 @@ impl Listener {
     }
 }
 
-impl fmt::Debug for Listener {
+impl fmt::Debug for EventHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(if self.0.is_some() { "Listener" } else { "no Listener" })
     }
@@ -54,7 +54,7 @@ struct Queue {
     /// To the thread, once there was an event; none if it could not be started.
     events: OnceLock<Option<Sender<LeaseEvent>>>,
     kept: Arc<AtomicUsize>,
-    overflows: Seldom,
+    overflows: RateLimit,
 }
 
 impl Queue {
@@ -77,15 +77,15 @@ impl Queue {
         let (events, told) = channel();
         let (listen, kept) = (self.listen.clone(), self.kept.clone());
         let log = dispatcher::get_default(Clone::clone);
-        let listening = move || dispatcher::with_default(&log, || hear(&*listen, &told, &kept));
+        let listening = move || dispatcher::with_default(&log, || dispatch(&*listen, &told, &kept));
         let started = thread::Builder::new().name("dflockd-events".into()).spawn(listening);
         started.is_ok().then_some(events)
     }
 }
 
 /// Calls the listener with every event, in order.
-fn hear(listen: &Listen, told: &Receiver<LeaseEvent>, kept: &AtomicUsize) {
-    let panics = Seldom::default();
+fn dispatch(listen: &Listen, told: &Receiver<LeaseEvent>, kept: &AtomicUsize) {
+    let panics = RateLimit::default();
     for event in told {
         let outcome = catch_unwind(AssertUnwindSafe(|| listen(&event)));
         kept.fetch_sub(1, Ordering::Relaxed);
@@ -104,7 +104,7 @@ fn hear(listen: &Listen, told: &Receiver<LeaseEvent>, kept: &AtomicUsize) {
 
 /// Something that is said once in a while, however often it comes.
 #[derive(Default)]
-struct Seldom(Mutex<Held>);
+struct RateLimit(Mutex<Held>);
 
 #[derive(Default)]
 struct Held {
@@ -112,7 +112,7 @@ struct Held {
     more: u64,
 }
 
-impl Seldom {
+impl RateLimit {
     /// How often it came unsaid since it was said last, if it is to be said now.
     fn comes(&self) -> Option<u64> {
         // Nothing panics while it is locked.
@@ -130,13 +130,13 @@ impl Seldom {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::lease::LeaseChange;
+    use crate::lease::LeaseEventKind;
     use crate::types::{Fence, Key};
 
     fn event(number: usize) -> LeaseEvent {
         let fence = Some(Fence::new(number as u64 + 1));
         let (key, grantor) = (Key::parse("k").unwrap(), "here".into());
-        LeaseEvent { key, fence, grantor, change: LeaseChange::AtRisk }
+        LeaseEvent { key, fence, endpoint: grantor, kind: LeaseEventKind::AtRisk }
     }
 
     #[test]
@@ -144,7 +144,7 @@ mod tests {
         let (go, gone) = channel::<()>();
         let (tell, told) = channel();
         let gone = Mutex::new(gone);
-        let listener = Listener::new(move |event: &LeaseEvent| {
+        let listener = EventHandler::new(move |event: &LeaseEvent| {
             // Stuck until the test lets it go.
             let _ = gone.lock().unwrap().recv();
             tell.send(event.fence.map_or(0, |fence| fence.get() as usize)).unwrap();
@@ -160,7 +160,7 @@ mod tests {
     #[test]
     fn there_is_room_again_for_what_comes_after() {
         let (tell, told) = channel();
-        let listener = Listener::new(move |_: &LeaseEvent| tell.send(()).unwrap());
+        let listener = EventHandler::new(move |_: &LeaseEvent| tell.send(()).unwrap());
         for number in 0..2 * MAX_KEPT {
             assert!(listener.tell(|| event(number)));
             told.recv().unwrap();
@@ -181,7 +181,7 @@ mod tests {
     #[test]
     fn a_listener_hears_of_what_comes_after_whatever_it_panics_with() {
         let (tell, told) = channel();
-        let listener = Listener::new(move |_: &LeaseEvent| {
+        let listener = EventHandler::new(move |_: &LeaseEvent| {
             tell.send(()).unwrap();
             std::panic::panic_any(Bomb);
         });
@@ -194,7 +194,7 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn what_is_said_seldom_counts_what_it_keeps_back() {
-        let seldom = Seldom::default();
+        let seldom = RateLimit::default();
         let said: Vec<_> = (0..5).map(|_| seldom.comes()).collect();
         assert_eq!(said, [Some(0), None, None, None, None]);
         tokio::time::advance(QUIET).await;

@@ -8,7 +8,7 @@ use std::task::{Context, Poll};
 
 use futures::future::{BoxFuture, FutureExt};
 
-use crate::lease::standing::Standing;
+use crate::lease::state_cell::StateCell;
 use crate::lease::{LeaseState, LostReason};
 
 /// Resolves when a lease is not held any more, with the reason: it was lost, or let go
@@ -43,7 +43,7 @@ use crate::lease::{LeaseState, LostReason};
 pub struct LostSignal(Watch<LostReason>);
 
 impl LostSignal {
-    pub(super) fn new(standing: Arc<Standing>) -> Self {
+    pub(super) fn new(standing: Arc<StateCell>) -> Self {
         Self(Watch::new(standing, LeaseState::lost))
     }
 
@@ -86,13 +86,13 @@ impl fmt::Debug for LostSignal {
 
 /// Resolves once the lease is in a state that something is made of; borrows nothing.
 pub(super) struct Watch<T> {
-    standing: Arc<Standing>,
+    standing: Arc<StateCell>,
     found: fn(LeaseState) -> Option<T>,
     waiting: Option<BoxFuture<'static, T>>,
 }
 
 impl<T> Watch<T> {
-    pub(super) fn new(standing: Arc<Standing>, found: fn(LeaseState) -> Option<T>) -> Self {
+    pub(super) fn new(standing: Arc<StateCell>, found: fn(LeaseState) -> Option<T>) -> Self {
         Self { standing, found, waiting: None }
     }
 

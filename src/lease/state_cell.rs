@@ -8,15 +8,15 @@ use tokio::sync::Notify;
 use crate::lease::{LeaseState, LostReason};
 use crate::process::Origin;
 
-pub(super) struct Standing {
+pub(super) struct StateCell {
     state: Mutex<LeaseState>,
-    changed: Notify,
+    state_changed: Notify,
     origin: Origin,
 }
 
-impl Standing {
+impl StateCell {
     pub(super) fn new() -> Self {
-        Self { state: Mutex::new(LeaseState::Healthy), changed: Notify::new(), origin: Origin::here() }
+        Self { state: Mutex::new(LeaseState::Healthy), state_changed: Notify::new(), origin: Origin::here() }
     }
 
     /// Whether this is the process that holds the lease. In one that was forked from it no lock may be
@@ -42,7 +42,7 @@ impl Standing {
         let news = next(*state)?;
         *state = news;
         drop(state);
-        self.changed.notify_waiters();
+        self.state_changed.notify_waiters();
         Some(news)
     }
 
@@ -55,7 +55,7 @@ impl Standing {
     pub(super) async fn wait_for<T>(&self, found: impl Fn(LeaseState) -> Option<T>) -> T {
         loop {
             // Listens before it looks, so that no change falls between.
-            let changed = self.changed.notified();
+            let changed = self.state_changed.notified();
             if let Some(value) = found(self.seen()) {
                 return value;
             }
