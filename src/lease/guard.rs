@@ -9,23 +9,15 @@ use tokio::time::Instant;
 use tracing::Instrument;
 
 use crate::error::Result;
-use crate::lease::event::{LeaseCounters, LeaseReporter};
-use crate::lease::event_handler::EventHandler;
+use crate::lease::config::LeaseConfig;
 use crate::lease::handle::Lease;
 use crate::lease::held::HeldLease;
 use crate::lease::inner::LeaseInner;
-use crate::lease::renewal::{RenewalPolicy, RenewalSchedule};
+use crate::lease::renewal::RenewalSchedule;
+use crate::lease::reporter::LeaseReporter;
 use crate::lease::task;
 use crate::suspend;
 use crate::types::{Fence, Key, Token};
-
-/// How a lease is kept, whatever the grant.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct LeaseConfig {
-    pub(crate) renewal: RenewalPolicy,
-    pub(crate) handler: EventHandler,
-    pub(crate) counters: Arc<LeaseCounters>,
-}
 
 /// A lease that is released when dropped. Everything to ask of it stands on [`Lease`].
 ///
@@ -37,18 +29,18 @@ pub struct LeaseGuard(Option<Lease>);
 impl LeaseGuard {
     /// Takes charge of a grant made by a request sent at `sent`: spawns the renewal task.
     pub(crate) fn new(
-        engine: impl HeldLease,
+        held: impl HeldLease,
         key: Key,
         (token, fence): (Token, Option<Fence>),
-        terms: &LeaseConfig,
+        config: &LeaseConfig,
         (sent, now): (Instant, Instant),
         ttl: Duration,
     ) -> Self {
         let renewal =
-            RenewalSchedule::new(terms.renewal, sent.into_std(), ttl, now.into_std(), fastrand::f64());
-        let teller = LeaseReporter::new(key, fence, engine.endpoint(), terms);
-        let span = teller.span.clone();
-        let shared = Arc::new(LeaseInner::new(engine, token, teller, renewal));
+            RenewalSchedule::new(config.renewal, sent.into_std(), ttl, now.into_std(), fastrand::f64());
+        let reporter = LeaseReporter::new(key, fence, held.endpoint(), config);
+        let span = reporter.span.clone();
+        let shared = Arc::new(LeaseInner::new(held, token, reporter, renewal));
         shared.set_task(tokio::spawn(task::run(shared.clone()).instrument(span)));
         Self(Some(Lease(shared)))
     }
@@ -168,7 +160,8 @@ mod tests {
 
     use super::*;
     use crate::error::ErrorKind;
-    use crate::lease::held::{Change, ReleaseCompletion};
+    use crate::lease::completion::ReleaseCompletion;
+    use crate::lease::held::Change;
     use crate::lease::{LeaseState, LostReason, Outcome};
     use crate::process::in_a_fork;
 

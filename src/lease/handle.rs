@@ -3,7 +3,9 @@
 use std::fmt;
 use std::future::poll_fn;
 use std::pin::pin;
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
+#[cfg(feature = "client")]
+use std::sync::Weak;
 use std::task::Poll;
 use std::time::Duration;
 
@@ -13,7 +15,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use crate::error::{ErrorKind, Result};
-use crate::lease::held::{RELEASE_TIMEOUT, ReleaseWaiter, release_timed_out};
+use crate::lease::completion::{RELEASE_TIMEOUT, ReleaseWaiter, release_timed_out};
 use crate::lease::inner::LeaseInner;
 use crate::lease::lost::{LostSignal, Watch};
 use crate::lease::renewal::RenewalSchedule;
@@ -282,9 +284,10 @@ impl Lease {
             return Err(self.0.over_error("release", reason));
         }
         let (tell, told) = oneshot::channel();
-        let until = now + RELEASE_TIMEOUT;
+        let waiter = ReleaseWaiter { sender: tell, deadline: now + RELEASE_TIMEOUT };
+        let until = waiter.deadline;
         let minds_the_time = self.0.held.enforces_release_deadline();
-        self.0.release(now, Some(ReleaseWaiter { sender: tell, deadline: until }));
+        self.0.release(now, Some(waiter));
         if Handle::try_current().is_err() {
             let unheard = "it is on its way, but no tokio runtime runs this, so its answer is not waited for";
             return Err(self.0.reporter.error("release", ErrorKind::InvalidInput, unheard));
@@ -304,17 +307,17 @@ impl Lease {
 }
 
 /// A handle that keeps nothing alive.
-#[cfg_attr(not(feature = "client"), allow(dead_code))]
+#[cfg(feature = "client")]
 pub(crate) struct WeakLease(Weak<LeaseInner>);
 
-#[cfg_attr(not(feature = "client"), allow(dead_code))]
+#[cfg(feature = "client")]
 impl WeakLease {
     pub(crate) fn upgrade(&self) -> Option<Lease> {
         self.0.upgrade().map(Lease)
     }
 }
 
-#[cfg_attr(not(feature = "client"), allow(dead_code))]
+#[cfg(feature = "client")]
 impl Lease {
     /// How the lease, which is new, stands at a `now` that was looked at a moment ago.
     pub(crate) fn state_at(&self, now: Instant) -> LeaseState {

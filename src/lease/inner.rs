@@ -9,9 +9,10 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::event::LeaseReporter;
-use crate::lease::held::{HeldLease, ReleaseCompletion, ReleaseWaiter};
+use crate::lease::completion::{ReleaseCompletion, ReleaseWaiter};
+use crate::lease::held::HeldLease;
 use crate::lease::renewal::{LeaseState, LostReason, RenewalAction, RenewalSchedule};
+use crate::lease::reporter::LeaseReporter;
 use crate::suspend;
 use crate::types::Token;
 
@@ -128,6 +129,7 @@ impl<E: HeldLease + ?Sized> LeaseInner<E> {
         self.schedule_changed.notify_one();
     }
 
+    #[cfg(feature = "client")]
     /// What keeps the lease is in doubt.
     pub(super) fn doubt(&self) {
         {

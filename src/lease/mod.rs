@@ -1,9 +1,12 @@
-//! What it means to hold something for a limited time: when to renew, when it is at risk, when it
-//! is lost, and the guard that a user keeps. Knows of no engine: a lock server's connection and a
-//! lock file fulfil the same small trait.
+//! A key held for a limited time: when to renew it, when it is at risk, when it is lost, and the guard that a
+//! user keeps. Does not depend on an engine.
 
 pub mod renewal;
 
+#[cfg(any(feature = "client", feature = "file"))]
+mod completion;
+#[cfg(any(feature = "client", feature = "file"))]
+mod config;
 #[cfg(any(feature = "client", feature = "file"))]
 mod event;
 #[cfg(any(feature = "client", feature = "file"))]
@@ -19,24 +22,27 @@ mod inner;
 #[cfg(any(feature = "client", feature = "file"))]
 mod lost;
 #[cfg(any(feature = "client", feature = "file"))]
+mod reporter;
+#[cfg(any(feature = "client", feature = "file"))]
 mod state_cell;
 #[cfg(any(feature = "client", feature = "file"))]
 mod task;
 
 pub use renewal::{LeaseState, LostReason};
 
+#[cfg(any(feature = "client", feature = "file"))]
+pub(crate) use {
+    completion::ReleaseCompletion,
+    config::LeaseConfig,
+    event_handler::EventHandler,
+    held::{Change, HeldLease},
+};
 #[cfg(feature = "client")]
-pub(crate) use {event::LeaseCounters, handle::WeakLease, held::ReleaseWaiter};
+pub(crate) use {completion::ReleaseWaiter, handle::WeakLease, reporter::LeaseCounters};
 #[cfg(any(feature = "client", feature = "file"))]
 pub use {
     event::{LeaseEvent, LeaseEventKind},
     guard::LeaseGuard,
     handle::{Lease, Outcome},
     lost::LostSignal,
-};
-#[cfg(any(feature = "client", feature = "file"))]
-pub(crate) use {
-    event_handler::EventHandler,
-    guard::LeaseConfig,
-    held::{Change, HeldLease, ReleaseCompletion},
 };

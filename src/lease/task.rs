@@ -74,6 +74,7 @@ async fn drive<E: HeldLease>(shared: &LeaseInner<E>) {
             biased;
             Some(what) = incident.as_mut() => match what {
                 Change::Lost(reason) => return shared.lose(reason),
+                #[cfg(feature = "client")]
                 Change::InDoubt => {
                     in_doubt = true;
                     incident.set(None.into());
