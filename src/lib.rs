@@ -278,7 +278,7 @@ pub use blocking::{
 #[cfg(feature = "client")]
 pub use client::{
     AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Enqueued, IntoBackend,
-    LockClient, LockTarget, Metrics, RetryPolicy, SemaphoreTarget, Settings, Target, Ticket,
+    LockClient, LockOptions, LockTarget, Metrics, RetryPolicy, SemaphoreTarget, Target, Ticket,
 };
 pub use error::{Error, ErrorKind, Result};
 #[cfg(feature = "file")]

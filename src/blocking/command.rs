@@ -6,7 +6,7 @@
 use std::time::Duration;
 
 use crate::backend::dflockd::ClientTls;
-use crate::backend::dflockd::command::{self, Grant, Place};
+use crate::backend::dflockd::command::{self, Enqueued, Grant};
 use crate::blocking::SyncConn;
 use crate::error::Result;
 use crate::proto::StatsResult;
@@ -136,7 +136,7 @@ pub fn acquire(conn: &SyncConn, key: &str, timeout: Duration, lease: Option<Dura
 /// assert!(matches!(place, dflockd_client::command::Place::Acquired(_)));
 /// # Ok(()) }
 /// ```
-pub fn enqueue(conn: &SyncConn, key: &str, lease: Option<Duration>) -> Result<Place> {
+pub fn enqueue(conn: &SyncConn, key: &str, lease: Option<Duration>) -> Result<Enqueued> {
     let key = key.to_owned();
     conn.run(|conn| async move { command::enqueue(&conn, &key, lease).await })
 }
@@ -247,7 +247,7 @@ pub fn sem_acquire(
 /// assert!(matches!(place, dflockd_client::command::Place::Acquired(_)));
 /// # Ok(()) }
 /// ```
-pub fn sem_enqueue(conn: &SyncConn, key: &str, limit: u64, lease: Option<Duration>) -> Result<Place> {
+pub fn sem_enqueue(conn: &SyncConn, key: &str, limit: u64, lease: Option<Duration>) -> Result<Enqueued> {
     let key = key.to_owned();
     conn.run(|conn| async move { command::sem_enqueue(&conn, &key, limit, lease).await })
 }

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::blocking::runtime::Runtime;
 use crate::blocking::{Blocking, Enqueued, LeaseGuard};
-use crate::client::{AsyncDistributedLock, Builder, LockTarget, Settings};
+use crate::client::{AsyncDistributedLock, Builder, LockOptions, LockTarget};
 use crate::error::Result;
 use crate::types::Key;
 
@@ -65,8 +65,8 @@ impl SyncDistributedLock {
     /// assert_eq!(lock.acquire()?.ttl(), Duration::from_secs(5));
     /// # Ok(()) }
     /// ```
-    pub fn with(&self, settings: Settings) -> Result<Self> {
-        Ok(Self { lock: self.lock.with(settings)?, runtime: self.runtime.clone() })
+    pub fn with(&self, settings: LockOptions) -> Result<Self> {
+        Ok(Self { lock: self.lock.with_options(settings)?, runtime: self.runtime.clone() })
     }
 
     /// The same lock with a connection of its own for each lease; see

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::blocking::runtime::Runtime;
 use crate::blocking::{Blocking, Enqueued, LeaseGuard};
-use crate::client::{AsyncDistributedSemaphore, Builder, SemaphoreTarget, Settings};
+use crate::client::{AsyncDistributedSemaphore, Builder, LockOptions, SemaphoreTarget};
 use crate::error::Result;
 use crate::types::Key;
 
@@ -58,8 +58,8 @@ impl SyncDistributedSemaphore {
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
-    pub fn with(&self, settings: Settings) -> Result<Self> {
-        Ok(Self { semaphore: self.semaphore.with(settings)?, runtime: self.runtime.clone() })
+    pub fn with(&self, settings: LockOptions) -> Result<Self> {
+        Ok(Self { semaphore: self.semaphore.with_options(settings)?, runtime: self.runtime.clone() })
     }
 
     /// The same semaphore with a connection of its own for each lease; see

@@ -61,23 +61,23 @@ where
 impl Target for Blocking<ClientTarget> {
     type Output = LockClient;
 
-    fn finish(self, parts: BuilderParts) -> Result<LockClient> {
-        Ok(LockClient { client: self.target.finish(parts)?, runtime: self.runtime })
+    fn build_from(self, parts: BuilderParts) -> Result<LockClient> {
+        Ok(LockClient { client: self.target.build_from(parts)?, runtime: self.runtime })
     }
 }
 
 impl Target for Blocking<LockTarget> {
     type Output = SyncDistributedLock;
 
-    fn finish(self, parts: BuilderParts) -> Result<SyncDistributedLock> {
-        Ok(SyncDistributedLock { lock: self.target.finish(parts)?, runtime: self.runtime })
+    fn build_from(self, parts: BuilderParts) -> Result<SyncDistributedLock> {
+        Ok(SyncDistributedLock { lock: self.target.build_from(parts)?, runtime: self.runtime })
     }
 }
 
 impl Target for Blocking<SemaphoreTarget> {
     type Output = SyncDistributedSemaphore;
 
-    fn finish(self, parts: BuilderParts) -> Result<SyncDistributedSemaphore> {
-        Ok(SyncDistributedSemaphore { semaphore: self.target.finish(parts)?, runtime: self.runtime })
+    fn build_from(self, parts: BuilderParts) -> Result<SyncDistributedSemaphore> {
+        Ok(SyncDistributedSemaphore { semaphore: self.target.build_from(parts)?, runtime: self.runtime })
     }
 }

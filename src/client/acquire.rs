@@ -11,10 +11,10 @@ use tracing::Instrument;
 use crate::backend::{AcquireRequest, Attempt, Backend, Deadline, Grant, busy, client_closed};
 use crate::client::any::with_backend;
 use crate::client::inner::ClientInner;
-use crate::client::lease_options::{LeaseOptions, Settings};
+use crate::client::lease_options::{LeaseOptions, LockOptions};
 use crate::client::local_queue::LocalPlace;
 use crate::client::registry::Registered;
-use crate::client::retry::is_worth_a_retry;
+use crate::client::retry::is_retryable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{HeldLease, LeaseGuard, LostReason};
 use crate::suspend;
@@ -35,7 +35,7 @@ impl Resource {
     }
 
     /// The same with other settings for its leases.
-    pub(crate) fn with(&self, settings: Settings) -> Result<Self> {
+    pub(crate) fn with(&self, settings: LockOptions) -> Result<Self> {
         let lease = self.lease.clone().with(settings)?;
         let request = AcquireRequest { ttl: lease.ttl, ..self.request.clone() };
         Ok(Self { client: self.client.clone(), request, lease })
@@ -166,7 +166,7 @@ impl<'a, B: Backend> Acquire<'a, B> {
         loop {
             let outcome = self.attempt(deadline, tried.take()).await;
             let (error, policy) = match (outcome, self.resource.lease.retry) {
-                (Err(error), Some(policy)) if is_worth_a_retry(&error) => (error, policy),
+                (Err(error), Some(policy)) if is_retryable(&error) => (error, policy),
                 (outcome, _) => return outcome,
             };
             let again = Instant::now() + policy.pause(attempt, fastrand::f64());

@@ -30,12 +30,12 @@ pub(crate) struct LeaseOptions {
 /// ```
 #[derive(Clone, Copy, Debug, Default)]
 #[must_use = "settings do nothing until a lock is made with them"]
-pub struct Settings {
+pub struct LockOptions {
     acquire_timeout: Option<Duration>,
     lease_ttl: Option<Duration>,
 }
 
-impl Settings {
+impl LockOptions {
     /// No setting changed.
     pub fn new() -> Self {
         Self::default()
@@ -56,7 +56,7 @@ impl Settings {
 
 impl LeaseOptions {
     /// These options with the settings' changes.
-    pub(crate) fn with(mut self, settings: Settings) -> Result<Self> {
+    pub(crate) fn with(mut self, settings: LockOptions) -> Result<Self> {
         if let Some(timeout) = settings.acquire_timeout {
             Seconds::ceil("acquire_timeout", timeout)?;
             self.acquire_timeout = timeout;

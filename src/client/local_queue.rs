@@ -24,7 +24,7 @@ pub(crate) struct LocalQueues(Mutex<HashMap<QueueKey, LocalQueue>>);
 
 struct LocalQueue {
     /// One permit, which the first has; handed on in order.
-    first: Arc<Semaphore>,
+    head: Arc<Semaphore>,
     length: usize,
 }
 
@@ -43,9 +43,9 @@ impl LocalQueues {
     fn join(&self, key: &QueueKey) -> Arc<Semaphore> {
         let mut queues = self.queues();
         let line = queues.entry(key.clone());
-        let line = line.or_insert_with(|| LocalQueue { first: Arc::new(Semaphore::new(1)), length: 0 });
+        let line = line.or_insert_with(|| LocalQueue { head: Arc::new(Semaphore::new(1)), length: 0 });
         line.length += 1;
-        line.first.clone()
+        line.head.clone()
     }
 
     fn leave(&self, key: &QueueKey) {

@@ -7,7 +7,7 @@ use crate::client::acquire::Resource;
 use crate::client::builder::Builder;
 use crate::client::target::{BuilderParts, Target, sealed::Sealed};
 use crate::client::ticket::Enqueued;
-use crate::client::{LockClient, Settings};
+use crate::client::{LockClient, LockOptions};
 use crate::error::Result;
 use crate::lease::LeaseGuard;
 use crate::types::Key;
@@ -68,7 +68,7 @@ impl AsyncDistributedLock {
     /// assert_eq!(lock.acquire().await?.ttl(), Duration::from_secs(5));
     /// # Ok(()) }
     /// ```
-    pub fn with(&self, settings: Settings) -> Result<Self> {
+    pub fn with_options(&self, settings: LockOptions) -> Result<Self> {
         self.0.with(settings).map(Self)
     }
 
@@ -219,7 +219,7 @@ impl Sealed for LockTarget {}
 impl Target for LockTarget {
     type Output = AsyncDistributedLock;
 
-    fn finish(self, parts: BuilderParts) -> Result<AsyncDistributedLock> {
+    fn build_from(self, parts: BuilderParts) -> Result<AsyncDistributedLock> {
         let key = Key::parse(&self.key)?;
         Ok(AsyncDistributedLock(LockClient::from_parts(parts).resource(key, None)))
     }

@@ -23,7 +23,7 @@ pub struct Metrics {
     /// Acquires that wait now: in the client's own line for a key, or at the server.
     pub waiting: usize,
     /// Connections made.
-    pub dials: u64,
+    pub connects: u64,
     /// Grants.
     pub acquires: u64,
     /// Acquires that had to wait because the key was busy, whatever came of it.
@@ -93,7 +93,7 @@ impl ClientCounters {
             leases,
             in_flight: gauges.in_flight,
             waiting: self.waiting.load(Ordering::Relaxed),
-            dials: gauges.connects,
+            connects: gauges.connects,
             acquires: count(&tally.granted),
             waits: count(&self.waits),
             failures: count(&self.failures),

@@ -32,7 +32,7 @@ use crate::types::{Key, Limit};
 
 pub use any::IntoBackend;
 pub use builder::Builder;
-pub use lease_options::Settings;
+pub use lease_options::LockOptions;
 pub use lock::{AsyncDistributedLock, LockTarget};
 pub use metrics::Metrics;
 pub use retry::RetryPolicy;
@@ -253,7 +253,7 @@ impl Sealed for ClientTarget {}
 impl Target for ClientTarget {
     type Output = LockClient;
 
-    fn finish(self, parts: BuilderParts) -> Result<LockClient> {
+    fn build_from(self, parts: BuilderParts) -> Result<LockClient> {
         Ok(LockClient::from_parts(parts))
     }
 }

@@ -83,7 +83,7 @@ impl Default for RetryPolicy {
 }
 
 /// Whether the same acquire may fare better a little later.
-pub(crate) fn is_worth_a_retry(error: &Error) -> bool {
+pub(crate) fn is_retryable(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::ConnectionClosed | ErrorKind::Draining | ErrorKind::Io | ErrorKind::NotLeader => true,
         // A key that stays busy is an answer.

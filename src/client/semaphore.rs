@@ -7,7 +7,7 @@ use crate::client::acquire::Resource;
 use crate::client::builder::Builder;
 use crate::client::target::{BuilderParts, Target, sealed::Sealed};
 use crate::client::ticket::Enqueued;
-use crate::client::{LockClient, Settings};
+use crate::client::{LockClient, LockOptions};
 use crate::error::Result;
 use crate::lease::LeaseGuard;
 use crate::types::{Key, Limit};
@@ -65,7 +65,7 @@ impl AsyncDistributedSemaphore {
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
-    pub fn with(&self, settings: Settings) -> Result<Self> {
+    pub fn with_options(&self, settings: LockOptions) -> Result<Self> {
         self.0.with(settings).map(Self)
     }
 
@@ -214,7 +214,7 @@ impl Sealed for SemaphoreTarget {}
 impl Target for SemaphoreTarget {
     type Output = AsyncDistributedSemaphore;
 
-    fn finish(self, parts: BuilderParts) -> Result<AsyncDistributedSemaphore> {
+    fn build_from(self, parts: BuilderParts) -> Result<AsyncDistributedSemaphore> {
         let (key, limit) = (Key::parse(&self.key)?, Limit::new(self.limit)?);
         Ok(AsyncDistributedSemaphore(LockClient::from_parts(parts).resource(key, Some(limit))))
     }

@@ -10,7 +10,7 @@ pub trait Target: Sized + sealed::Sealed {
     type Output;
 
     #[doc(hidden)]
-    fn finish(self, parts: BuilderParts) -> Result<Self::Output>;
+    fn build_from(self, parts: BuilderParts) -> Result<Self::Output>;
 }
 
 /// The checked settings on their way to a [`Target`].

@@ -15,7 +15,7 @@ use dflockd_client::blocking::{self, Enqueued, LeaseGuard, LockClient};
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
 use dflockd_client::{
-    ErrorKind, LeaseState, LostReason, Outcome, Settings, SyncConn, SyncDistributedLock,
+    ErrorKind, LeaseState, LockOptions, LostReason, Outcome, SyncConn, SyncDistributedLock,
     SyncDistributedSemaphore, command,
 };
 
@@ -89,7 +89,7 @@ fn sixty_four_threads_count_without_a_race() {
 #[test]
 fn a_lease_is_renewed_while_its_thread_is_busy_for_three_ttls() {
     let lock = locks(&TestServer::new()).lock("k").unwrap();
-    let lock = lock.with(Settings::new().lease_ttl(2 * S)).unwrap();
+    let lock = lock.with(LockOptions::new().lease_ttl(2 * S)).unwrap();
     let guard = lock.acquire().unwrap();
     let (granted, began) = (guard.deadline(), Instant::now());
     while began.elapsed() < 6 * S {
@@ -368,13 +368,13 @@ fn the_functions_speak_the_whole_protocol() {
     let server = TestServer::new();
     let (one, two) = (server.sync_conn(), server.sync_conn());
     let held = blocking::acquire(&one, "k", Duration::ZERO, None).unwrap();
-    assert_eq!(blocking::enqueue(&two, "k", None).unwrap(), command::Place::Queued);
+    assert_eq!(blocking::enqueue(&two, "k", None).unwrap(), command::Enqueued::Queued);
     assert_eq!(blocking::renew(&one, "k", &held.token, Some(5 * S)).unwrap(), 5 * S);
     blocking::release(&one, "k", &held.token).unwrap();
     let next = blocking::wait(&two, "k", LONG).unwrap();
     assert!(next.token.fence() > held.token.fence());
     let slot = blocking::sem_acquire(&one, "s", Duration::ZERO, 1, None).unwrap();
-    assert_eq!(blocking::sem_enqueue(&two, "s", 1, None).unwrap(), command::Place::Queued);
+    assert_eq!(blocking::sem_enqueue(&two, "s", 1, None).unwrap(), command::Enqueued::Queued);
     assert_eq!(blocking::sem_renew(&one, "s", &slot.token, Some(5 * S)).unwrap(), 5 * S);
     blocking::sem_release(&one, "s", &slot.token).unwrap();
     let next = blocking::sem_wait(&two, "s", LONG).unwrap();

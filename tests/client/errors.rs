@@ -10,7 +10,7 @@ use std::time::Duration;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
 use dflockd_client::tls::ClientTls;
-use dflockd_client::{AsyncConn, Error, ErrorKind, FileLock, LockClient, Settings, command};
+use dflockd_client::{AsyncConn, Error, ErrorKind, FileLock, LockClient, LockOptions, command};
 use futures::FutureExt;
 use tokio::time::{Instant, sleep};
 
@@ -46,7 +46,7 @@ fn client(face: Face, dial: Peers) -> Client {
 }
 
 async fn hold(face: Face, server: &Server, ttl: u32) -> Guard {
-    let quick = Settings::new().lease_ttl(ttl * S);
+    let quick = LockOptions::new().lease_ttl(ttl * S);
     client(face, dial(server)).lock("k").unwrap().with(quick).unwrap().acquire().await.unwrap()
 }
 
@@ -116,7 +116,7 @@ async fn already_queued() -> Error {
 async fn lease_expired(face: Face) -> Error {
     let server = plain();
     let held = hold(face, &server, 30).await;
-    let quick = Settings::new().lease_ttl(2 * S);
+    let quick = LockOptions::new().lease_ttl(2 * S);
     let lock = client(face, dial(&server)).lock("k").unwrap().with(quick).unwrap();
     let Enqueued::Queued(ticket) = lock.enqueue().await.unwrap() else { panic!("the key is taken") };
     held.release().await.unwrap();

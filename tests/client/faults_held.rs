@@ -7,7 +7,7 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
-use dflockd_client::{AsyncDistributedLock, ErrorKind, LockClient, LostReason, Settings};
+use dflockd_client::{AsyncDistributedLock, ErrorKind, LockClient, LockOptions, LostReason};
 use futures::FutureExt;
 use futures::future::join_all;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
@@ -175,7 +175,7 @@ async fn a_renewal_that_comes_back_after_the_deadline_is_not_a_success() {
 async fn a_lease_without_pings_or_renewals_answered_is_lost_and_the_next_goes_elsewhere() {
     // The peer takes all and answers nothing after the grant, for far longer than the lease.
     let (lock, server) = lock(|| script(&["ok 000000000000002a00112233445566aa 600\n"], false));
-    let lock = lock.with(Settings::new().lease_ttl(600 * S)).unwrap();
+    let lock = lock.with_options(LockOptions::new().lease_ttl(600 * S)).unwrap();
     let guard = lock.acquire().await.unwrap();
     assert_eq!(guard.token().expose(), TOKEN);
     let start = Instant::now();

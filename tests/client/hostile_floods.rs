@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::{
-    AsyncConn, AsyncDistributedLock, ErrorKind, LockClient, LostReason, RetryPolicy, Settings, StatsResult,
-    command,
+    AsyncConn, AsyncDistributedLock, ErrorKind, LockClient, LockOptions, LostReason, RetryPolicy,
+    StatsResult, command,
 };
 use tokio::io::{AsyncWriteExt, DuplexStream};
 use tokio::time::{Instant, sleep, timeout};
@@ -44,7 +44,7 @@ async fn pour(flood: &str, wire: Wire, sent: Arc<AtomicUsize>) {
 fn lock(first: impl Fn() -> End + Send + Sync + 'static) -> (AsyncDistributedLock, Server) {
     let server = Server::new(ServerConfig::default()).unwrap();
     let client = LockClient::builder().dial(Peers::first(first, &server)).build().unwrap();
-    let lock = client.lock("k").unwrap().with(Settings::new().lease_ttl(600 * S)).unwrap();
+    let lock = client.lock("k").unwrap().with_options(LockOptions::new().lease_ttl(600 * S)).unwrap();
     (lock, server)
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::{
-    AsyncConn, AsyncDistributedLock, Enqueued, ErrorKind, LockClient, LostReason, MAX_SECONDS, Settings,
+    AsyncConn, AsyncDistributedLock, Enqueued, ErrorKind, LockClient, LockOptions, LostReason, MAX_SECONDS,
     command,
 };
 use tokio::time::{Instant, sleep, timeout};
@@ -155,7 +155,7 @@ async fn a_lease_is_as_long_as_the_server_said_whatever_was_asked_for() {
             let what = format!("granted for {granted} s, renewed for {renewed} s");
             let grant = format!("ok {TOKEN} {granted}\n");
             let (lock, server) = lied_to(&[grant.as_bytes(), format!("ok {renewed}\n").as_bytes()]);
-            let lock = lock.with(Settings::new().lease_ttl(33 * S)).unwrap();
+            let lock = lock.with_options(LockOptions::new().lease_ttl(33 * S)).unwrap();
             let sent = Instant::now();
             let guard = lock.acquire().await.unwrap();
             assert_eq!(guard.ttl().as_secs(), granted, "{what}");
@@ -183,7 +183,7 @@ async fn a_lease_is_as_long_as_the_server_said_whatever_was_asked_for() {
 #[tokio::test(start_paused = true)]
 async fn the_longest_lease_of_a_lying_server_is_still_given_up_with_its_connection() {
     let (lock, server) = lied_to(&[format!("ok {TOKEN} {MAX_SECONDS}\n").as_bytes(), b"ok 33\n", b""]);
-    let lock = lock.with(Settings::new().lease_ttl(MOST)).unwrap();
+    let lock = lock.with_options(LockOptions::new().lease_ttl(MOST)).unwrap();
     let guard = lock.acquire().await.unwrap();
     assert_eq!(guard.ttl(), MOST);
     // The first ping is answered as if it were a renewal.

@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use dflockd_client::test_util::TestServer;
-use dflockd_client::{Error, ErrorKind, LockClient, RetryPolicy, Settings};
+use dflockd_client::{Error, ErrorKind, LockClient, LockOptions, RetryPolicy};
 use futures::future::{join, join_all};
 use tokio::time::{Instant, sleep};
 
@@ -53,7 +53,7 @@ async fn all_are_silent(face: Face, client: &Client) {
     silent(face, "acquire", 2 * S + GRACE, lock.acquire_within(2 * S)).await;
     silent(face, "a fraction", S * 5 / 2 + GRACE, lock.acquire_within(S * 5 / 2)).await;
     silent(face, "no time", REQUEST, lock.acquire_within(Duration::ZERO)).await;
-    let brief = lock.with(Settings::new().acquire_timeout(S / 10)).unwrap();
+    let brief = lock.with(LockOptions::new().acquire_timeout(S / 10)).unwrap();
     silent(face, "as set", S / 10 + GRACE, brief.acquire()).await;
     silent(face, "slot", 2 * S + GRACE, client.semaphore("s", 3).unwrap().acquire_within(2 * S)).await;
     silent(face, "enqueue", REQUEST, lock.enqueue()).await;
@@ -235,7 +235,7 @@ async fn a_try_that_is_answered_too_late_leaves_its_connection_and_holds_nothing
     let stats = server.stats();
     assert_eq!((stats.locks.len(), stats.connections), (1, 1), "{stats:?}");
     assert!(guard.is_held());
-    assert_eq!(locks.metrics().dials, 1);
+    assert_eq!(locks.metrics().connects, 1);
 }
 
 /// Two times that end one after the other are each kept, whichever began first.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use dflockd_client::server::ServerConfig;
 use dflockd_client::test_util::TestServer;
-use dflockd_client::{ErrorKind, LostReason, Outcome, Settings};
+use dflockd_client::{ErrorKind, LockOptions, LostReason, Outcome};
 use tokio::time::{sleep, timeout};
 
 use crate::faces::{Enqueued, Face, on_both_faces};
@@ -30,8 +30,8 @@ on_both_faces!(
     a_detached_lease_lives_on_and_is_released_once,
 );
 
-fn ttl(seconds: u32) -> Settings {
-    Settings::new().lease_ttl(seconds * S)
+fn ttl(seconds: u32) -> LockOptions {
+    LockOptions::new().lease_ttl(seconds * S)
 }
 
 async fn a_lease_of_two_seconds_is_held_for_an_hour(face: Face) {

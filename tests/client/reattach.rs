@@ -9,7 +9,9 @@ use std::time::Duration;
 use dflockd_client::failpoints::await_event_handlers;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
-use dflockd_client::{ErrorKind, LeaseEventKind, LeaseState, LockClient, LostReason, OnDisconnect, Settings};
+use dflockd_client::{
+    ErrorKind, LeaseEventKind, LeaseState, LockClient, LockOptions, LostReason, OnDisconnect,
+};
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::faces::{Face, Guard, on_both_faces};
@@ -149,7 +151,7 @@ async fn a_late_release_does_not_touch_a_newer_lease(face: Face) {
 
 async fn a_renewal_names_the_ttl_that_was_asked_for(face: Face) {
     let server = TestServer::new();
-    let seven = Settings::new().lease_ttl(7 * S);
+    let seven = LockOptions::new().lease_ttl(7 * S);
     let guard = face.build(server.builder()).lock("k").unwrap().with(seven).unwrap().acquire().await.unwrap();
     sleep(60 * S).await;
     assert_eq!(guard.renew().await.unwrap(), 7 * S);

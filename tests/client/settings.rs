@@ -8,7 +8,7 @@ use std::time::Duration;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::{
     AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Error, ErrorKind, LockClient,
-    Settings,
+    LockOptions,
 };
 
 use crate::faces::{Enqueued, Face, on_both_faces};
@@ -96,12 +96,15 @@ fn times_that_cannot_be_sent_are_refused() {
         "keepalive_interval is 0, it must be longer",
     );
     let lock = builder().build().unwrap().lock("k").unwrap();
-    refused(lock.with(Settings::new().lease_ttl(Duration::ZERO)), "lease_ttl is 0, the least is 1 s");
     refused(
-        lock.with(Settings::new().lease_ttl(Duration::MAX)),
+        lock.with_options(LockOptions::new().lease_ttl(Duration::ZERO)),
+        "lease_ttl is 0, the least is 1 s",
+    );
+    refused(
+        lock.with_options(LockOptions::new().lease_ttl(Duration::MAX)),
         &format!("lease_ttl is {} s, the limit is 9223372036 s", u64::MAX),
     );
-    refused(lock.with(Settings::new().acquire_timeout(past)), &too_long("acquire_timeout"));
+    refused(lock.with_options(LockOptions::new().acquire_timeout(past)), &too_long("acquire_timeout"));
     let fine = builder().lease_ttl(MOST).acquire_timeout(Duration::ZERO).connect_timeout(S / 1000);
     assert!(fine.keepalive_interval(MOST).build().is_ok());
 }
@@ -214,8 +217,8 @@ async fn one_locks_settings_leave_the_clients_alone(face: Face) {
     let (dial, heard) = listening(&["timeout\n", "timeout\n", "timeout\n"]);
     let client = face.build(LockClient::builder().dial(dial).acquire_timeout(4 * S).lease_ttl(7 * S));
     let lock = client.lock("k").unwrap();
-    let quick = lock.with(Settings::new().acquire_timeout(2 * S)).unwrap();
-    let short = quick.with(Settings::new().lease_ttl(S)).unwrap();
+    let quick = lock.with(LockOptions::new().acquire_timeout(2 * S)).unwrap();
+    let short = quick.with(LockOptions::new().lease_ttl(S)).unwrap();
     for lock in [short, quick, lock] {
         assert!(lock.isolated().acquire().await.is_err());
     }

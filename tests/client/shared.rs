@@ -8,7 +8,7 @@ use std::time::Duration;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
 use dflockd_client::{
-    Enqueued, ErrorKind, LeaseGuard, LockClient, LostReason, Result, Settings, StatsResult,
+    Enqueued, ErrorKind, LeaseGuard, LockClient, LockOptions, LostReason, Result, StatsResult,
 };
 use futures::FutureExt;
 use futures::future::{join_all, try_join_all};
@@ -43,7 +43,7 @@ async fn a_thousand_leases_are_taken_renewed_and_let_go_over_one_connection() {
     assert_eq!((server.stats().connections, server.stats().locks.len()), (1, 1000));
     join_all(guards.into_iter().map(LeaseGuard::release)).await.into_iter().for_each(Result::unwrap);
     assert!(server.stats().locks.is_empty());
-    assert_eq!((server.stats().connections, locks.metrics().dials), (1, 1));
+    assert_eq!((server.stats().connections, locks.metrics().connects), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]
@@ -326,7 +326,7 @@ async fn a_connection_that_was_waited_on_is_used_again_and_closes_when_it_is_idl
         held.release().await.unwrap();
         waiting.await.unwrap().unwrap().release().await.unwrap();
     }
-    assert_eq!((server.stats().connections, locks.metrics().dials), (3, 2));
+    assert_eq!((server.stats().connections, locks.metrics().connects), (3, 2));
     sleep(31 * S).await;
     assert_eq!(server.stats().connections, 2);
     assert_eq!(locks.metrics().connections, 1);
@@ -363,8 +363,8 @@ async fn an_answer_that_is_overdue_sends_new_requests_by_another_connection() {
     let silent = || script(&["ok 000000000000002a00112233445566aa 600\n"], false);
     let dial = Peers::first(silent, &server);
     let locks = LockClient::builder().dial(dial).build().unwrap();
-    let long = Settings::new().lease_ttl(600 * S);
-    let guard = locks.lock("one").unwrap().with(long).unwrap().acquire().await.unwrap();
+    let long = LockOptions::new().lease_ttl(600 * S);
+    let guard = locks.lock("one").unwrap().with_options(long).unwrap().acquire().await.unwrap();
     let stuck = waits(&locks, "two", 60 * S);
     sleep(S + S / 10).await;
     let next = timeout(S, locks.lock("three").unwrap().acquire()).await.expect("it is not stuck").unwrap();
@@ -492,7 +492,7 @@ async fn a_client_counts_what_it_does() {
     assert!(locks.lock("three").unwrap().try_acquire().await.unwrap().is_none());
     assert!(locks.lock("three").unwrap().acquire_within(2 * S).await.unwrap_err().is_busy());
     let metrics = locks.metrics();
-    assert_eq!((metrics.connections, metrics.dials, metrics.leases), (2, 2, 2));
+    assert_eq!((metrics.connections, metrics.connects, metrics.leases), (2, 2, 2));
     assert_eq!((metrics.acquires, metrics.waits, metrics.waiting, metrics.failures), (2, 1, 0, 1));
     assert_eq!((metrics.renewals, metrics.releases, metrics.in_flight), (1, 0, 0));
     assert_eq!(metrics.acquire_latency.count(), 2);

@@ -62,7 +62,7 @@ async fn a_stall_that_is_over_before_its_time_costs_no_lease() {
         assert!(kept.is_held(), "{way:?}: {:?}", kept.state());
         sleep(600 * S).await;
         assert!(kept.is_held(), "{way:?}: {:?}", kept.state());
-        assert_eq!((server.stats().locks.len(), locks.metrics().dials), (1, 1));
+        assert_eq!((server.stats().locks.len(), locks.metrics().connects), (1, 1));
     }
 }
 
@@ -226,7 +226,7 @@ async fn a_lease_that_may_reattach_keeps_its_connection_through_a_stall() {
     server.heal();
     sleep(600 * S).await;
     assert!(kept.is_held());
-    assert_eq!((locks.metrics().dials, server.stats().connections), (1, 1));
+    assert_eq!((locks.metrics().connects, server.stats().connections), (1, 1));
 }
 
 #[tokio::test(start_paused = true)]

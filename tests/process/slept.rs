@@ -136,7 +136,7 @@ async fn what_is_acquired_afterwards_counts_from_then() {
     // The connection of before is given up, and another one taken.
     let guard = locks.lock("k").unwrap().acquire().await.unwrap();
     assert_eq!(guard.deadline(), Instant::now() + 5 * S);
-    assert_eq!(locks.metrics().dials, 2);
+    assert_eq!(locks.metrics().connects, 2);
     sleep(600 * S).await;
     assert!(guard.is_held());
 }

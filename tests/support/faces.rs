@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use dflockd_client::{
     AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Error, Fence, LeaseState,
-    LockClient, LostReason, Outcome, Settings, StatsResult, SyncDistributedLock, SyncDistributedSemaphore,
+    LockClient, LockOptions, LostReason, Outcome, StatsResult, SyncDistributedLock, SyncDistributedSemaphore,
     Token, blocking,
 };
 use tokio::runtime::Handle;
@@ -170,10 +170,10 @@ macro_rules! call {
 }
 
 impl Lock {
-    pub(crate) fn with(&self, settings: Settings) -> Result<Self> {
+    pub(crate) fn with(&self, settings: LockOptions) -> Result<Self> {
         Ok(match self {
-            Self::Tasks(lock) => Self::Tasks(lock.with(settings)?),
-            Self::TaskSlots(slots) => Self::TaskSlots(slots.with(settings)?),
+            Self::Tasks(lock) => Self::Tasks(lock.with_options(settings)?),
+            Self::TaskSlots(slots) => Self::TaskSlots(slots.with_options(settings)?),
             Self::Threads(lock) => Self::Threads(lock.with(settings)?),
             Self::ThreadSlots(slots) => Self::ThreadSlots(slots.with(settings)?),
         })

@@ -41,7 +41,7 @@ use crate::proto::{Expect, Family, Reply, Request, Secret, StatsResult, Status};
 use crate::types::{Key, Limit, Seconds, Token};
 use crate::validate::{check_time, lease_seconds};
 
-pub use crate::backend::dflockd::replies::{Grant, Place};
+pub use crate::backend::dflockd::replies::{Enqueued, Grant};
 pub use semaphore::{sem_acquire, sem_enqueue, sem_release, sem_renew, sem_wait};
 
 /// How long a table may be that is parsed where it was asked for, in bytes.
@@ -108,7 +108,7 @@ async fn exchange<T>(
 /// `stats`, whose reply is parsed as it lies there: it can be long.
 async fn ask_stats(conn: &AsyncConn) -> Result<StatsResult> {
     let read = |line: String| match Status::parse(&line) {
-        Some(status) => Ok(Err(replies::refusal(&status, Expect::Stats))),
+        Some(status) => Ok(Err(replies::status_error(&status, Expect::Stats))),
         None if line.starts_with("ok ") => Ok(Ok(line)),
         None => Reply::parse(line.as_bytes(), Expect::Stats).map(|_| Ok(line)).map_err(replies::bad_reply),
     };
@@ -253,7 +253,7 @@ async fn acquire_any(
 /// assert!(matches!(command::enqueue(&conn, "job", None).await?, Place::Acquired(_)));
 /// # Ok(()) }
 /// ```
-pub async fn enqueue(conn: &AsyncConn, key: &str, lease: Option<Duration>) -> Result<Place> {
+pub async fn enqueue(conn: &AsyncConn, key: &str, lease: Option<Duration>) -> Result<Enqueued> {
     enqueue_any(conn, key, None, lease).await
 }
 
@@ -262,7 +262,7 @@ async fn enqueue_any(
     key: &str,
     limit: Option<Limit>,
     lease: Option<Duration>,
-) -> Result<Place> {
+) -> Result<Enqueued> {
     let key = Key::parse(key)?;
     let lease = lease_seconds("lease", lease)?;
     let request = Request::Enqueue { key: key.clone(), limit, lease };

@@ -24,7 +24,7 @@ pub(crate) const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest answer to `stats` that is read, unless set: a million keys with 32 bytes of name fit.
 pub(crate) const DEFAULT_MAX_STATS_BYTES: usize = 128 * 1024 * 1024;
 /// How long a close may take to say goodbye.
-const CLOSE_LIMIT: Duration = Duration::from_secs(5);
+const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection over any stream: TCP, TLS, a duplex pipe, a scripted mock.
 ///
@@ -200,7 +200,7 @@ impl AsyncConn {
             // Nobody waits for the goodbye: a peer that does not take it is gone as well. Outside a runtime
             // there is no clock, and it is said once.
             if here().is_ok() {
-                let _ = timeout(CLOSE_LIMIT, halves.writer.shutdown()).await;
+                let _ = timeout(CLOSE_TIMEOUT, halves.writer.shutdown()).await;
             } else {
                 let _ = halves.writer.shutdown().now_or_never();
             }

@@ -8,9 +8,9 @@ use futures::future::BoxFuture;
 use tokio::time::Instant;
 
 use crate::backend::Deadline;
-use crate::backend::dflockd::mux::{Answer, Orphan, Session};
+use crate::backend::dflockd::mux::{MuxConnection, Response, UnclaimedGrant};
 use crate::backend::dflockd::options::OnDisconnect;
-use crate::backend::dflockd::pool::{Berth, Pool};
+use crate::backend::dflockd::pool::{Pool, PoolConnection};
 use crate::backend::dflockd::replies;
 use crate::backend::here;
 use crate::error::{Error, ErrorKind, Result};
@@ -20,13 +20,13 @@ use crate::suspend;
 use crate::types::{Key, Seconds, Token};
 
 /// How long a renewal may take.
-const RENEW_LIMIT: Duration = Duration::from_secs(5);
+const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 
-pub(crate) struct ServerLease {
+pub(crate) struct DflockdLease {
     pub(crate) pool: Arc<Pool>,
     pub(crate) shard: usize,
     /// Where the lease is; given back when it is let go.
-    pub(crate) berth: Mutex<Option<Berth>>,
+    pub(crate) conn: Mutex<Option<PoolConnection>>,
     pub(crate) key: Key,
     pub(crate) token: Token,
     pub(crate) family: Family,
@@ -34,19 +34,24 @@ pub(crate) struct ServerLease {
     pub(crate) ttl: Seconds,
 }
 
-impl ServerLease {
-    fn orphan(&self) -> Orphan {
-        Orphan { key: self.key.clone(), token: self.token.clone(), family: self.family, rescue: None }
+impl DflockdLease {
+    fn unclaimed(&self) -> UnclaimedGrant {
+        UnclaimedGrant {
+            key: self.key.clone(),
+            token: self.token.clone(),
+            family: self.family,
+            rerouted: None,
+        }
     }
 
-    fn berth(&self) -> MutexGuard<'_, Option<Berth>> {
+    fn conn(&self) -> MutexGuard<'_, Option<PoolConnection>> {
         // Nothing panics while it is locked.
-        self.berth.lock().unwrap_or_else(PoisonError::into_inner)
+        self.conn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// The connection; none once the lease was let go.
-    fn session(&self) -> Option<Session> {
-        self.berth().as_ref().map(|berth| berth.session().clone())
+    fn mux(&self) -> Option<MuxConnection> {
+        self.conn().as_ref().map(|berth| berth.conn().clone())
     }
 
     fn reattaches(&self) -> bool {
@@ -54,17 +59,17 @@ impl ServerLease {
     }
 
     /// The connection to renew over: another one, where the old one ended and that is no loss.
-    async fn attached(&self, deadline: &Deadline) -> Result<Session> {
+    async fn attached(&self, deadline: &Deadline) -> Result<MuxConnection> {
         let let_go = || Error::new(ErrorKind::NotHeld, "it was let go");
-        let session = self.session().ok_or_else(let_go)?;
+        let session = self.mux().ok_or_else(let_go)?;
         if !self.reattaches() || session.lost(suspend::now()).is_none() {
             return Ok(session);
         }
-        let berth = deadline.bounds("connection", self.pool.board(self.shard)).await?;
+        let berth = deadline.bounds("connection", self.pool.checkout_shared(self.shard)).await?;
         tracing::debug!(key = %self.key, server = %self.endpoint(), "the lease moves to another connection");
-        let session = berth.session().clone();
+        let session = berth.conn().clone();
         // Dropped outside the lock.
-        let _old = self.berth().as_mut().ok_or_else(let_go).map(|old| std::mem::replace(old, berth))?;
+        let _old = self.conn().as_mut().ok_or_else(let_go).map(|old| std::mem::replace(old, berth))?;
         Ok(session)
     }
 
@@ -72,14 +77,14 @@ impl ServerLease {
         let (key, token) = (self.key.clone(), self.token.clone());
         let request = Request::Renew { key, token, lease: Some(self.ttl), family: self.family };
         here()?;
-        let deadline = &Deadline::of_request(suspend::now(), RENEW_LIMIT);
+        let deadline = &Deadline::of_request(suspend::now(), RENEW_TIMEOUT);
         let session = self.attached(deadline).await?;
-        let answer = session.call(request, suspend::now(), deadline).await;
-        answer.map_err(|failure| failure.error).map(Answer::claim).and_then(replies::renewed)
+        let answer = session.send_request(request, suspend::now(), deadline).await;
+        answer.map_err(|failure| failure.error).map(Response::into_reply).and_then(replies::renewed)
     }
 }
 
-impl HeldLease for ServerLease {
+impl HeldLease for DflockdLease {
     fn endpoint(&self) -> Arc<str> {
         self.pool.options.servers[self.shard].name.clone()
     }
@@ -92,32 +97,32 @@ impl HeldLease for ServerLease {
     }
 
     fn enforces_release_deadline(&self) -> bool {
-        self.berth().as_ref().is_none_or(|berth| berth.session().is_driven_here())
+        self.conn().as_ref().is_none_or(|berth| berth.conn().is_driven_here())
     }
 
     fn release(&self, now: Instant, done: ReleaseCompletion) {
-        let berth = self.berth().take();
+        let berth = self.conn().take();
         if let Some(berth) = berth {
-            if !berth.session().is_ours() {
+            if !berth.conn().is_ours() {
                 return std::mem::forget(berth);
             }
-            berth.session().release(self.orphan(), now, Some(done));
+            berth.conn().release(self.unclaimed(), now, Some(done));
         }
     }
 
     fn cut(&self) {
-        let berth = self.berth().take();
+        let berth = self.conn().take();
         if let Some(berth) = berth {
-            berth.leave_behind();
+            berth.discard();
         }
     }
 
     fn lost(&self, now: Instant) -> Option<LostReason> {
-        if self.reattaches() { None } else { self.berth().as_ref()?.session().lost(now) }
+        if self.reattaches() { None } else { self.conn().as_ref()?.conn().lost(now) }
     }
 
     async fn changed(&self) -> Change {
-        let Some(session) = self.session() else { return std::future::pending().await };
+        let Some(session) = self.mux() else { return std::future::pending().await };
         session.closed().await;
         match session.lost(suspend::now()) {
             Some(reason) if !self.reattaches() => Change::Lost(reason),
@@ -128,10 +133,10 @@ impl HeldLease for ServerLease {
 
 /// Also where it was never let go: forgotten, or lost with nobody to release it, or cut off by the
 /// end of its runtime.
-impl Drop for ServerLease {
+impl Drop for DflockdLease {
     fn drop(&mut self) {
-        let berth = self.berth.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if berth.as_ref().is_none_or(|berth| berth.session().is_ours()) {
+        let berth = self.conn.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if berth.as_ref().is_none_or(|berth| berth.conn().is_ours()) {
             return self.cut();
         }
         // A forked process leaves all of it alone.

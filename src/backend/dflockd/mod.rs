@@ -26,9 +26,9 @@ use crate::proto::{Family, Reply, Request, StatsResult};
 use crate::suspend;
 use crate::types::{Key, Seconds};
 
-use held::ServerLease;
-use mux::Answer;
-use pool::{Berth, Pool};
+use held::DflockdLease;
+use mux::Response;
+use pool::{Pool, PoolConnection};
 
 pub use conn::AsyncConn;
 pub(crate) use options::Options;
@@ -49,20 +49,20 @@ impl DflockdBackend {
         Self { pool: Pool::new(Arc::new(options)) }
     }
 
-    async fn board(&self, shard: usize, deadline: &Deadline) -> Result<Berth> {
-        self.boarded(shard, deadline, self.pool.board(shard)).await
+    async fn checkout_shared(&self, shard: usize, deadline: &Deadline) -> Result<PoolConnection> {
+        self.checked_out(shard, deadline, self.pool.checkout_shared(shard)).await
     }
 
-    async fn board_alone(&self, shard: usize, deadline: &Deadline) -> Result<Berth> {
-        self.boarded(shard, deadline, self.pool.board_alone(shard)).await
+    async fn checkout_exclusive(&self, shard: usize, deadline: &Deadline) -> Result<PoolConnection> {
+        self.checked_out(shard, deadline, self.pool.checkout_exclusive(shard)).await
     }
 
-    async fn boarded(
+    async fn checked_out(
         &self,
         shard: usize,
         deadline: &Deadline,
-        boarding: impl Future<Output = Result<Berth>>,
-    ) -> Result<Berth> {
+        boarding: impl Future<Output = Result<PoolConnection>>,
+    ) -> Result<PoolConnection> {
         let boarded = deadline.bounds("connection", boarding).await;
         boarded
             .map_err(|error| if error.is_timeout() { error.on_server(self.endpoint(shard)) } else { error })
@@ -71,14 +71,14 @@ impl DflockdBackend {
     /// Sends a request that may be granted late, and returns its grant.
     async fn wait_for_grant(
         &self,
-        mut berth: Berth,
+        mut berth: PoolConnection,
         wire: Request,
         request: &AcquireRequest,
         deadline: &Deadline,
-    ) -> Result<Grant<ServerLease>> {
+    ) -> Result<Grant<DflockdLease>> {
         let sent = suspend::now();
-        let reply = berth.ask(wire, sent, deadline);
-        let answer = berth.answer(reply, deadline).await?;
+        let reply = berth.send(wire, sent, deadline);
+        let answer = berth.response(reply, deadline).await?;
         match self.grant(berth, answer, request, sent, deadline) {
             Ok(grant) => Ok(grant),
             Err(refused) => Err(refused.await),
@@ -88,27 +88,27 @@ impl DflockdBackend {
     /// Makes a held lease of a grant. The error of a refusal may take a moment to tell.
     fn grant<'a>(
         &self,
-        berth: Berth,
-        answer: Answer,
+        berth: PoolConnection,
+        answer: Response,
         request: &AcquireRequest,
         sent: Instant,
         deadline: &'a Deadline,
-    ) -> Result<Grant<ServerLease>, BoxFuture<'a, Error>> {
+    ) -> Result<Grant<DflockdLease>, BoxFuture<'a, Error>> {
         let Some((token, ttl)) = answer.grant() else {
             return Err(Box::pin(refused(berth, answer, deadline)));
         };
-        let fence = berth.session().fence_of(&token);
-        let lease = Unclaimed::new(ServerLease {
+        let fence = berth.conn().fence_of(&token);
+        let lease = Unclaimed::new(DflockdLease {
             pool: self.pool.clone(),
             shard: berth.shard(),
-            berth: Mutex::new(Some(berth)),
+            conn: Mutex::new(Some(berth)),
             key: request.key.clone(),
             token: token.clone(),
             family: Family::of(request.limit),
             ttl,
         });
         // The duty to release it has moved.
-        answer.claim();
+        answer.into_reply();
         Ok(Grant { lease, token, fence, ttl: ttl.duration(), sent, received: suspend::now() })
     }
 }
@@ -126,13 +126,14 @@ fn wait_request(request: &AcquireRequest, timeout: Seconds) -> Request {
 }
 
 /// The error of a reply that is no grant.
-async fn refused(berth: Berth, answer: Answer, deadline: &Deadline) -> Error {
-    let server = berth.session().server().clone();
-    let error = replies::grant(answer.claim()).err();
+async fn refused(berth: PoolConnection, answer: Response, deadline: &Deadline) -> Error {
+    let server = berth.conn().server().clone();
+    let error = replies::grant(answer.into_reply()).err();
     let mut error = error.unwrap_or_else(|| Error::new(ErrorKind::Protocol, "a reply to another request"));
     // A sound request gets a bare `error` from a server that had read nothing for too long, and
     // closes: the request was lost, or crossed that.
-    if error.raw() == Some("error") && berth.ends_by(deadline.at().min(Instant::now() + CLOSE_GRACE)).await {
+    if error.raw() == Some("error") && berth.closed_by(deadline.at().min(Instant::now() + CLOSE_GRACE)).await
+    {
         let detail = "the server had read nothing from it for too long";
         error = Error::new(ErrorKind::ConnectionClosed, detail);
     }
@@ -145,7 +146,7 @@ async fn refused(berth: Berth, answer: Answer, deadline: &Deadline) -> Error {
 }
 
 impl Backend for DflockdBackend {
-    type Lease = ServerLease;
+    type Lease = DflockdLease;
     type Place = QueuePlace;
 
     fn capabilities(&self) -> Capabilities {
@@ -179,16 +180,16 @@ impl Backend for DflockdBackend {
         shard: usize,
         now: Instant,
         deadline: &Deadline,
-    ) -> Result<Attempt<ServerLease>> {
+    ) -> Result<Attempt<DflockdLease>> {
         let (mut berth, now) = if request.isolated {
-            (Box::pin(self.board_alone(shard, deadline)).await?, suspend::now())
-        } else if let Some(berth) = self.pool.board_open(shard, now) {
+            (Box::pin(self.checkout_exclusive(shard, deadline)).await?, suspend::now())
+        } else if let Some(berth) = self.pool.try_checkout_shared(shard, now) {
             (berth, now)
         } else {
-            (Box::pin(self.board(shard, deadline)).await?, suspend::now())
+            (Box::pin(self.checkout_shared(shard, deadline)).await?, suspend::now())
         };
-        let reply = berth.ask(acquire_request(request, Seconds::ZERO), now, deadline);
-        let answer = berth.answer(reply, deadline).await?;
+        let reply = berth.send(acquire_request(request, Seconds::ZERO), now, deadline);
+        let answer = berth.response(reply, deadline).await?;
         let refused = match self.grant(berth, answer, request, now, deadline) {
             Ok(grant) => return Ok(Attempt::Acquired(grant)),
             Err(refused) => refused,
@@ -202,8 +203,8 @@ impl Backend for DflockdBackend {
         request: &AcquireRequest,
         shard: usize,
         deadline: &Deadline,
-    ) -> Result<Grant<ServerLease>> {
-        let berth = self.board_alone(shard, deadline).await?;
+    ) -> Result<Grant<DflockdLease>> {
+        let berth = self.checkout_exclusive(shard, deadline).await?;
         let left = deadline.wait_left(Instant::now())?;
         self.wait_for_grant(berth, acquire_request(request, left), request, deadline).await
     }
@@ -214,13 +215,13 @@ impl Backend for DflockdBackend {
         shard: usize,
         deadline: &Deadline,
     ) -> Result<Enqueue<Self>> {
-        let mut berth = self.board_alone(shard, deadline).await?;
+        let mut berth = self.checkout_exclusive(shard, deadline).await?;
         let sent = suspend::now();
-        let reply = berth.ask(enqueue_request(request), sent, deadline);
-        let answer = berth.answer(reply, deadline).await?;
+        let reply = berth.send(enqueue_request(request), sent, deadline);
+        let answer = berth.response(reply, deadline).await?;
         if *answer.reply() == Reply::Queued {
             // A wait of no time ends the registration: it answers `timeout`, or a grant that came meanwhile.
-            berth.session().queue(wait_request(request, Seconds::ZERO));
+            berth.conn().queue(wait_request(request, Seconds::ZERO));
             return Ok(Enqueue::Queued(QueuePlace(Some(berth))));
         }
         match self.grant(berth, answer, request, sent, deadline) {
@@ -235,8 +236,8 @@ impl Backend for DflockdBackend {
         request: &AcquireRequest,
         timeout: Seconds,
         deadline: &Deadline,
-    ) -> Result<Grant<ServerLease>> {
-        let berth = place.0.take().filter(|berth| berth.session().unqueue()).ok_or_else(client_closed)?;
+    ) -> Result<Grant<DflockdLease>> {
+        let berth = place.0.take().filter(|berth| berth.conn().unqueue()).ok_or_else(client_closed)?;
         self.wait_for_grant(berth, wait_request(request, timeout), request, deadline).await
     }
 
@@ -259,15 +260,15 @@ impl Backend for DflockdBackend {
 }
 
 /// A place in a key's wait queue, which its connection has.
-pub(crate) struct QueuePlace(Option<Berth>);
+pub(crate) struct QueuePlace(Option<PoolConnection>);
 
 impl Drop for QueuePlace {
     fn drop(&mut self) {
         if let Some(berth) = self.0.take() {
-            if !berth.session().is_ours() {
+            if !berth.conn().is_ours() {
                 return std::mem::forget(berth);
             }
-            berth.session().leave_queue();
+            berth.conn().leave_queue();
         }
     }
 }

@@ -18,7 +18,7 @@ pub struct Grant {
 
 /// What [`enqueue`](crate::command::enqueue) comes to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Place {
+pub enum Enqueued {
     /// The key was free and is held.
     Acquired(Grant),
     /// The connection has a place in the queue: [`wait`](crate::command::wait) for the grant.
@@ -30,7 +30,7 @@ const LIMIT_PASSES: &str = "it can have a new one when nobody has used it for as
                             idle keys (--gc-max-idle, 60 s unless set, and up to --gc-interval, 5 s)";
 
 /// The error that a refusal is, to a request that expected `expect`.
-pub(crate) fn refusal(status: &Status, expect: Expect) -> Error {
+pub(crate) fn status_error(status: &Status, expect: Expect) -> Error {
     let kind = match status {
         Status::Error if expect == Expect::Lease => ErrorKind::NotHeld,
         Status::Auth => ErrorKind::Auth,
@@ -63,9 +63,9 @@ pub(crate) fn busy() -> Error {
     Error::new(ErrorKind::Timeout, "the key stayed busy").while_busy()
 }
 
-fn refused_or(reply: Reply, expect: Expect) -> Error {
+fn unexpected(reply: Reply, expect: Expect) -> Error {
     match reply {
-        Reply::Refused(status) => refusal(&status, expect),
+        Reply::Refused(status) => status_error(&status, expect),
         Reply::Timeout => busy().with_raw("timeout"),
         // `Reply::parse` lets nothing else through for what was expected.
         _ => Error::new(ErrorKind::Protocol, "a reply to another request"),
@@ -76,16 +76,16 @@ fn refused_or(reply: Reply, expect: Expect) -> Error {
 pub(crate) fn grant(reply: Reply) -> Result<Grant> {
     match reply {
         Reply::Granted { token, lease } => Ok(Grant { token, lease: lease.duration() }),
-        other => Err(refused_or(other, Expect::Grant)),
+        other => Err(unexpected(other, Expect::Grant)),
     }
 }
 
 /// `e`, `se`
-pub(crate) fn place(reply: Reply) -> Result<Place> {
+pub(crate) fn place(reply: Reply) -> Result<Enqueued> {
     match reply {
-        Reply::Acquired { token, lease } => Ok(Place::Acquired(Grant { token, lease: lease.duration() })),
-        Reply::Queued => Ok(Place::Queued),
-        other => Err(refused_or(other, Expect::Enqueue)),
+        Reply::Acquired { token, lease } => Ok(Enqueued::Acquired(Grant { token, lease: lease.duration() })),
+        Reply::Queued => Ok(Enqueued::Queued),
+        other => Err(unexpected(other, Expect::Enqueue)),
     }
 }
 
@@ -94,7 +94,7 @@ pub(crate) fn released(reply: Reply) -> Result<()> {
     match reply {
         Reply::Done => Ok(()),
         // To a release, as to a renewal, a bare `error` means that there is no such holder.
-        other => Err(refused_or(other, Expect::Lease)),
+        other => Err(unexpected(other, Expect::Lease)),
     }
 }
 
@@ -102,7 +102,7 @@ pub(crate) fn released(reply: Reply) -> Result<()> {
 pub(crate) fn renewed(reply: Reply) -> Result<Duration> {
     match reply {
         Reply::Renewed(lease) => Ok(lease.duration()),
-        other => Err(refused_or(other, Expect::Lease)),
+        other => Err(unexpected(other, Expect::Lease)),
     }
 }
 
@@ -110,7 +110,7 @@ pub(crate) fn renewed(reply: Reply) -> Result<Duration> {
 pub(crate) fn done(reply: Reply) -> Result<()> {
     match reply {
         Reply::Done => Ok(()),
-        other => Err(refused_or(other, Expect::Done)),
+        other => Err(unexpected(other, Expect::Done)),
     }
 }
 
@@ -123,7 +123,7 @@ pub(crate) fn authenticated(reply: Reply) -> Result<()> {
             let detail = "the server refused the auth token, or wants none";
             Err(Error::new(ErrorKind::PermissionDenied, detail).with_raw(&status.to_string()))
         }
-        other => Err(refused_or(other, Expect::Done)),
+        other => Err(unexpected(other, Expect::Done)),
     }
 }
 

@@ -197,7 +197,7 @@ impl<T: Target, B: IntoBackend> Builder<T, B> {
     pub fn build(self) -> Result<T::Output> {
         let lease = self.lease.check()?;
         let backend = self.backend.into_backend(lease.request_timeout)?;
-        self.target.finish(BuilderParts { backend, lease })
+        self.target.build_from(BuilderParts { backend, lease })
     }
 }
 

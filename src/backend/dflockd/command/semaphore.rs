@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use crate::backend::dflockd::command::{acquire_any, enqueue_any, release_any, renew_any, wait_any};
 use crate::backend::dflockd::conn::AsyncConn;
-use crate::backend::dflockd::replies::{Grant, Place};
+use crate::backend::dflockd::replies::{Enqueued, Grant};
 use crate::error::Result;
 use crate::proto::Family;
 use crate::types::{Limit, Token};
@@ -50,7 +50,12 @@ pub async fn sem_acquire(
 /// assert!(matches!(place, Place::Acquired(_)));
 /// # Ok(()) }
 /// ```
-pub async fn sem_enqueue(conn: &AsyncConn, key: &str, limit: u64, lease: Option<Duration>) -> Result<Place> {
+pub async fn sem_enqueue(
+    conn: &AsyncConn,
+    key: &str,
+    limit: u64,
+    lease: Option<Duration>,
+) -> Result<Enqueued> {
     enqueue_any(conn, key, Some(Limit::new(limit)?), lease).await
 }
 

@@ -17,13 +17,13 @@ const CHUNK: usize = 8 * 1024;
 const KEPT_CAPACITY: usize = 64 * 1024;
 
 /// Positions count the bytes that were ever sent.
-pub(super) struct Wire {
+pub(super) struct Buffered {
     stream: BoxStream,
-    chunk: Box<[u8]>,
+    read_buf: Box<[u8]>,
     /// The part of `chunk` that was read and not looked at yet.
     unread: Range<usize>,
     /// The position up to which everything had been sent when `chunk` was read.
-    asked: u64,
+    sent_before_read: u64,
     sending: Vec<u8>,
     /// How much of `sending` was sent.
     written: usize,
@@ -31,13 +31,13 @@ pub(super) struct Wire {
     unflushed: bool,
 }
 
-impl Wire {
+impl Buffered {
     pub(super) fn new(stream: BoxStream) -> Self {
         Self {
             stream,
-            chunk: vec![0; CHUNK].into(),
+            read_buf: vec![0; CHUNK].into(),
             unread: 0..0,
-            asked: 0,
+            sent_before_read: 0,
             sending: Vec::new(),
             written: 0,
             sent: 0,
@@ -48,10 +48,10 @@ impl Wire {
     /// How many bytes there are to look at, once there are some; none once the peer has closed.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
         if self.unread.is_empty() {
-            let mut buffer = ReadBuf::new(&mut self.chunk);
+            let mut buffer = ReadBuf::new(&mut self.read_buf);
             let read = ready!(Pin::new(&mut self.stream).poll_read(cx, &mut buffer));
             self.unread = 0..buffer.filled().len();
-            self.asked = self.sent;
+            self.sent_before_read = self.sent;
             read.map_err(|cause| Error::io("could not read", cause))?;
         }
         Poll::Ready(Ok(self.unread.len()))
@@ -59,17 +59,17 @@ impl Wire {
 
     /// What was read and not looked at yet.
     pub(super) fn unread(&self) -> &[u8] {
-        &self.chunk[self.unread.clone()]
+        &self.read_buf[self.unread.clone()]
     }
 
     /// All but this much of it was looked at.
-    pub(super) fn leave_unread(&mut self, left: usize) {
+    pub(super) fn consume_to(&mut self, left: usize) {
         self.unread.start = self.unread.end - left;
     }
 
     /// Up to where requests had been sent when that was read: nothing in it answers a later one.
-    pub(super) fn asked(&self) -> u64 {
-        self.asked
+    pub(super) fn sent_before_read(&self) -> u64 {
+        self.sent_before_read
     }
 
     /// Up to where requests were sent, as far as that is known, and not less.

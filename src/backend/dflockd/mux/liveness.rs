@@ -15,7 +15,7 @@ use crate::suspend;
 /// the connection held. It read the answered request no earlier than that request was sent, so
 /// for as long as two keepalive intervals stay below the read timeout, a connection given up two
 /// intervals after its last proof is given up before the server does.
-pub(super) struct Proof {
+pub(super) struct Liveness {
     base: Instant,
     /// Nanoseconds after `base`.
     at: AtomicU64,
@@ -26,20 +26,20 @@ pub(super) struct Proof {
 
 const NEVER: u64 = u64::MAX;
 /// A server that owes an answer and gives none for so long may be gone.
-const PATIENCE: Duration = Duration::from_secs(1);
+const SUSPECT_AFTER: Duration = Duration::from_secs(1);
 
-impl Proof {
+impl Liveness {
     pub(super) fn new(keepalive: Duration, now: Instant) -> Self {
         Self { base: now, at: AtomicU64::new(0), owed: AtomicU64::new(NEVER), keepalive }
     }
 
     /// A request sent at `sent` was answered.
-    pub(super) fn answered(&self, sent: Instant) {
+    pub(super) fn acked(&self, sent: Instant) {
         self.at.fetch_max(self.nanos(sent), Ordering::Relaxed);
     }
 
     /// From `since` on an answer is owed, or none is.
-    pub(super) fn owes(&self, since: Option<Instant>) {
+    pub(super) fn awaiting(&self, since: Option<Instant>) {
         self.owed.store(since.map_or(NEVER, |since| self.nanos(since)), Ordering::Relaxed);
     }
 
@@ -52,7 +52,7 @@ impl Proof {
     }
 
     /// When the server counts as gone, unless it answers.
-    pub(super) fn ends(&self) -> Instant {
+    pub(super) fn expires_at(&self) -> Instant {
         if is_broken(Rule::Deadline) {
             return Instant::now() + self.keepalive;
         }
@@ -63,9 +63,9 @@ impl Proof {
 
     /// Whether an answer is overdue: the server may be gone, and new requests had better go by
     /// another connection.
-    pub(super) fn is_shaky(&self, now: Instant) -> bool {
+    pub(super) fn is_suspect(&self, now: Instant) -> bool {
         let owed = self.owed.load(Ordering::Relaxed);
-        let stalls = owed != NEVER && now >= self.base + Duration::from_nanos(owed) + PATIENCE;
+        let stalls = owed != NEVER && now >= self.base + Duration::from_nanos(owed) + SUSPECT_AFTER;
         stalls || now + suspend::since(self.at()) >= self.at() + self.keepalive + self.keepalive / 2
     }
 }

@@ -29,16 +29,16 @@ use crate::process::Origin;
 use crate::proto::Request;
 use crate::suspend;
 use crate::types::{Fence, Token};
-use buffered::Wire;
+use buffered::Buffered;
 use driver::Driver;
-use liveness::Proof;
-use requests::{Call, Caller, Outbox};
-pub(crate) use response::{Answer, Awaited, Failure, Orphan};
-pub(crate) use trace::{Rescue, Trace, WeakSession};
+use liveness::Liveness;
+use requests::{InFlight, RequestQueue, Responder};
+pub(crate) use response::{Response, ResponseFuture, TrySendError, UnclaimedGrant};
+pub(crate) use trace::{Rerouted, Trace, WeakMuxConnection};
 
 /// What a session needs of the pool that it belongs to.
 #[derive(Clone)]
-pub(crate) struct Home {
+pub(crate) struct ConnContext {
     pub(crate) server: Arc<str>,
     /// How long the connection may be quiet before it pings.
     pub(crate) keepalive: Duration,
@@ -48,53 +48,53 @@ pub(crate) struct Home {
     pub(crate) draining: Arc<AtomicBool>,
     pub(crate) metrics: Arc<ConnMetrics>,
     /// Makes releases that this session can no longer make itself, and marks them as such.
-    pub(crate) rescue: Arc<dyn Fn(Orphan, Option<ReleaseCompletion>) + Send + Sync>,
+    pub(crate) release_elsewhere: Arc<dyn Fn(UnclaimedGrant, Option<ReleaseCompletion>) + Send + Sync>,
 }
 
 /// A handle on a driver. Cheap to clone; when the last one drops, the driver finishes what is
 /// under way and closes.
 #[derive(Clone)]
-pub(crate) struct Session(Arc<Handles>);
+pub(crate) struct MuxConnection(Arc<ConnRef>);
 
 /// What all handles on one driver are together.
-struct Handles(Arc<Shared>);
+struct ConnRef(Arc<ConnShared>);
 
-impl Drop for Handles {
+impl Drop for ConnRef {
     fn drop(&mut self) {
         if self.0.origin.is_here() {
-            self.0.steer(CLOSING);
-            self.0.deserted.store(true, Ordering::Release);
-            self.0.ended.notify_waiters();
+            self.0.advance(CLOSING);
+            self.0.has_no_users.store(true, Ordering::Release);
+            self.0.closed.notify_waiters();
         }
     }
 }
 
-struct Shared {
-    home: Home,
+struct ConnShared {
+    context: ConnContext,
     /// Only its process steers it, closes it or lets it end.
     origin: Origin,
     /// Where the driver runs.
     runtime: runtime::Id,
-    outbox: Mutex<Outbox>,
+    requests: Mutex<RequestQueue>,
     /// Wakes the driver when there is something to send, or to do.
     waker: AtomicWaker,
-    course: AtomicU8,
-    proof: Proof,
+    state: AtomicU8,
+    liveness: Liveness,
     /// Why the session ended, once it has.
     end: OnceLock<Error>,
     /// Tells that the driver is done, or that the last handle has gone.
-    ended: Notify,
+    closed: Notify,
     /// Whether all handles are gone.
-    deserted: AtomicBool,
+    has_no_users: AtomicBool,
     /// Whether the driver is handing out replies, some of which may bring more to do.
     answers: AtomicBool,
     /// What to ask before it closes, while it has a place in a queue.
     leaves_queue: Mutex<Option<Request>>,
     /// Leases and requests that have a place on it, where places are shared.
     users: AtomicUsize,
-    usage: Mutex<Usage>,
+    occupancy: Mutex<Occupancy>,
     /// Whether the driver has to set its alarm anew.
-    set_alarm: AtomicBool,
+    reset_timer: AtomicBool,
     /// Whether the server has said that it does not know `ping`: its tokens are random.
     is_unfenced: AtomicBool,
 }
@@ -111,50 +111,50 @@ const ENDED: u8 = 3;
 const FINISHED: u8 = 4;
 
 /// What a connection is to its pool.
-enum Usage {
+enum Occupancy {
     /// Somebody has it. The permit, where one was needed, is given back with it.
-    Taken(#[allow(dead_code, reason = "kept to be dropped")] Option<OwnedSemaphorePermit>),
+    InUse(#[allow(dead_code, reason = "kept to be dropped")] Option<OwnedSemaphorePermit>),
     /// Nobody does; it closes at this time.
     Idle(Instant),
 }
 
-impl std::fmt::Debug for Session {
+impl std::fmt::Debug for MuxConnection {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Session").field("server", self.server()).finish_non_exhaustive()
     }
 }
 
-impl Session {
+impl MuxConnection {
     /// Spawns a driver over a stream on which the handshake is done. The permit is kept until the
     /// connection [rests](Self::rest), or has ended.
-    pub(crate) fn spawn(stream: BoxStream, home: Home, permit: OwnedSemaphorePermit) -> Self {
+    pub(crate) fn spawn(stream: BoxStream, home: ConnContext, permit: OwnedSemaphorePermit) -> Self {
         let now = suspend::now();
-        let shared = Arc::new(Shared {
-            proof: Proof::new(home.keepalive, now),
-            home,
+        let shared = Arc::new(ConnShared {
+            liveness: Liveness::new(home.keepalive, now),
+            context: home,
             origin: Origin::here(),
             runtime: Handle::current().id(),
-            outbox: Mutex::new(Outbox::new(now)),
+            requests: Mutex::new(RequestQueue::new(now)),
             waker: AtomicWaker::new(),
-            course: AtomicU8::new(OPEN),
+            state: AtomicU8::new(OPEN),
             end: OnceLock::new(),
-            ended: Notify::new(),
-            deserted: AtomicBool::new(false),
+            closed: Notify::new(),
+            has_no_users: AtomicBool::new(false),
             answers: AtomicBool::new(false),
             leaves_queue: Mutex::new(None),
             users: AtomicUsize::new(0),
-            usage: Mutex::new(Usage::Taken(Some(permit))),
-            set_alarm: AtomicBool::new(false),
+            occupancy: Mutex::new(Occupancy::InUse(Some(permit))),
+            reset_timer: AtomicBool::new(false),
             is_unfenced: AtomicBool::new(false),
         });
         // Goes out with the first request, so that its answer is read before any grant is.
-        shared.send(Call { request: Request::Ping, caller: Caller::Nobody, sent: now });
-        let handle = Arc::new(Handles(shared.clone()));
+        shared.send(InFlight { request: Request::Ping, caller: Responder::None, sent: now });
+        let handle = Arc::new(ConnRef(shared.clone()));
         tokio::spawn(Driver::new(stream, Arc::downgrade(&handle), shared).run());
         Self(handle)
     }
 
-    fn shared(&self) -> &Shared {
+    fn shared(&self) -> &ConnShared {
         &self.0.0
     }
 
@@ -164,37 +164,41 @@ impl Session {
     }
 
     pub(crate) fn server(&self) -> &Arc<str> {
-        &self.shared().home.server
+        &self.shared().context.server
     }
 
     /// Sends a request, at `now`, and waits for its reply until the deadline.
     ///
     /// A reply that comes later, or after the future was dropped, is read all the same.
-    pub(crate) fn call(&self, request: Request, now: Instant, deadline: &Deadline) -> Awaited {
+    pub(crate) fn send_request(&self, request: Request, now: Instant, deadline: &Deadline) -> ResponseFuture {
         let (tell, reply) = oneshot::channel();
-        self.shared().send(Call { request, caller: Caller::Waits { tell, deadline: *deadline }, sent: now });
+        self.shared().send(InFlight {
+            request,
+            caller: Responder::Caller { tell, deadline: *deadline },
+            sent: now,
+        });
         // The driver has a clock, but it may not be driven by whoever waits here.
-        let awaited = Awaited { reply, alarm: None };
+        let awaited = ResponseFuture { reply, alarm: None };
         if self.is_driven_here() { awaited } else { awaited.by_itself(*deadline) }
     }
 
     /// Releases a grant without waiting, by another session where this one cannot any more.
     /// A caller who waits for the answer is sent away when his time is up.
-    pub(crate) fn release(&self, orphan: Orphan, now: Instant, done: Option<ReleaseCompletion>) {
-        let Orphan { key, token, family, rescue } = orphan;
-        let caller = Caller::Releases { done, rescue };
-        self.shared().send(Call { request: Request::Release { key, token, family }, caller, sent: now });
+    pub(crate) fn release(&self, orphan: UnclaimedGrant, now: Instant, done: Option<ReleaseCompletion>) {
+        let UnclaimedGrant { key, token, family, rerouted: rescue } = orphan;
+        let caller = Responder::Release { done, rescue };
+        self.shared().send(InFlight { request: Request::Release { key, token, family }, caller, sent: now });
     }
 
     /// Gives up a wait that is under way: the server is told by a half-close, which takes the
     /// waiter out of its queue; a grant that crosses it is still read, and released.
     pub(crate) fn abandon(&self) {
-        self.shared().steer(ABANDONED);
+        self.shared().advance(ABANDONED);
     }
 
     /// Takes nothing more, and ends once what is under way is answered.
     pub(crate) fn close(&self) {
-        self.shared().steer(CLOSING);
+        self.shared().advance(CLOSING);
     }
 
     /// It has a place in a queue from now on, which this request gives up.
@@ -216,20 +220,20 @@ impl Session {
 
     /// Somebody has it from now on, and the permit with it, which is given back when the connection
     /// has nothing to do any more, or has ended. One that has closed takes none.
-    pub(crate) fn take(&self, permit: OwnedSemaphorePermit) -> Result<(), OwnedSemaphorePermit> {
-        let mut usage = self.shared().usage();
+    pub(crate) fn mark_in_use(&self, permit: OwnedSemaphorePermit) -> Result<(), OwnedSemaphorePermit> {
+        let mut usage = self.shared().occupancy();
         // Looked at behind the lock, as the driver does that closes one that was idle for too long.
         if self.is_closed() {
             return Err(permit);
         }
-        *usage = Usage::Taken(Some(permit));
+        *usage = Occupancy::InUse(Some(permit));
         Ok(())
     }
 
     /// Nobody has it any more: it ends by itself at this time, unless it is taken before.
-    pub(crate) fn rest(&self, until: Instant) {
-        *self.shared().usage() = Usage::Idle(until);
-        self.shared().set_alarm.store(true, Ordering::Release);
+    pub(crate) fn mark_idle(&self, until: Instant) {
+        *self.shared().occupancy() = Occupancy::Idle(until);
+        self.shared().reset_timer.store(true, Ordering::Release);
         self.shared().waker.wake();
     }
 
@@ -254,12 +258,12 @@ impl Session {
 
     /// Whether the session takes no other request.
     pub(crate) fn is_closed(&self) -> bool {
-        self.shared().course() != OPEN
+        self.shared().state() != OPEN
     }
 
     /// Whether a reply is overdue.
-    pub(crate) fn is_shaky(&self, now: Instant) -> bool {
-        self.shared().proof.is_shaky(now)
+    pub(crate) fn is_suspect(&self, now: Instant) -> bool {
+        self.shared().liveness.is_suspect(now)
     }
 
     /// The fence in a token that this server has granted by this connection, if it hands out fences.
@@ -273,17 +277,17 @@ impl Session {
         let shared = self.shared();
         match shared.end.get().map(Error::kind) {
             Some(ErrorKind::Timeout) => Some(LostReason::KeepaliveTimeout),
-            Some(_) if shared.home.draining.load(Ordering::Relaxed) => Some(LostReason::ServerDraining),
+            Some(_) if shared.context.draining.load(Ordering::Relaxed) => Some(LostReason::ServerDraining),
             Some(_) => Some(LostReason::ConnectionClosed),
-            None if shared.course() != OPEN => Some(LostReason::ConnectionClosed),
-            None if now >= shared.proof.ends() => Some(LostReason::KeepaliveTimeout),
+            None if shared.state() != OPEN => Some(LostReason::ConnectionClosed),
+            None if now >= shared.liveness.expires_at() => Some(LostReason::KeepaliveTimeout),
             None => None,
         }
     }
 
     /// Whether nothing is under way, nor about to be.
     pub(crate) fn is_quiet(&self) -> bool {
-        let outbox = self.shared().outbox();
+        let outbox = self.shared().requests();
         // Looked at behind the lock, behind which the driver takes what it answers, and puts what comes
         // of that.
         outbox.len() == 0 && !self.shared().answers.load(Ordering::Acquire)
@@ -291,7 +295,7 @@ impl Session {
 
     /// Resolves when the connection has ended.
     pub(crate) async fn closed(&self) {
-        self.shared().reached(|shared| shared.course() == FINISHED).await;
+        self.shared().reached(|shared| shared.state() == FINISHED).await;
     }
 }
 
@@ -299,16 +303,16 @@ fn shut_down() -> Error {
     Error::new(ErrorKind::ConnectionClosed, "its driver was shut down")
 }
 
-impl Shared {
-    fn course(&self) -> u8 {
-        self.course.load(Ordering::Acquire)
+impl ConnShared {
+    fn state(&self) -> u8 {
+        self.state.load(Ordering::Acquire)
     }
 
-    fn steer(&self, course: u8) {
+    fn advance(&self, course: u8) {
         if !self.origin.is_here() {
             return;
         }
-        self.course.fetch_max(course, Ordering::AcqRel);
+        self.state.fetch_max(course, Ordering::AcqRel);
         self.waker.wake();
     }
 
@@ -316,9 +320,9 @@ impl Shared {
         if self.is_unfenced.load(Ordering::Relaxed) { None } else { token.fence() }
     }
 
-    fn outbox(&self) -> MutexGuard<'_, Outbox> {
+    fn requests(&self) -> MutexGuard<'_, RequestQueue> {
         // Nothing panics while it is locked.
-        self.outbox.lock().unwrap_or_else(PoisonError::into_inner)
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn leaves_queue(&self) -> MutexGuard<'_, Option<Request>> {
@@ -329,14 +333,14 @@ impl Shared {
     /// Answers whether it had a place in a queue.
     fn leave_queue(&self) -> bool {
         let Some(request) = self.leaves_queue().take() else { return false };
-        self.send(Call { request, caller: Caller::Nobody, sent: Instant::now() });
+        self.send(InFlight { request, caller: Responder::None, sent: Instant::now() });
         true
     }
 
     /// Resolves when the driver is done, or the last handle has gone, and this is so.
     async fn reached(&self, is_so: impl Fn(&Self) -> bool) {
         loop {
-            let mut ended = pin!(self.ended.notified());
+            let mut ended = pin!(self.closed.notified());
             // Listens before it looks, so that no end falls between.
             ended.as_mut().enable();
             if is_so(self) {
@@ -346,9 +350,9 @@ impl Shared {
         }
     }
 
-    fn usage(&self) -> MutexGuard<'_, Usage> {
+    fn occupancy(&self) -> MutexGuard<'_, Occupancy> {
         // Nothing panics while it is locked.
-        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
+        self.occupancy.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn end(&self) -> Error {
@@ -356,25 +360,25 @@ impl Shared {
     }
 
     /// The request that a reply read at `now` answers, of those that were sent before this position.
-    fn next_call(&self, asked: u64, now: Instant) -> Option<Call> {
-        let mut outbox = self.outbox();
+    fn next_call(&self, asked: u64, now: Instant) -> Option<InFlight> {
+        let mut outbox = self.requests();
         if is_broken(Rule::ReplyOrder) {
-            outbox.forget_deserted();
+            outbox.drop_cancelled();
         }
         let call = outbox.pop(asked);
-        self.proof.owes((outbox.len() > 0).then_some(now));
+        self.liveness.awaiting((outbox.len() > 0).then_some(now));
         call
     }
 
-    fn send(&self, call: Call) {
-        let outbox = self.outbox();
+    fn send(&self, call: InFlight) {
+        let outbox = self.requests();
         // Looked at behind the lock: what comes in before an end is found in there by it.
-        if self.course() != OPEN {
+        if self.state() != OPEN {
             drop(outbox);
             return self.fail(call, &self.end(), true);
         }
-        let most = self.home.max_unanswered;
-        if outbox.len() >= most && matches!(call.caller, Caller::Waits { .. }) {
+        let most = self.context.max_unanswered;
+        if outbox.len() >= most && matches!(call.caller, Responder::Caller { .. }) {
             drop(outbox);
             let detail = format!("{most} requests are under way on this connection already");
             return self.fail(call, &Error::new(ErrorKind::Overloaded, detail), true);
@@ -382,15 +386,15 @@ impl Shared {
         self.push(outbox, call);
     }
 
-    fn push(&self, mut outbox: MutexGuard<'_, Outbox>, call: Call) {
+    fn push(&self, mut outbox: MutexGuard<'_, RequestQueue>, call: InFlight) {
         if outbox.len() == 0 {
-            self.proof.owes(Some(call.sent));
+            self.liveness.awaiting(Some(call.sent));
         }
-        let late_at = outbox.late_at();
+        let late_at = outbox.next_deadline();
         let is_first = outbox.push(call);
-        let is_sooner = outbox.late_at() != late_at;
+        let is_sooner = outbox.next_deadline() != late_at;
         if is_sooner {
-            self.set_alarm.store(true, Ordering::Release);
+            self.reset_timer.store(true, Ordering::Release);
         }
         drop(outbox);
         if is_first || is_sooner {
@@ -399,24 +403,26 @@ impl Shared {
     }
 
     /// Tells that a call has no reply. A release that was not sent goes by another session, once.
-    fn fail(&self, call: Call, error: &Error, unsent: bool) {
+    fn fail(&self, call: InFlight, error: &Error, unsent: bool) {
         match (call.caller, call.request) {
             // The caller may be gone; then nobody needs to know.
-            (Caller::Waits { tell, .. }, request) => {
+            (Responder::Caller { tell, .. }, request) => {
                 let unsent = unsent.then(|| Box::new(request));
-                drop(tell.send(Err(Failure { error: error.clone(), unsent })));
+                drop(tell.send(Err(TrySendError { error: error.clone(), request: unsent })));
             }
-            (Caller::Releases { done, rescue: None }, Request::Release { key, token, family }) if unsent => {
-                (self.home.rescue)(Orphan { key, token, family, rescue: None }, done);
+            (Responder::Release { done, rescue: None }, Request::Release { key, token, family })
+                if unsent =>
+            {
+                (self.context.release_elsewhere)(UnclaimedGrant { key, token, family, rerouted: None }, done);
             }
-            (Caller::Releases { done: Some(done), .. }, request) => {
-                done.complete(Err(named(error.clone(), &request).on_server(&self.home.server)));
+            (Responder::Release { done: Some(done), .. }, request) => {
+                done.complete(Err(named(error.clone(), &request).on_server(&self.context.server)));
             }
-            (Caller::Releases { done: None, .. }, Request::Release { key, token, .. }) => {
+            (Responder::Release { done: None, .. }, Request::Release { key, token, .. }) => {
                 let fence = self.fence_of(&token);
                 tracing::warn!(%key, ?fence, %error, "release failed; the lease runs out by itself");
             }
-            (Caller::Releases { .. } | Caller::Nobody, _) => {}
+            (Responder::Release { .. } | Responder::None, _) => {}
         }
     }
 }

@@ -7,7 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Answer, Failure, Rescue};
+use super::{Rerouted, Response, TrySendError};
 use crate::backend::Deadline;
 use crate::lease::ReleaseCompletion;
 use crate::proto::Request;
@@ -23,45 +23,45 @@ pub(super) const MAX_OWED: usize = 212;
 const _: () = assert!(MAX_OWED * 76 < 16 * 1024);
 
 /// How often those whose time is up are looked for, at the most.
-const LATE_STEP: Duration = Duration::from_millis(10);
+const EXPIRY_INTERVAL: Duration = Duration::from_millis(10);
 
 /// A request on its way, or sent and unanswered.
-pub(super) struct Call {
+pub(super) struct InFlight {
     pub(super) request: Request,
-    pub(super) caller: Caller,
+    pub(super) caller: Responder,
     /// The instant before it was sent.
     pub(super) sent: Instant,
 }
 
-impl Call {
+impl InFlight {
     /// Until when somebody waits for the answer, if anybody does.
-    fn until(&self) -> Option<Instant> {
+    fn deadline(&self) -> Option<Instant> {
         match &self.caller {
-            Caller::Waits { deadline, .. } => Some(deadline.at()),
-            Caller::Releases { done, .. } => done.as_ref()?.deadline(),
-            Caller::Nobody => None,
+            Responder::Caller { deadline, .. } => Some(deadline.at()),
+            Responder::Release { done, .. } => done.as_ref()?.deadline(),
+            Responder::None => None,
         }
     }
 
     /// Tells whoever waits that there is no answer in time. What is answered later is nobody's.
-    fn give_up(&mut self) {
-        match std::mem::replace(&mut self.caller, Caller::Nobody) {
-            Caller::Waits { tell, deadline } => {
-                let failure = Failure { error: deadline.passed("reply"), unsent: None };
+    fn time_out(&mut self) {
+        match std::mem::replace(&mut self.caller, Responder::None) {
+            Responder::Caller { tell, deadline } => {
+                let failure = TrySendError { error: deadline.passed("reply"), request: None };
                 // The caller may be gone.
                 drop(tell.send(Err(failure)));
             }
-            Caller::Releases { mut done, rescue } => {
+            Responder::Release { mut done, rescue } => {
                 done.iter_mut().for_each(ReleaseCompletion::time_out);
-                self.caller = Caller::Releases { done, rescue };
+                self.caller = Responder::Release { done, rescue };
             }
-            Caller::Nobody => {}
+            Responder::None => {}
         }
     }
 
     /// Whether whoever asked is gone.
-    pub(super) fn is_deserted(&self) -> bool {
-        matches!(&self.caller, Caller::Waits { tell, .. } if tell.is_closed())
+    pub(super) fn is_cancelled(&self) -> bool {
+        matches!(&self.caller, Responder::Caller { tell, .. } if tell.is_closed())
     }
 }
 
@@ -69,40 +69,40 @@ impl Call {
 const UNSENT: u64 = u64::MAX;
 
 /// Who hears of the reply.
-pub(super) enum Caller {
-    Waits {
-        tell: oneshot::Sender<Result<Answer, Failure>>,
+pub(super) enum Responder {
+    Caller {
+        tell: oneshot::Sender<Result<Response, TrySendError>>,
         deadline: Deadline,
     },
     /// Nobody waits for a release, but somebody may want to know how it went.
-    Releases {
+    Release {
         done: Option<ReleaseCompletion>,
-        rescue: Option<Rescue>,
+        rescue: Option<Rerouted>,
     },
-    Nobody,
+    None,
 }
 
 /// The requests of one connection. Positions count the bytes of all requests that were ever sent.
-pub(super) struct Outbox {
+pub(super) struct RequestQueue {
     /// Unanswered, in order, each with the position at which it begins, once it is sent.
-    calls: VecDeque<(Call, u64)>,
+    calls: VecDeque<(InFlight, u64)>,
     /// How many of them are sent, or about to be.
     owed: usize,
     /// The position at which those end.
     end: u64,
     last_call: Instant,
     /// When somebody who waits may have to be sent away: not later than this.
-    late_at: Option<Instant>,
+    next_deadline: Option<Instant>,
 }
 
-impl Outbox {
+impl RequestQueue {
     pub(super) fn new(now: Instant) -> Self {
-        Self { calls: VecDeque::new(), owed: 0, end: 0, last_call: now, late_at: None }
+        Self { calls: VecDeque::new(), owed: 0, end: 0, last_call: now, next_deadline: None }
     }
 
     /// Takes a request. Answers whether it can be sent now, and is the first that can.
-    pub(super) fn push(&mut self, call: Call) -> bool {
-        self.late_at = self.late_at.into_iter().chain(call.until()).min();
+    pub(super) fn push(&mut self, call: InFlight) -> bool {
+        self.next_deadline = self.next_deadline.into_iter().chain(call.deadline()).min();
         let is_first = self.calls.len() == self.owed && self.owed < MAX_OWED;
         self.last_call = call.sent;
         self.calls.push_back((call, UNSENT));
@@ -110,14 +110,14 @@ impl Outbox {
     }
 
     /// The request that a reply answers: the oldest, if it was sent before the position `asked`.
-    pub(super) fn pop(&mut self, asked: u64) -> Option<Call> {
+    pub(super) fn pop(&mut self, asked: u64) -> Option<InFlight> {
         self.calls.front().filter(|(_, begin)| *begin < asked)?;
         self.owed -= 1;
         self.calls.pop_front().map(|(call, _)| call)
     }
 
     /// Takes back the requests that wait to be sent.
-    pub(super) fn retract(&mut self) -> Vec<Call> {
+    pub(super) fn cancel_unsent(&mut self) -> Vec<InFlight> {
         self.calls.split_off(self.owed).into_iter().map(|(call, _)| call).collect()
     }
 
@@ -134,26 +134,26 @@ impl Outbox {
     }
 
     /// Sends those away whose time is up.
-    pub(super) fn give_up_late(&mut self, now: Instant) {
+    pub(super) fn expire_overdue(&mut self, now: Instant) {
         let mut next: Option<Instant> = None;
         for (call, _) in &mut self.calls {
-            match call.until() {
-                Some(until) if until <= now => call.give_up(),
+            match call.deadline() {
+                Some(until) if until <= now => call.time_out(),
                 until => next = next.into_iter().chain(until).min(),
             }
         }
         // Not for each of many by itself.
-        self.late_at = next.map(|next| next.max(now + LATE_STEP));
+        self.next_deadline = next.map(|next| next.max(now + EXPIRY_INTERVAL));
     }
 
-    pub(super) fn late_at(&self) -> Option<Instant> {
-        self.late_at
+    pub(super) fn next_deadline(&self) -> Option<Instant> {
+        self.next_deadline
     }
 
     /// Forgets requests whose callers are gone, and with that which reply is whose.
-    pub(super) fn forget_deserted(&mut self) {
+    pub(super) fn drop_cancelled(&mut self) {
         self.calls.retain(|(call, begin)| {
-            let is_deserted = call.is_deserted();
+            let is_deserted = call.is_cancelled();
             self.owed -= usize::from(is_deserted && *begin != UNSENT);
             !is_deserted
         });
@@ -161,7 +161,7 @@ impl Outbox {
 
     /// Hands over what has no reply, each with whether nothing of it was sent up to the position
     /// `sent`.
-    pub(super) fn end(&mut self, sent: u64) -> impl Iterator<Item = (Call, bool)> + use<> {
+    pub(super) fn end(&mut self, sent: u64) -> impl Iterator<Item = (InFlight, bool)> + use<> {
         std::mem::take(&mut self.calls).into_iter().map(move |(call, begin)| (call, begin >= sent))
     }
 

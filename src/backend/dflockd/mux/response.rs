@@ -8,7 +8,7 @@ use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-use super::{Rescue, Session, shut_down};
+use super::{MuxConnection, Rerouted, shut_down};
 use crate::backend::Deadline;
 use crate::error::Error;
 use crate::failpoints::{Rule, is_broken};
@@ -17,20 +17,20 @@ use crate::types::{Key, Seconds, Token};
 
 /// Why a call has no reply.
 #[derive(Debug)]
-pub(crate) struct Failure {
+pub(crate) struct TrySendError {
     pub(crate) error: Error,
     /// The request, where nothing of it was sent: it may be made again elsewhere.
-    pub(crate) unsent: Option<Box<Request>>,
+    pub(crate) request: Option<Box<Request>>,
 }
 
 /// The reply to one request, which is not a part of this: it is moved about, and should be small.
-pub(crate) struct Awaited {
-    pub(super) reply: oneshot::Receiver<Result<Answer, Failure>>,
+pub(crate) struct ResponseFuture {
+    pub(super) reply: oneshot::Receiver<Result<Response, TrySendError>>,
     /// Where nobody else sees to the deadline.
     pub(super) alarm: Option<BoxFuture<'static, Error>>,
 }
 
-impl Awaited {
+impl ResponseFuture {
     /// Looks at a clock of its own, and waits until the deadline at the most.
     pub(super) fn by_itself(mut self, deadline: Deadline) -> Self {
         self.alarm = Some(Box::pin(async move {
@@ -41,8 +41,8 @@ impl Awaited {
     }
 }
 
-impl Future for Awaited {
-    type Output = Result<Answer, Failure>;
+impl Future for ResponseFuture {
+    type Output = Result<Response, TrySendError>;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let error = match self.reply.poll_unpin(cx) {
@@ -53,18 +53,18 @@ impl Future for Awaited {
                 ready!(alarm.as_mut().poll(cx))
             }
         };
-        Poll::Ready(Err(Failure { error, unsent: None }))
+        Poll::Ready(Err(TrySendError { error, request: None }))
     }
 }
 
 /// A reply on its way to its caller. Dropped with a grant inside, it releases the grant.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(crate) struct Response {
     pub(super) reply: Option<Reply>,
-    pub(super) orphan: Option<(Orphan, Session)>,
+    pub(super) unclaimed: Option<(UnclaimedGrant, MuxConnection)>,
 }
 
-impl Answer {
+impl Response {
     /// The grant in it, which stays the answer's to release.
     pub(crate) fn grant(&self) -> Option<(Token, Seconds)> {
         match self.reply() {
@@ -76,8 +76,8 @@ impl Answer {
     }
 
     /// The reply; a grant in it is now the caller's to release.
-    pub(crate) fn claim(mut self) -> Reply {
-        self.orphan = None;
+    pub(crate) fn into_reply(mut self) -> Reply {
+        self.unclaimed = None;
         self.reply.take().unwrap_or(Reply::Timeout)
     }
 
@@ -86,9 +86,9 @@ impl Answer {
     }
 }
 
-impl Drop for Answer {
+impl Drop for Response {
     fn drop(&mut self) {
-        if let Some((orphan, session)) = self.orphan.take()
+        if let Some((orphan, session)) = self.unclaimed.take()
             && session.is_ours()
             && !is_broken(Rule::ReleaseUnclaimed)
         {
@@ -101,10 +101,10 @@ impl Drop for Answer {
 
 /// A grant that nobody took: whoever gets it releases it.
 #[derive(Debug)]
-pub(crate) struct Orphan {
+pub(crate) struct UnclaimedGrant {
     pub(crate) key: Key,
     pub(crate) token: Token,
     pub(crate) family: Family,
     /// That its release was passed on already, from a session that had ended: it is once.
-    pub(crate) rescue: Option<Rescue>,
+    pub(crate) rerouted: Option<Rerouted>,
 }

@@ -19,7 +19,7 @@ use crate::backend::dflockd::command;
 use crate::backend::dflockd::conn::AsyncConn;
 use crate::backend::dflockd::connect::{open_stream, within};
 use crate::backend::dflockd::metrics::ConnMetrics;
-use crate::backend::dflockd::mux::{Home, Orphan, Rescue, Session, Trace};
+use crate::backend::dflockd::mux::{ConnContext, MuxConnection, Rerouted, Trace, UnclaimedGrant};
 use crate::backend::dflockd::options::{Options, Server};
 use crate::backend::{CLOSE_TIMEOUT, Deadline, Gauges, client_closed, here};
 use crate::error::{Error, ErrorKind, Result};
@@ -28,18 +28,18 @@ use crate::lease::ReleaseCompletion;
 use crate::process::Origin;
 use crate::proto::{Request, StatsResult};
 
-pub(crate) use checkout::Berth;
-use server::Shelf;
+pub(crate) use checkout::PoolConnection;
+use server::ServerPool;
 
 pub(crate) struct Pool {
     pub(crate) options: Arc<Options>,
     metrics: Arc<ConnMetrics>,
-    shelves: Vec<Mutex<Shelf>>,
+    servers: Vec<Mutex<ServerPool>>,
     /// Which servers have said that they are shutting down.
     draining: Vec<Arc<AtomicBool>>,
     closed: AtomicBool,
     /// How many releases go by another connection than that of their grant.
-    rescues: Arc<watch::Sender<usize>>,
+    rerouted: Arc<watch::Sender<usize>>,
     origin: Origin,
 }
 
@@ -47,56 +47,60 @@ pub(crate) struct Pool {
 impl Drop for Pool {
     fn drop(&mut self) {
         if !self.origin.is_here() {
-            mem::forget(mem::take(&mut self.shelves));
-            mem::forget(self.rescues.clone());
+            mem::forget(mem::take(&mut self.servers));
+            mem::forget(self.rerouted.clone());
         }
     }
 }
 
 impl Pool {
     pub(crate) fn new(options: Arc<Options>) -> Arc<Self> {
-        let shelves = options.servers.iter().map(|_| Mutex::new(Shelf::new(&options))).collect();
+        let shelves = options.servers.iter().map(|_| Mutex::new(ServerPool::new(&options))).collect();
         let draining = options.servers.iter().map(|_| Arc::default()).collect();
         Arc::new(Self {
             options,
             metrics: Arc::new(ConnMetrics::new()),
-            shelves,
+            servers: shelves,
             draining,
             closed: AtomicBool::new(false),
-            rescues: Arc::default(),
+            rerouted: Arc::default(),
             origin: Origin::here(),
         })
     }
 
     /// A place on a shared connection of this runtime, if one is open with room for it at `now`. It is
     /// for requests that the server answers at once.
-    pub(crate) fn board_open(self: &Arc<Self>, shard: usize, now: Instant) -> Option<Berth> {
-        let session = self.shelf(shard).pick(here().ok()?, now)?;
-        Some(Berth::new(self, shard, session, true))
+    pub(crate) fn try_checkout_shared(
+        self: &Arc<Self>,
+        shard: usize,
+        now: Instant,
+    ) -> Option<PoolConnection> {
+        let session = self.server(shard).least_loaded(here().ok()?, now)?;
+        Some(PoolConnection::new(self, shard, session, true))
     }
 
     /// The same, on one that is dialled if need be.
-    pub(crate) async fn board(self: &Arc<Self>, shard: usize) -> Result<Berth> {
+    pub(crate) async fn checkout_shared(self: &Arc<Self>, shard: usize) -> Result<PoolConnection> {
         let here = here()?;
         loop {
             self.check_open()?;
             let dial = {
-                let mut shelf = self.shelf(shard);
-                match shelf.pick(here, Instant::now()) {
-                    Some(session) => return Ok(Berth::new(self, shard, session, true)),
-                    None => shelf.join_dial(self, shard, here),
+                let mut shelf = self.server(shard);
+                match shelf.least_loaded(here, Instant::now()) {
+                    Some(session) => return Ok(PoolConnection::new(self, shard, session, true)),
+                    None => shelf.join_connect(self, shard, here),
                 }
             };
             // A connection that nobody takes a place on, in the end, may be one too many.
-            let _tidy = Tidy { pool: self, shard, here };
+            let _tidy = ReleaseSurplusOnDrop { pool: self, shard, here };
             match dial.await {
-                Ok(session) if self.shelf(shard).pick_dialled(&session) => {
-                    return Ok(Berth::new(self, shard, session, true));
+                Ok(session) if self.server(shard).try_reserve_opened(&session) => {
+                    return Ok(PoolConnection::new(self, shard, session, true));
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    let other = self.shelf(shard).pick_any(here);
-                    return other.map(|session| Berth::new(self, shard, session, true)).ok_or(error);
+                    let other = self.server(shard).any(here);
+                    return other.map(|session| PoolConnection::new(self, shard, session, true)).ok_or(error);
                 }
             }
         }
@@ -104,63 +108,63 @@ impl Pool {
 
     /// A connection of one's own, for a request that may wait, or for a lease that is to have it: an
     /// idle one, or one that is dialled.
-    pub(crate) async fn board_alone(self: &Arc<Self>, shard: usize) -> Result<Berth> {
+    pub(crate) async fn checkout_exclusive(self: &Arc<Self>, shard: usize) -> Result<PoolConnection> {
         let here = here()?;
         self.check_open()?;
-        let permit = self.room(shard).await?;
-        let session = self.idle_or_dialled(shard, here, permit).await?;
-        Ok(Berth::new(self, shard, session, false))
+        let permit = self.exclusive_permit(shard).await?;
+        let session = self.idle_or_connect(shard, here, permit).await?;
+        Ok(PoolConnection::new(self, shard, session, false))
     }
 
     /// The next connection that tasks share.
-    async fn dial_shared(self: &Arc<Self>, shard: usize, here: runtime::Id) -> Result<Session> {
-        let reserved = self.shelf(shard).reserved();
+    async fn open_shared(self: &Arc<Self>, shard: usize, here: runtime::Id) -> Result<MuxConnection> {
+        let reserved = self.server(shard).reserved();
         let permit = match reserved {
             Some(permit) => permit,
-            None => self.room(shard).await?,
+            None => self.exclusive_permit(shard).await?,
         };
-        let session = self.idle_or_dialled(shard, here, permit).await?;
-        self.shelf(shard).share(&session);
+        let session = self.idle_or_connect(shard, here, permit).await?;
+        self.server(shard).share(&session);
         Ok(session)
     }
 
-    async fn idle_or_dialled(
+    async fn idle_or_connect(
         self: &Arc<Self>,
         shard: usize,
         here: runtime::Id,
         permit: OwnedSemaphorePermit,
-    ) -> Result<Session> {
-        let taken = self.shelf(shard).take_idle(here, permit);
+    ) -> Result<MuxConnection> {
+        let taken = self.server(shard).pop_idle(here, permit);
         match taken {
             Ok(session) => Ok(session),
-            Err(permit) => self.dial(shard, permit).await,
+            Err(permit) => self.open(shard, permit).await,
         }
     }
 
     /// Room for one more connection, once there is some.
-    async fn room(&self, shard: usize) -> Result<OwnedSemaphorePermit> {
-        let room = self.shelf(shard).room();
+    async fn exclusive_permit(&self, shard: usize) -> Result<OwnedSemaphorePermit> {
+        let room = self.server(shard).exclusive_permits();
         if let Ok(permit) = room.clone().try_acquire_owned() {
             return Ok(permit);
         }
         let until = Instant::now() + self.options.connect_timeout;
-        let full = || self.full(shard);
+        let full = || self.exhausted(shard);
         // The semaphore is never closed.
         timeout_at(until, room.acquire_owned()).await.map_err(|_| full())?.map_err(|_| full())
     }
 
-    fn full(&self, shard: usize) -> Error {
+    fn exhausted(&self, shard: usize) -> Error {
         let (most, waited) = (self.options.max_connections, self.options.connect_timeout);
         let detail = format!("all {most} connections (max_connections) stayed in use for {waited:?}");
         Error::new(ErrorKind::Overloaded, detail).on_server(&self.options.servers[shard].name)
     }
 
-    fn shelf(&self, shard: usize) -> MutexGuard<'_, Shelf> {
+    fn server(&self, shard: usize) -> MutexGuard<'_, ServerPool> {
         // Nothing panics while it is locked.
-        self.shelves[shard].lock().unwrap_or_else(PoisonError::into_inner)
+        self.servers[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn dial(self: &Arc<Self>, shard: usize, permit: OwnedSemaphorePermit) -> Result<Session> {
+    async fn open(self: &Arc<Self>, shard: usize, permit: OwnedSemaphorePermit) -> Result<MuxConnection> {
         let server = &self.options.servers[shard];
         let conn = self.connect(server).await.map_err(|error| error.on_server(&server.name))?;
         let stream = conn.into_stream()?;
@@ -168,24 +172,24 @@ impl Pool {
         self.metrics.connected();
         self.draining[shard].store(false, Ordering::Relaxed);
         let (pool, options) = (Arc::downgrade(self), self.options.clone());
-        let rescues = self.rescues.clone();
-        let rescue = Arc::new(move |mut orphan: Orphan, done| {
-            orphan.rescue = Some(Rescue::begin(&rescues));
+        let rescues = self.rerouted.clone();
+        let rescue = Arc::new(move |mut orphan: UnclaimedGrant, done| {
+            orphan.rerouted = Some(Rerouted::begin(&rescues));
             // A release outlives the client that it came from.
             let pool = pool.upgrade().filter(|pool| !pool.is_closed());
             let pool = pool.unwrap_or_else(|| Self::new(options.clone()));
-            pool.rescue(shard, orphan, done);
+            pool.release_elsewhere(shard, orphan, done);
         });
-        let home = Home {
+        let home = ConnContext {
             server: server.name.clone(),
             keepalive: self.options.keepalive_interval,
             max_unanswered: self.options.max_unanswered_requests,
             draining: self.draining[shard].clone(),
             metrics: self.metrics.clone(),
-            rescue,
+            release_elsewhere: rescue,
         };
-        let session = Session::spawn(stream, home, permit);
-        let is_open = self.shelf(shard).opened(&session);
+        let session = MuxConnection::spawn(stream, home, permit);
+        let is_open = self.server(shard).opened(&session);
         if is_open { Ok(session) } else { Err(client_closed()) }
     }
 
@@ -204,13 +208,22 @@ impl Pool {
     }
 
     /// Releases a grant over another connection than the one that brought it.
-    fn rescue(self: &Arc<Self>, shard: usize, orphan: Orphan, mut done: Option<ReleaseCompletion>) {
+    fn release_elsewhere(
+        self: &Arc<Self>,
+        shard: usize,
+        orphan: UnclaimedGrant,
+        mut done: Option<ReleaseCompletion>,
+    ) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
-            return unrescued(&orphan, done, Error::new(ErrorKind::ConnectionClosed, "there is no runtime"));
+            return release_failed(
+                &orphan,
+                done,
+                Error::new(ErrorKind::ConnectionClosed, "there is no runtime"),
+            );
         };
         let pool = self.clone();
         runtime.spawn(async move {
-            let mut board = pin!(pool.board(shard));
+            let mut board = pin!(pool.checkout_shared(shard));
             let in_time = match done.as_ref().and_then(ReleaseCompletion::deadline) {
                 Some(until) => timeout_at(until, &mut board).await.ok(),
                 None => None,
@@ -223,8 +236,8 @@ impl Pool {
                 }
             };
             match board {
-                Ok(berth) => berth.session().release(orphan, Instant::now(), done),
-                Err(error) => unrescued(&orphan, done, error),
+                Ok(berth) => berth.conn().release(orphan, Instant::now(), done),
+                Err(error) => release_failed(&orphan, done, error),
             }
         });
     }
@@ -237,13 +250,17 @@ impl Pool {
         here()?;
         if is_broken(Rule::StatsApart) {
             let deadline = Deadline::of_request(Instant::now(), self.options.request_timeout);
-            drop(self.board(shard).await?.session().call(Request::Stats, Instant::now(), &deadline));
+            drop(self.checkout_shared(shard).await?.conn().send_request(
+                Request::Stats,
+                Instant::now(),
+                &deadline,
+            ));
         }
         let Options { request_timeout, max_stats_bytes, servers, .. } = &*self.options;
         let asking = async {
             self.check_open()?;
-            let _room = self.room(shard).await?;
-            self.shelf(shard).make_room();
+            let _room = self.exclusive_permit(shard).await?;
+            self.server(shard).evict_idle();
             let conn = self.connect(&servers[shard]).await?;
             let conn = conn.request_timeout(*request_timeout).max_stats_bytes(*max_stats_bytes);
             command::stats(&conn).await
@@ -260,14 +277,14 @@ impl Pool {
     }
 
     fn traces(&self) -> Vec<Trace> {
-        (0..self.shelves.len()).flat_map(|shard| self.shelf(shard).traces()).collect()
+        (0..self.servers.len()).flat_map(|shard| self.server(shard).traces()).collect()
     }
 
     /// Refuses to connect from now on, at once. The future resolves when nothing is left: no connection, no
     /// caller who could bring back a grant of one, no release in flight.
     pub(crate) fn close(&self, deadline: Instant) -> impl Future<Output = Result<()>> + Send {
         self.closed.store(true, Ordering::Release);
-        (0..self.shelves.len()).for_each(|shard| self.shelf(shard).close());
+        (0..self.servers.len()).for_each(|shard| self.server(shard).close());
         let traces = self.traces();
         async move {
             let here = here()?;
@@ -289,33 +306,33 @@ impl Pool {
     async fn settled(&self, traces: &[Trace]) -> Result<()> {
         let settled = futures::future::join_all(traces.iter().map(Trace::settled)).await;
         // The sender is this pool's own.
-        let _ = self.rescues.subscribe().wait_for(|count| *count == 0).await;
+        let _ = self.rerouted.subscribe().wait_for(|count| *count == 0).await;
         settled.into_iter().collect()
     }
 
     pub(crate) fn gauges(&self) -> Gauges {
         let traces = self.traces().into_iter().filter(Trace::is_open);
         let (connections, in_flight) =
-            traces.fold((0, 0), |(count, sum), session| (count + 1, sum + session.under_way()));
+            traces.fold((0, 0), |(count, sum), session| (count + 1, sum + session.in_flight()));
         self.metrics.read(connections, in_flight)
     }
 }
 
 /// A caller who waits for a dial, whatever comes of it.
-struct Tidy<'a> {
+struct ReleaseSurplusOnDrop<'a> {
     pool: &'a Pool,
     shard: usize,
     here: runtime::Id,
 }
 
-impl Drop for Tidy<'_> {
+impl Drop for ReleaseSurplusOnDrop<'_> {
     fn drop(&mut self) {
-        self.pool.shelf(self.shard).tidy(self.here);
+        self.pool.server(self.shard).release_surplus(self.here);
     }
 }
 
 /// Nothing can be done about a grant any more: it runs out by itself.
-fn unrescued(orphan: &Orphan, done: Option<ReleaseCompletion>, error: Error) {
+fn release_failed(orphan: &UnclaimedGrant, done: Option<ReleaseCompletion>, error: Error) {
     match done {
         Some(done) => done.complete(Err(error.during("release").for_key(&orphan.key))),
         None => {
