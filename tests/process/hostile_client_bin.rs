@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::dflockd::{Dflockd, granted, until};
 
 /// Longer than any step takes on the slowest machine.
-const CAP: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(60);
 /// The number of attackers of each kind. Each takes a file in this process and one in the server's.
 const ATTACKERS: usize = 60;
 const MIB: usize = 1024 * 1024;
@@ -26,7 +26,7 @@ fn memory(server: &Dflockd, which: &str) -> usize {
 
 /// Sends the text repeatedly and reads nothing. Returns how much was sent before the server closed, at most
 /// the given limit.
-async fn pour(address: SocketAddr, first: &str, again: &str, most: usize) -> usize {
+async fn pour(address: SocketAddr, first: &str, again: &str, max: usize) -> usize {
     let socket = TcpSocket::new_v4().unwrap();
     // The smaller the system's buffer, the sooner the server stalls.
     socket.set_recv_buffer_size(4096).unwrap();
@@ -36,7 +36,7 @@ async fn pour(address: SocketAddr, first: &str, again: &str, most: usize) -> usi
         return 0;
     }
     let again = again.repeat(64 * 1024 / again.len());
-    while sent < most && stream.write_all(again.as_bytes()).await.is_ok() {
+    while sent < max && stream.write_all(again.as_bytes()).await.is_ok() {
         sent += again.len();
     }
     sent
@@ -111,7 +111,7 @@ async fn an_attack_on_every_side_leaves_the_server_serving_and_its_memory_as_it_
         }
     };
     tokio::select! {
-        ended = timeout(CAP, attack) => ended.expect("every attack ends"),
+        ended = timeout(TEST_TIMEOUT, attack) => ended.expect("every attack ends"),
         () = behave => {}
     }
     until("nobody else is there and nothing else is held", || {
@@ -125,13 +125,13 @@ async fn an_attack_on_every_side_leaves_the_server_serving_and_its_memory_as_it_
         stats.starts_with("ok {\"connections\":1,") && !stats.contains("\"key\"")
     });
     // Without a bound, all of it would have been a gigabyte.
-    let most = memory(&server, "VmHWM:") - before;
-    assert!(most < 128 * MIB, "the attack took {} MiB", most / MIB);
+    let peak = memory(&server, "VmHWM:") - before;
+    assert!(peak < 128 * MIB, "the attack took {} MiB", peak / MIB);
     until("the memory is given back", || memory(&server, "VmRSS:") < before + 64 * MIB);
     serves(&server);
     eprintln!(
         "peak {} MiB, after {} KiB",
-        most / MIB,
+        peak / MIB,
         memory(&server, "VmRSS:").saturating_sub(before) / 1024
     );
 }
