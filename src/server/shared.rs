@@ -134,7 +134,7 @@ impl ServerShared {
         }
     }
 
-    /// [`give_way`](Self::give_way) for code that does not await.
+    /// Does the same as [`give_way`](Self::give_way), for code that does not await.
     fn give_way_blocking(&self) {
         if self.blocked_threads.load(Ordering::Relaxed) > 0 {
             thread::sleep(GIVE_WAY_DELAY);
