@@ -242,6 +242,10 @@ pub mod failpoints;
 mod failpoints;
 #[cfg(feature = "file")]
 pub mod file;
+// For the binaries of this package alone.
+#[cfg(any(feature = "server", feature = "tls"))]
+#[doc(hidden)]
+pub mod files;
 #[cfg(any(doc, doctest))]
 pub mod guide;
 #[cfg(feature = "client")]

@@ -154,7 +154,7 @@ impl ClientTlsBuilder {
     /// Reads the files and makes the config: TLS 1.2 or later, by the ring provider.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when a file cannot be read; [`ErrorKind::InvalidInput`] when no CA is
+    /// [`ErrorKind::Io`] when a file cannot be read or is longer than 4 MiB; [`ErrorKind::InvalidInput`] when no CA is
     /// given, a PEM holds no certificate or key or one that cannot be used, the key is another
     /// certificate's, or the server name is neither a DNS name nor an IP address.
     pub fn build(self) -> Result<ClientTls> {
@@ -297,7 +297,7 @@ impl ServerTlsBuilder {
     /// Reads the files and makes the config: TLS 1.2 or later, by the ring provider.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when a file cannot be read; [`ErrorKind::InvalidInput`] when no
+    /// [`ErrorKind::Io`] when a file cannot be read or is longer than 4 MiB; [`ErrorKind::InvalidInput`] when no
     /// certificate is given, a PEM holds no certificate or key or one that cannot be used, or the
     /// key is another certificate's.
     pub fn build(self) -> Result<ServerTls> {

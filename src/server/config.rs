@@ -4,6 +4,7 @@
 mod flags;
 
 use std::ffi::OsString;
+use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use clap::{ArgAction, Parser};
 
 use self::flags::{number, switch};
 use crate::error::{Error, ErrorKind, Result, shown};
+use crate::files;
 use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_SECONDS};
 
 /// The settings of a server. A flag beats its environment variable, which beats the default.
@@ -215,7 +217,10 @@ impl ServerConfig {
                     let fault = format!("could not read auth_token_file {}", shown(path));
                     Error::new(ErrorKind::Io, fault).caused_by(cause)
                 };
-                let token = std::fs::read_to_string(path).map_err(failed)?.trim_end().to_owned();
+                let no_text = |_| io::Error::new(io::ErrorKind::InvalidData, "it is no utf-8 text");
+                let token =
+                    files::read_file(path).and_then(|token| String::from_utf8(token).map_err(no_text));
+                let token = token.map_err(failed)?.trim_end().to_owned();
                 if token.is_empty() {
                     return Err(Error::invalid("auth_token_file", "is empty"));
                 }

@@ -73,12 +73,17 @@ impl Server {
     /// interface of IPv4. Addresses that the machine lacks are logged and skipped, as long as one can be
     /// bound. All addresses use the same port; port 0 picks a free one.
     ///
+    /// # Cancel safety
+    /// If the future is dropped, the server does not listen. A background thread reads the files, and reads
+    /// the current one, which may be a pipe, to its end all the same.
+    ///
     /// # Errors
     /// As for [`new`](Self::new); [`Io`](crate::ErrorKind::Io) if the host cannot be resolved or an address
     /// cannot be bound. The text names it.
     pub async fn bind(config: ServerConfig) -> Result<Self> {
         let (host, port) = (config.host.clone(), config.port);
-        let mut server = Self::new(config)?;
+        // A file may be a pipe without a writer, or on a disk that never replies.
+        let mut server = in_background("could not read the files", move || Self::new(config)).await?;
         let listeners = Listeners::bind(&host, port).await?;
         server.addresses = listeners.addresses()?.into();
         server.listener = Arc::new(Mutex::new(Some(listeners)));
@@ -159,10 +164,7 @@ impl Server {
     /// ```
     pub async fn reload(&self) -> Result<()> {
         let shared = self.shared.clone();
-        // A file may be on a disk that is slow, or never replies.
-        let reading = tokio::task::spawn_blocking(move || shared.reload_credentials());
-        let failed = |cause| Error::new(ErrorKind::Io, "could not reload the files").caused_by(cause);
-        reading.await.map_err(failed)?
+        in_background("could not reload the files", move || shared.reload_credentials()).await
     }
 
     /// Begins the graceful stop that [`serve`](Self::serve) ends with.
@@ -189,6 +191,15 @@ impl Server {
     pub fn stats(&self) -> StatsResult {
         self.shared.stats()
     }
+}
+
+/// Reads files on a thread that may wait, and goes on reading if the future is dropped.
+async fn in_background<T: Send + 'static>(
+    fault: &'static str,
+    read: impl FnOnce() -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let failed = |cause| Error::new(ErrorKind::Io, fault).caused_by(cause);
+    tokio::task::spawn_blocking(read).await.map_err(failed)?
 }
 
 impl std::fmt::Debug for Server {

@@ -10,7 +10,7 @@ use tokio_rustls::rustls::{self, RootCertStore};
 
 use crate::error::shown;
 use crate::tls::mangled;
-use crate::{Error, ErrorKind, Result};
+use crate::{Error, ErrorKind, Result, files};
 
 /// What some editors put at the start of a file, to say that it is UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";
@@ -64,7 +64,7 @@ impl Pem {
     fn read(&self) -> Result<Vec<u8>> {
         match self {
             Self::Bytes(bytes) => Ok(bytes.clone()),
-            Self::File(path) => std::fs::read(path).map_err(|cause| {
+            Self::File(path) => files::read_file(path).map_err(|cause| {
                 Error::new(ErrorKind::Io, format!("could not read {self}")).caused_by(cause)
             }),
         }

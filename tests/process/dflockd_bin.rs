@@ -2,8 +2,10 @@
 
 use std::fs;
 use std::net::TcpListener;
+#[cfg(target_os = "linux")]
+use std::process::Stdio;
 
-use crate::dflockd::{Dflockd, refusal, run};
+use crate::dflockd::{Dflockd, refusal, run, until};
 
 /// Flag, variable, default, a value for the flag, another for the variable; all as the log shows them.
 const SETTINGS: [(&str, &str, &str, &str, &str); 20] = [
@@ -176,9 +178,9 @@ fn the_version_is_the_crates() {
 
 /// Returns the exit status and stderr of the binary, with stdout directed to that file.
 #[cfg(target_os = "linux")]
-fn printed_to(stdout: impl Into<std::process::Stdio>, flag: &str) -> (Option<i32>, String) {
+fn printed_to(stdout: impl Into<Stdio>, flag: &str) -> (Option<i32>, String) {
     let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dflockd"));
-    let command = command.arg(flag).stdout(stdout).stderr(std::process::Stdio::piped());
+    let command = command.arg(flag).stdout(stdout).stderr(Stdio::piped());
     let output = command.spawn().unwrap().wait_with_output().unwrap();
     (output.status.code(), String::from_utf8(output.stderr).unwrap())
 }
@@ -323,6 +325,79 @@ fn a_file_that_cannot_be_used_is_named_with_its_setting() {
     for fence in [&nowhere, files.0.path().to_str().unwrap()] {
         let said = refusal(&["--port=0", "--fence-state-file", fence], &[]);
         assert!(said.contains("fence_state_file") && said.contains(fence), "{said}");
+    }
+}
+
+/// What it says of flags that it refuses, with no memory for a file without end.
+#[cfg(target_os = "linux")]
+fn refused_in_little_memory(flags: &[&str]) -> String {
+    let mut command = std::process::Command::new("/bin/sh");
+    command.args([
+        "-c",
+        "ulimit -v 4000000 && exec \"$0\" \"$@\"",
+        env!("CARGO_BIN_EXE_dflockd"),
+        "--port=0",
+    ]);
+    let output = command.args(flags).output().unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!((output.status.code(), said.lines().count()), (Some(1), 1), "{said}");
+    said
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_file_without_end_is_named_with_its_limit() {
+    let files = Files::new();
+    let path = |name: &str| files.0.path().join(name).to_str().unwrap().to_owned();
+    let (cert, key) = (path("cert-by-flag"), path("key-by-flag"));
+    let (fifo, long) = (path("fifo"), path("long"));
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    fs::File::create(&long).unwrap().set_len((4 << 20) + 1).unwrap();
+    for endless in ["/dev/zero", &fifo, &long] {
+        for flags in [
+            ["--tls-cert", endless, "--tls-key", &key],
+            ["--tls-cert", &cert, "--tls-key", endless],
+            ["--auth-token-file", endless, "--host", "localhost"],
+        ] {
+            let pipe = fifo.clone();
+            // Until its reader has had enough.
+            let fill =
+                move || std::io::copy(&mut std::io::repeat(b'x'), &mut fs::File::create(pipe).unwrap());
+            let filling = (endless == fifo).then(|| std::thread::spawn(fill));
+            let said = refused_in_little_memory(&flags);
+            assert!(said.contains(endless) && said.contains("it is longer than 4 MiB, the limit"), "{said}");
+            assert!(said.contains("tls_cert and tls_key") || said.contains("auth_token_file"), "{said}");
+            assert!(filling.is_none_or(|filling| filling.join().unwrap().is_err()));
+        }
+    }
+    let said = refused_in_little_memory(&["--fence-state-file", "/dev/zero"]);
+    assert!(said.contains("/dev/zero is a device: it must be a regular file"), "{said}");
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_pipe_that_nobody_writes_to_is_waited_for_until_a_signal_comes() {
+    let directory = tempfile::tempdir().unwrap();
+    let fifo = directory.path().join("fifo");
+    assert!(std::process::Command::new("mkfifo").arg(&fifo).status().unwrap().success());
+    for (name, number) in [("TERM", 15), ("INT", 2)] {
+        let mut command = std::process::Command::new(env!("CARGO_BIN_EXE_dflockd"));
+        let server = command.args(["--port=0", "--auth-token-file"]).arg(&fifo);
+        // It says nothing, and holds no pipe open should it not end.
+        let mut server = server.stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        let pid = server.id().to_string();
+        until("it handles the signal by itself", || {
+            let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+            let caught = status.lines().find_map(|line| line.strip_prefix("SigCgt:")).unwrap();
+            u64::from_str_radix(caught.trim(), 16).unwrap() & 1 << (number - 1) != 0
+        });
+        assert!(std::process::Command::new("kill").args(["-s", name, &pid]).status().unwrap().success());
+        let mut ended = None;
+        until("it ends", || {
+            ended = server.try_wait().unwrap();
+            ended.is_some()
+        });
+        assert_eq!(ended.and_then(|status| status.code()), Some(0), "{name}");
     }
 }
 

@@ -2,13 +2,11 @@
 //! there may be many servers.
 
 use std::collections::HashMap;
-use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
-use crate::exit::{Failure, one_line};
+use dflockd_client::files::{read_file, read_whole};
 
-/// The longest file that is read; the bundles of systems have a quarter of a megabyte.
-const MOST: u64 = 4 << 20;
+use crate::exit::{Failure, one_line};
 
 /// What has been read.
 #[derive(Default)]
@@ -21,23 +19,13 @@ impl Files {
             return Ok(read.clone());
         }
         let outcome = match is_stdin(path) {
-            true => whole(std::io::stdin().lock()),
-            false => std::fs::File::open(path).and_then(whole),
+            true => read_whole(std::io::stdin().lock()),
+            false => read_file(path),
         };
         let read = outcome.map_err(|error| Failure::usage(format!("{flag} {}: {error}", named(path))))?;
         self.0.insert(path.to_owned(), read.clone());
         Ok(read)
     }
-}
-
-/// All of it, unless that is more than a token or certificates can be: a device may have no end.
-fn whole(file: impl Read) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    file.take(MOST + 1).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > MOST {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, "it is longer than 4 MiB"));
-    }
-    Ok(bytes)
 }
 
 pub(crate) fn is_stdin(path: &Path) -> bool {

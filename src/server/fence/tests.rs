@@ -199,6 +199,7 @@ fn what_is_no_regular_file_is_refused_at_once_and_named() {
         (at("socket"), "a socket"),
         (at("directory"), "a directory"),
         ("/dev/null".into(), "a device"),
+        ("/dev/zero".into(), "a device"),
     ];
     for (path, kind) in cases {
         let error = FenceCounter::open(&path, 1).unwrap_err().to_string();
