@@ -69,6 +69,9 @@ pub enum ErrorKind {
     /// More requests are under way on this client than it keeps, or all the connections that it may
     /// have stay in use; nothing was sent.
     Overloaded,
+    /// The engine that grants the leases cannot do this; nothing was sent. See
+    /// [`LockClient::capabilities`](crate::LockClient::capabilities).
+    Unsupported,
     /// The operating system refused an operation.
     Io,
     /// The TLS handshake or its settings failed.
@@ -328,6 +331,7 @@ impl ErrorKind {
             Self::ConnectionClosed => "connection closed",
             Self::ClientClosed => "the client is closed",
             Self::Overloaded => "the client is overloaded",
+            Self::Unsupported => "not supported",
             Self::Io => "i/o error",
             Self::Tls => "tls error",
         }
@@ -376,6 +380,7 @@ impl From<Error> for io::Error {
             ErrorKind::Timeout => Io::TimedOut,
             ErrorKind::Auth | ErrorKind::PermissionDenied => Io::PermissionDenied,
             ErrorKind::InvalidInput => Io::InvalidInput,
+            ErrorKind::Unsupported => Io::Unsupported,
             ErrorKind::Protocol | ErrorKind::Tls => Io::InvalidData,
             ErrorKind::ConnectionClosed => source_kind().unwrap_or(Io::ConnectionAborted),
             ErrorKind::Io => source_kind().unwrap_or(Io::Other),

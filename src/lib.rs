@@ -269,6 +269,8 @@ mod types;
 #[cfg(feature = "client")]
 mod validate;
 
+#[cfg(all(feature = "client", feature = "file"))]
+pub use backend::directory::Directory;
 #[cfg(feature = "client")]
 pub use backend::{
     Capabilities,

@@ -3,6 +3,8 @@
 
 mod deadline;
 pub(crate) mod dflockd;
+#[cfg(feature = "file")]
+pub(crate) mod directory;
 mod runtime;
 
 use std::sync::Arc;
@@ -56,6 +58,14 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
 
     /// What `Debug` shows of the client: the names of what grants.
     fn endpoints(&self) -> Vec<Arc<str>>;
+
+    /// Checks a request when a lock is made for it, before any I/O.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`], or [`ErrorKind::InvalidInput`] for what the engine cannot carry.
+    fn check(&self, _: &AcquireRequest) -> Result<()> {
+        Ok(())
+    }
 
     /// Returns which of the endpoints grants the key. Does no I/O.
     ///
@@ -195,6 +205,11 @@ pub(crate) struct Gauges {
 /// The key is taken, and stayed so for as long as the caller waited.
 pub(crate) fn busy() -> Error {
     Error::new(ErrorKind::Timeout, "the key stayed busy").while_busy()
+}
+
+/// The engine cannot do this.
+pub(crate) fn unsupported(detail: &str) -> Error {
+    Error::new(ErrorKind::Unsupported, detail)
 }
 
 pub(crate) fn client_closed() -> Error {

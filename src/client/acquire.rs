@@ -29,16 +29,27 @@ pub(crate) struct Resource {
 }
 
 impl Resource {
-    pub(crate) fn new(client: Arc<ClientInner>, key: Key, limit: Option<Limit>, lease: LeaseOptions) -> Self {
+    pub(crate) fn new(
+        client: Arc<ClientInner>,
+        key: Key,
+        limit: Option<Limit>,
+        lease: LeaseOptions,
+    ) -> Result<Self> {
         let request = AcquireRequest { key, limit, ttl: lease.ttl, isolated: false };
-        Self { client, request, lease }
+        Self { client, request, lease }.checked()
+    }
+
+    /// An engine may be unable to grant this.
+    fn checked(self) -> Result<Self> {
+        with_backend!(&self.client.backend, backend => backend.check(&self.request))?;
+        Ok(self)
     }
 
     /// The same with other settings for its leases.
     pub(crate) fn with(&self, settings: LockOptions) -> Result<Self> {
         let lease = self.lease.clone().with(settings)?;
         let request = AcquireRequest { ttl: lease.ttl, ..self.request.clone() };
-        Ok(Self { client: self.client.clone(), request, lease })
+        Self { client: self.client.clone(), request, lease }.checked()
     }
 
     /// The same with leases that share no connection.

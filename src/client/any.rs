@@ -1,9 +1,13 @@
 //! The engines that this build has, and the one place that tells them apart.
 
+#[cfg(feature = "file")]
+use std::convert::Infallible;
 use std::time::Duration;
 
 use crate::backend::Backend;
 use crate::backend::dflockd::{Dflockd, DflockdBackend, Options};
+#[cfg(feature = "file")]
+use crate::backend::directory::{Directory, DirectoryBackend};
 use crate::error::Result;
 
 /// An engine with its settings, for [`Builder::backend`](crate::Builder::backend).
@@ -18,10 +22,19 @@ impl IntoBackend for Dflockd {
     }
 }
 
+#[cfg(feature = "file")]
+impl IntoBackend for Directory {
+    fn into_backend(self, _: Duration) -> Result<AnyBackend> {
+        DirectoryBackend::new(self).map(AnyBackend::Directory)
+    }
+}
+
 /// The backend of one client.
 #[doc(hidden)]
 pub enum AnyBackend {
     Dflockd(DflockdBackend),
+    #[cfg(feature = "file")]
+    Directory(DirectoryBackend),
 }
 
 /// A place in a backend's wait queue.
@@ -29,11 +42,43 @@ pub(crate) enum AnyPlace {
     Dflockd(<DflockdBackend as Backend>::Place),
 }
 
+/// What the client asks of a backend: its places can be kept as those of any.
+pub(crate) trait KnownBackend: Backend {
+    fn keep(place: Self::Place) -> AnyPlace;
+
+    /// Returns `None` for a place in another backend's queue.
+    fn take(place: AnyPlace) -> Option<Self::Place>;
+}
+
+impl KnownBackend for DflockdBackend {
+    fn keep(place: Self::Place) -> AnyPlace {
+        AnyPlace::Dflockd(place)
+    }
+
+    fn take(place: AnyPlace) -> Option<Self::Place> {
+        let AnyPlace::Dflockd(place) = place;
+        Some(place)
+    }
+}
+
+#[cfg(feature = "file")]
+impl KnownBackend for DirectoryBackend {
+    fn keep(place: Infallible) -> AnyPlace {
+        match place {}
+    }
+
+    fn take(_: AnyPlace) -> Option<Infallible> {
+        None
+    }
+}
+
 /// Evaluates an expression with `$backend` bound to the client's backend, whichever it is.
 macro_rules! with_backend {
     ($any:expr, $backend:ident => $body:expr) => {
         match $any {
             $crate::client::any::AnyBackend::Dflockd($backend) => $body,
+            #[cfg(feature = "file")]
+            $crate::client::any::AnyBackend::Directory($backend) => $body,
         }
     };
 }
@@ -45,4 +90,6 @@ mod sealed {
     /// Keeps the engines to this crate's own.
     pub trait Sealed {}
     impl Sealed for Dflockd {}
+    #[cfg(feature = "file")]
+    impl Sealed for crate::backend::directory::Directory {}
 }

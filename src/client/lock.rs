@@ -178,7 +178,8 @@ impl AsyncDistributedLock {
     /// within the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire), without the key that stays busy.
+    /// As [`acquire`](Self::acquire), without the key that stays busy;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) where the engine has no such places.
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
@@ -221,6 +222,6 @@ impl Target for LockTarget {
 
     fn build_from(self, parts: BuilderParts) -> Result<AsyncDistributedLock> {
         let key = Key::parse(&self.key)?;
-        Ok(AsyncDistributedLock(LockClient::from_parts(parts).resource(key, None)))
+        LockClient::from_parts(parts).resource(key, None).map(AsyncDistributedLock)
     }
 }

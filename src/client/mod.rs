@@ -108,13 +108,14 @@ impl LockClient {
     /// # Ok(()) }
     /// ```
     pub fn lock(&self, key: impl AsRef<str>) -> Result<AsyncDistributedLock> {
-        Ok(AsyncDistributedLock(self.resource(Key::parse(key.as_ref())?, None)))
+        self.resource(Key::parse(key.as_ref())?, None).map(AsyncDistributedLock)
     }
 
     /// A semaphore on `key` with `limit` slots (1 to 2^63 - 1). Connects to nothing yet.
     ///
     /// # Errors
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a key or limit that cannot be sent.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a key or limit that cannot be sent;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) where the engine has no semaphores.
     ///
     /// # Examples
     /// ```
@@ -127,7 +128,7 @@ impl LockClient {
     /// ```
     pub fn semaphore(&self, key: impl AsRef<str>, limit: u64) -> Result<AsyncDistributedSemaphore> {
         let (key, limit) = (Key::parse(key.as_ref())?, Limit::new(limit)?);
-        Ok(AsyncDistributedSemaphore(self.resource(key, Some(limit))))
+        self.resource(key, Some(limit)).map(AsyncDistributedSemaphore)
     }
 
     /// Returns what the client's engine can do.
@@ -154,7 +155,7 @@ impl LockClient {
     /// # Errors
     /// The first failure; it names its server. [`Protocol`](crate::ErrorKind::Protocol) when an
     /// answer is longer than [`max_stats_bytes`](Builder::max_stats_bytes) or not the JSON that it
-    /// should be.
+    /// should be; [`Unsupported`](crate::ErrorKind::Unsupported) where the engine has no servers.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
@@ -232,7 +233,7 @@ impl LockClient {
         Self { inner: ClientInner::new(backend, lease.terms.counters.clone()), lease }
     }
 
-    fn resource(&self, key: Key, limit: Option<Limit>) -> Resource {
+    fn resource(&self, key: Key, limit: Option<Limit>) -> Result<Resource> {
         Resource::new(self.inner.clone(), key, limit, self.lease.clone())
     }
 }

@@ -216,6 +216,6 @@ impl Target for SemaphoreTarget {
 
     fn build_from(self, parts: BuilderParts) -> Result<AsyncDistributedSemaphore> {
         let (key, limit) = (Key::parse(&self.key)?, Limit::new(self.limit)?);
-        Ok(AsyncDistributedSemaphore(LockClient::from_parts(parts).resource(key, Some(limit))))
+        LockClient::from_parts(parts).resource(key, Some(limit)).map(AsyncDistributedSemaphore)
     }
 }

@@ -4,9 +4,9 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::backend::{Backend, Deadline, Enqueue, here};
+use crate::backend::{Deadline, Enqueue, client_closed, here, unsupported};
 use crate::client::acquire::{Acquire, Resource};
-use crate::client::any::{AnyBackend, AnyPlace};
+use crate::client::any::{AnyPlace, KnownBackend, with_backend};
 #[cfg(doc)]
 use crate::error::ErrorKind;
 use crate::error::{Error, Result};
@@ -26,14 +26,20 @@ impl Resource {
     }
 
     async fn enqueue_unnamed(&self) -> Result<Enqueued> {
-        let AnyBackend::Dflockd(backend) = &self.client.backend;
+        with_backend!(&self.client.backend, backend => self.enqueue_at(backend).await)
+    }
+
+    async fn enqueue_at<B: KnownBackend>(&self, backend: &B) -> Result<Enqueued> {
+        if !backend.capabilities().enqueue {
+            return Err(unsupported("the engine has no wait queue, use acquire"));
+        }
         let acquire = Acquire::new(self, backend)?;
         let deadline = &self.deadline(Duration::ZERO);
         match backend.enqueue(&self.request, acquire.endpoint(), deadline).await? {
             Enqueue::Acquired(grant) => acquire.complete(grant, deadline).await.map(Enqueued::Acquired),
             Enqueue::Queued(place) => {
                 tracing::debug!(key = %self.request.key, "queued");
-                let ticket = Ticket { resource: self.clone(), place: AnyPlace::Dflockd(place) };
+                let ticket = Ticket { resource: self.clone(), place: B::keep(place) };
                 // A client that was closed before this had a place to give up left it to this.
                 self.client.check_open()?;
                 Ok(Enqueued::Queued(ticket))
@@ -104,15 +110,26 @@ impl Ticket {
         let Self { resource, place } = self;
         let named = |error: Error| error.during("wait").for_key(&resource.request.key);
         here().map_err(named)?;
-        let AnyPlace::Dflockd(place) = place;
-        let AnyBackend::Dflockd(backend) = &resource.client.backend;
-        let granted = async {
-            let acquire = Acquire::new(&resource, backend)?;
-            let grant = backend.wait(place, &resource.request, timeout, &deadline).await?;
-            acquire.complete(grant, &deadline).await
+        let waiting = async {
+            with_backend!(&resource.client.backend, backend => {
+                wait_at(backend, place, &resource, timeout, &deadline).await
+            })
         };
-        resource.client.unless_closed(granted).await.map_err(named)
+        resource.client.unless_closed(waiting).await.map_err(named)
     }
+}
+
+async fn wait_at<B: KnownBackend>(
+    backend: &B,
+    place: AnyPlace,
+    resource: &Resource,
+    timeout: Seconds,
+    deadline: &Deadline,
+) -> Result<LeaseGuard> {
+    let acquire = Acquire::new(resource, backend)?;
+    let place = B::take(place).ok_or_else(client_closed)?;
+    let grant = backend.wait(place, &resource.request, timeout, deadline).await?;
+    acquire.complete(grant, deadline).await
 }
 
 impl std::fmt::Debug for Ticket {

@@ -4,7 +4,7 @@
 use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result};
-use crate::file::attempt::{Attempt, PollTimer, take_async};
+use crate::file::attempt::{Attempt, PollTimer, UnderWay, take_async};
 use crate::file::contender::Step;
 use crate::file::engine::{FileGrant, FileLease};
 use crate::file::lock::FileLock;
@@ -17,7 +17,7 @@ use crate::types::Token;
 
 /// The shortest lifetime of a guard's lock: its end is cut to a whole second, so that no more than
 /// a half might be left.
-const MIN_GUARD_LIFETIME: Duration = Duration::from_secs(2);
+pub(crate) const MIN_GUARD_LIFETIME: Duration = Duration::from_secs(2);
 
 impl FileLock {
     /// Waits for the lock, up to the default timeout, or for ever where there is none; gives a guard
@@ -98,7 +98,7 @@ impl FileLock {
     }
 
     async fn acquire_lease(&self, timeout: Option<Duration>) -> Result<Option<LeaseGuard>> {
-        let grant = self.acquire_grant(timeout).await?;
+        let grant = self.acquire_grant(timeout, None).await?;
         let (key, config) = (self.settings.key.clone(), &self.settings.lease_config);
         Ok(grant.map(|grant| {
             let FileGrant { lease, token, began, ttl } = grant;
@@ -107,13 +107,18 @@ impl FileLock {
     }
 
     /// Takes the lock with a claim of its own, as [`acquire_within`](Self::acquire_within); `None` when
-    /// it is busy. Waits without a limit if `timeout` is `None`.
-    pub(crate) async fn acquire_grant(&self, timeout: Option<Duration>) -> Result<Option<FileGrant>> {
+    /// it is busy. Waits without a limit if `timeout` is `None`. Drops `under_way` once this neither waits for
+    /// the lock nor has files to remove.
+    pub(crate) async fn acquire_grant(
+        &self,
+        timeout: Option<Duration>,
+        under_way: Option<UnderWay>,
+    ) -> Result<Option<FileGrant>> {
         let lifetime = self.lifetime();
         if lifetime < MIN_GUARD_LIFETIME {
             return Err(Error::invalid("lifetime", format!("is {lifetime:?}, the least for a guard is 2 s")));
         }
-        let turn = Attempt::new(self.settings.clone(), lifetime);
+        let turn = Attempt::new(self.settings.clone(), lifetime, under_way);
         let taken = take_async(turn, &mut PollTimer::new(&self.settings, timeout)).await;
         let Some((turn, began)) = taken.map_err(|error| error.during("acquire"))? else { return Ok(None) };
         let Some(held) = turn.finish() else { return Ok(None) };

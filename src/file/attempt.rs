@@ -22,12 +22,19 @@ pub(super) struct Attempt {
     late: Option<LateRefresh>,
     /// The outcome of an attempt that failed: its files are being removed.
     failed: Option<Result<Step>>,
+    /// Dropped when the attempt is over, and has left no file behind.
+    under_way: Option<UnderWay>,
 }
+
+/// Something that is to live for as long as an attempt, the removal of its files included.
+pub(crate) type UnderWay = Box<dyn Send>;
 
 impl Attempt {
     /// A contender of its own.
-    pub(super) fn new(settings: Arc<Settings>, lifetime: Duration) -> Self {
-        Self::with_owner(Contender::new(settings), None, lifetime)
+    pub(super) fn new(settings: Arc<Settings>, lifetime: Duration, under_way: Option<UnderWay>) -> Self {
+        let mut attempt = Self::with_owner(Contender::new(settings), None, lifetime);
+        attempt.under_way = under_way;
+        attempt
     }
 
     /// The slot's contender, which must not have the lock already; `None` while another call has it.
@@ -40,7 +47,7 @@ impl Attempt {
     }
 
     fn with_owner(contender: Contender, home: Option<SharedContender>, lifetime: Duration) -> Self {
-        Self { contender: Some(contender), owner: home, lifetime, late: None, failed: None }
+        Self { contender: Some(contender), owner: home, lifetime, late: None, failed: None, under_way: None }
     }
 
     /// Takes one step. After an error no file is left behind.
@@ -98,6 +105,7 @@ impl Drop for Attempt {
             return;
         }
         let mut turn = Attempt::with_owner(contender, self.owner.take(), self.lifetime);
+        turn.under_way = self.under_way.take();
         spawn_or_run(
             move || turn.give_up(),
             |outcome| {

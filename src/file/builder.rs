@@ -18,7 +18,10 @@ use crate::types::Key;
 pub const SEPARATOR: &str = if cfg!(windows) { "^" } else { "|" };
 
 /// The longest name, in bytes, that file systems take.
-const MAX_NAME_BYTES: usize = 255;
+pub(crate) const MAX_NAME_BYTES: usize = 255;
+
+/// How long a lock is kept unless refreshed, unless set.
+pub(crate) const DEFAULT_LIFETIME: Duration = Duration::from_secs(15);
 
 /// The settings of a [`FileLock`]. Nothing is checked, and no file is touched, before
 /// [`build`](Self::build).
@@ -34,9 +37,12 @@ const MAX_NAME_BYTES: usize = 255;
 /// assert_eq!(lock.hostname(), "worker-3");
 /// # Ok::<(), dflockd_client::Error>(())
 /// ```
+#[derive(Clone)]
 #[must_use = "a builder does nothing until it is built"]
 pub struct Builder {
     lockfile: PathBuf,
+    /// What errors and logs call the lock, if not by its path.
+    key: Option<Key>,
     lifetime: Duration,
     separator: String,
     default_timeout: Option<Duration>,
@@ -54,7 +60,8 @@ impl Builder {
     pub(super) fn new(lockfile: PathBuf) -> Self {
         Self {
             lockfile,
-            lifetime: Duration::from_secs(15),
+            key: None,
+            lifetime: DEFAULT_LIFETIME,
             separator: SEPARATOR.to_owned(),
             default_timeout: None,
             hostname: None,
@@ -142,6 +149,20 @@ impl Builder {
         self
     }
 
+    /// The same settings for the lock file of a key.
+    #[cfg(feature = "client")]
+    pub(crate) fn for_key(&self, lockfile: PathBuf, key: Key) -> Self {
+        Self { lockfile, key: Some(key), ..self.clone() }
+    }
+
+    /// Looks this machine's name up now, if none was given, and returns by how many bytes the names of claims
+    /// are longer than that of their lock file.
+    #[cfg(feature = "client")]
+    pub(crate) fn resolve(&mut self) -> usize {
+        let hostname = self.hostname.get_or_insert_with(|| host::name().to_owned());
+        name::max_suffix_len(&self.separator, hostname)
+    }
+
     /// Checks every setting and makes the lock, with a claim of its own. Touches no file.
     ///
     /// # Errors
@@ -156,7 +177,7 @@ impl Builder {
         check_hostname(&hostname, &self.separator)?;
         let lockfile = check_path(&self.lockfile, &self.separator, &hostname)?;
         Ok(FileLock::new(Settings {
-            key: Key::of_file(&lockfile),
+            key: self.key.unwrap_or_else(|| Key::of_file(&lockfile)),
             lockfile,
             separator: self.separator,
             hostname,

@@ -54,6 +54,18 @@ impl FileLease {
         }
     }
 
+    /// Starts a release, and passes its outcome to `done`.
+    pub(crate) fn release_then(&self, done: impl FnOnce(Result<()>) + Send + 'static) {
+        let settings = self.settings.clone();
+        spawn_or_run(slot::release(self.contender.clone(), self.lifetime), move |outcome| {
+            let outcome = outcome.and_then(|was_held| {
+                let gone = || settings.error(ErrorKind::NotHeld, "somebody broke or removed it");
+                was_held.then_some(()).ok_or_else(gone)
+            });
+            done(outcome.map_err(|error| error.during("release")));
+        });
+    }
+
     async fn renew_once(&self) -> Result<Duration> {
         let (slot, lifetime, lost) = (self.contender.clone(), self.lifetime, self.lost.clone());
         // A lease counts from before its renewal is asked for.
@@ -117,15 +129,8 @@ impl HeldLease for FileLease {
         false
     }
 
-    fn release(&self, _: Instant, done: ReleaseCompletion) {
-        let settings = self.settings.clone();
-        spawn_or_run(slot::release(self.contender.clone(), self.lifetime), move |outcome| {
-            let outcome = outcome.and_then(|was_held| {
-                let gone = || settings.error(ErrorKind::NotHeld, "somebody broke or removed it");
-                was_held.then_some(()).ok_or_else(gone)
-            });
-            done.complete(outcome.map_err(|error| error.during("release")));
-        });
+    fn release(&self, _: Instant, completion: ReleaseCompletion) {
+        self.release_then(|outcome| completion.complete(outcome));
     }
 
     fn lost(&self, _: Instant) -> Option<LostReason> {

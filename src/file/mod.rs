@@ -170,6 +170,10 @@ mod settings;
 mod slot;
 mod steps;
 
+#[cfg(feature = "client")]
+pub(crate) use async_api::MIN_GUARD_LIFETIME;
 pub use builder::{Builder, SEPARATOR};
+#[cfg(feature = "client")]
+pub(crate) use builder::{DEFAULT_LIFETIME, MAX_NAME_BYTES};
 pub use lock::FileLock;
 pub use query::{Details, LockState};

@@ -1,0 +1,63 @@
+//! A held lock file, until it is released.
+
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use futures::future::BoxFuture;
+use tokio::time::Instant;
+
+use crate::backend::directory::activity::UnderWay;
+use crate::error::Result;
+use crate::file::engine::FileLease;
+use crate::lease::{Change, HeldLease, LostReason, ReleaseCompletion};
+
+pub(crate) struct DirectoryLease {
+    file: FileLease,
+    /// `None` once the release has begun.
+    under_way: Mutex<Option<UnderWay>>,
+}
+
+impl DirectoryLease {
+    pub(super) fn new(file: FileLease, under_way: UnderWay) -> Self {
+        Self { file, under_way: Mutex::new(Some(under_way)) }
+    }
+
+    fn end(&self) -> Option<UnderWay> {
+        // Nothing panics while it is locked.
+        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+}
+
+impl HeldLease for DirectoryLease {
+    fn endpoint(&self) -> Arc<str> {
+        self.file.endpoint()
+    }
+
+    fn renew(&self) -> BoxFuture<'_, Result<Duration>> {
+        Box::pin(async { self.file.renew().await.map_err(|error| error.on_server(&self.endpoint())) })
+    }
+
+    fn enforces_release_deadline(&self) -> bool {
+        self.file.enforces_release_deadline()
+    }
+
+    fn release(&self, _: Instant, completion: ReleaseCompletion) {
+        let (under_way, path) = (self.end(), self.endpoint());
+        self.file.release_then(move |outcome| {
+            completion.complete(outcome.map_err(|error| error.on_server(&path)));
+            drop(under_way);
+        });
+    }
+
+    fn cut(&self) {
+        self.end();
+    }
+
+    fn lost(&self, now: Instant) -> Option<LostReason> {
+        self.file.lost(now)
+    }
+
+    fn changed(&self) -> impl Future<Output = Change> + Send {
+        self.file.changed()
+    }
+}
