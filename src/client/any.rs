@@ -25,7 +25,7 @@ impl IntoBackend for Dflockd {
 #[cfg(feature = "file")]
 impl IntoBackend for Directory {
     fn into_backend(self, _: Duration) -> Result<AnyBackend> {
-        DirectoryBackend::new(self).map(AnyBackend::Directory)
+        Ok(AnyBackend::Directory(Box::new(DirectoryBackend::new(self)?)))
     }
 }
 
@@ -34,7 +34,7 @@ impl IntoBackend for Directory {
 pub enum AnyBackend {
     Dflockd(DflockdBackend),
     #[cfg(feature = "file")]
-    Directory(DirectoryBackend),
+    Directory(Box<DirectoryBackend>),
 }
 
 /// A place in a backend's wait queue.
@@ -78,7 +78,10 @@ macro_rules! with_backend {
         match $any {
             $crate::client::any::AnyBackend::Dflockd($backend) => $body,
             #[cfg(feature = "file")]
-            $crate::client::any::AnyBackend::Directory($backend) => $body,
+            $crate::client::any::AnyBackend::Directory(boxed) => {
+                let $backend = &**boxed;
+                $body
+            }
         }
     };
 }

@@ -118,7 +118,7 @@ impl<T: Target, B: IntoBackend> Builder<T, B> {
     /// The lease: how long the lock outlives a holder that falls silent, in whole seconds, rounded
     /// up, at least 1. Short ones renew often; long ones keep a crashed holder's key taken for
     /// long, where the server does not notice the crash. Defaults to the server's own (33 s unless
-    /// set there).
+    /// set there), for a directory of lock files to 15 s.
     pub fn lease_ttl(mut self, ttl: Duration) -> Self {
         self.lease.lease_ttl = Some(ttl);
         self
