@@ -1,10 +1,17 @@
 //! What is wrong with a text that should be PEM, in words that quote nothing of it. Knows of no file.
 
+use std::borrow::Cow;
+
 use memchr::memmem::find;
+
+use crate::types::printable;
 
 const BEGIN: &[u8] = b"-----BEGIN ";
 const END: &[u8] = b"-----END ";
 const DASHES: &[u8] = b"-----";
+
+/// A fault in words.
+type Fault = Cow<'static, str>;
 
 /// Returns `true` if a label or a header says that a key is encrypted. A comment may use the word.
 pub(super) fn is_encrypted(text: &[u8]) -> bool {
@@ -17,13 +24,37 @@ pub(super) fn is_encrypted(text: &[u8]) -> bool {
 }
 
 /// What keeps `text` from being read as PEM, if that is known.
-pub(super) fn why(text: &[u8]) -> Option<&'static str> {
+pub(super) fn why(text: &[u8]) -> Option<Fault> {
     if is_utf16(text) {
-        return Some("it is utf-16 text, save it as utf-8");
+        return Some("it is utf-16 text, save it as utf-8".into());
     }
     if text.trim_ascii().is_empty() {
-        return Some("it is empty");
+        return Some("it is empty".into());
     }
+    unseen(text).map(Fault::from).or_else(|| misshapen(text).map(Fault::from))
+}
+
+/// Names the first character within the PEM that is not ASCII and that an editor shows as a blank or not
+/// at all. It is no part of a key or a certificate.
+fn unseen(text: &[u8]) -> Option<String> {
+    let mut is_inside = false;
+    for (at, line) in text.split(|byte| *byte == b'\n').enumerate() {
+        is_inside |= find(line, BEGIN.trim_ascii_end()).is_some();
+        let mut chars = line.utf8_chunks().flat_map(|chunk| chunk.valid().chars());
+        let is_unseen = |c: &char| !c.is_ascii() && printable(c.encode_utf8(&mut [0; 4])) != c.to_string();
+        if let Some(c) = chars.find(is_unseen).filter(|_| is_inside) {
+            let (code, line) = (u32::from(c), at + 1);
+            return Some(format!(
+                "its line {line} has a character that cannot be seen, U+{code:04X}: remove it"
+            ));
+        }
+        is_inside &= find(line, END.trim_ascii_end()).is_none();
+    }
+    None
+}
+
+/// What is wrong with the lines of `text`.
+fn misshapen(text: &[u8]) -> Option<&'static str> {
     if find(text, BEGIN).is_none() {
         let der = "it is der, convert it to pem with openssl";
         return Some(if is_der(text) { der } else { "it has no BEGIN line" });
@@ -91,8 +122,8 @@ mod tests {
 
     const SOUND: &str = "-----BEGIN PRIVATE KEY-----\nAAAA\nAAAA\n-----END PRIVATE KEY-----\n";
 
-    fn fault(text: impl AsRef<[u8]>) -> &'static str {
-        why(text.as_ref()).unwrap_or("none")
+    fn fault(text: impl AsRef<[u8]>) -> Fault {
+        why(text.as_ref()).unwrap_or("none".into())
     }
 
     #[test]
@@ -139,6 +170,28 @@ mod tests {
         for (text, name) in cases {
             assert_eq!(fault(&text), name, "{:?}", String::from_utf8_lossy(&text));
         }
+    }
+
+    #[test]
+    fn a_character_that_cannot_be_seen_is_named_by_its_number_and_line() {
+        let named = |line: usize, code: &str| {
+            format!("its line {line} has a character that cannot be seen, U+{code}: remove it")
+        };
+        for (c, code) in [
+            ('\u{a0}', "00A0"),
+            ('\u{200b}', "200B"),
+            ('\u{feff}', "FEFF"),
+            ('\u{2028}', "2028"),
+            ('\u{e0020}', "E0020"),
+        ] {
+            assert_eq!(fault(SOUND.replace('\n', &format!("{c}\n"))), named(1, code));
+            assert_eq!(fault(SOUND.replace("\nA", &format!("\r\n{c}A"))), named(2, code));
+            assert_eq!(fault(SOUND.replace("BEGIN ", &format!("BEGIN{c}"))), named(1, code));
+            assert_eq!(fault(SOUND.replace("-----END", &format!("{c}-----END"))), named(4, code));
+        }
+        // What can be seen is not told, and neither is what stands in a comment.
+        assert_eq!(fault(format!("a\u{a0}comment\n{}", &SOUND[..40])), "it has no END line");
+        assert_eq!(fault(SOUND.replace("AAAA\n-", "Zo\u{eb}\n-")), "none");
     }
 
     #[test]

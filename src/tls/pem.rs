@@ -106,7 +106,7 @@ impl Pem {
                 Self::Bytes(_) => format!("{self} of the {wanted} is malformed"),
             },
         };
-        let broken = matches!(fault, Some(Fault::Base64Decode(_))).then_some("its base64 is broken");
+        let broken = matches!(fault, Some(Fault::Base64Decode(_))).then_some("its base64 is broken".into());
         match mangled::why(text).or(broken) {
             Some(why) => invalid(format!("{what}: {why}")),
             None => invalid(what),

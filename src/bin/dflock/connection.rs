@@ -208,16 +208,43 @@ impl Ready<'_> {
         Ok(conn.request_timeout(left()))
     }
 
-    /// What `server` holds. It must show within the request timeout that it is there; its table may
-    /// be long, and take longer.
-    pub(crate) async fn stats(&self, server: &Server) -> Result<StatsResult, Error> {
-        let conn = self.open(server).await?;
+    /// Returns what `server` holds. The server must reply to a ping within the request timeout; its
+    /// table may be long, and take longer.
+    pub(crate) async fn stats(&self, server: &Server) -> Result<StatsResult, StatsFailure> {
+        let failed = |error| StatsFailure::new(&server.name(), &error);
+        let conn = self.open(server).await.map_err(failed)?;
         match command::ping(&conn).await {
-            // A server that is too old to know it has answered.
-            Err(error) if error.kind() != ErrorKind::Server => return Err(error),
+            // A server that is too old to know it has replied.
+            Err(error) if error.kind() != ErrorKind::Server => return Err(failed(error)),
             _ => {}
         }
-        command::stats(&conn.request_timeout(TABLE)).await
+        command::stats(&conn.request_timeout(TABLE)).await.map_err(failed)
+    }
+}
+
+/// Why a server has no stats to show.
+#[derive(Debug)]
+pub(crate) struct StatsFailure {
+    /// How the server stands, in one word: `denied`, `down`, or `failed`.
+    pub(crate) status: &'static str,
+    /// The error, in one line.
+    pub(crate) error: String,
+    /// The same with the server's name and advice, and the exit code.
+    pub(crate) failure: Failure,
+}
+
+impl StatsFailure {
+    fn new(server: &str, error: &Error) -> Self {
+        let status = match error.kind() {
+            ErrorKind::Auth | ErrorKind::PermissionDenied => "denied",
+            ErrorKind::Timeout | ErrorKind::ConnectionClosed | ErrorKind::Io => "down",
+            _ => "failed",
+        };
+        let text = one_line(error);
+        // The user asked for stats; the ping before them is a detail.
+        let text = text.strip_prefix("ping").map_or_else(|| text.clone(), |rest| format!("stats{rest}"));
+        let failure = Failure::of_server_with_text(server, error, &text);
+        Self { status, error: text, failure }
     }
 }
 

@@ -71,8 +71,15 @@ impl Failure {
 
 impl From<Error> for Failure {
     fn from(error: Error) -> Self {
+        Self::with_text(&error, &one_line(&error))
+    }
+}
+
+impl Failure {
+    /// Creates the failure that `error` means, in the words of `text`.
+    fn with_text(error: &Error, text: &str) -> Self {
         let (code, advice) = match error.kind() {
-            ErrorKind::InvalidInput => return Self::usage(invalid(&error)),
+            ErrorKind::InvalidInput => return Self::usage(invalid(error)),
             ErrorKind::Auth | ErrorKind::PermissionDenied => (DENIED, "give the server's --auth-token-file"),
             _ if error.is_busy() => (BUSY, "try later, or wait longer (--wait)"),
             ErrorKind::LimitMismatch => (UNAVAILABLE, "give the --limit that the key's other users give"),
@@ -86,14 +93,17 @@ impl From<Error> for Failure {
             }
             _ => (UNAVAILABLE, ""),
         };
-        Self::advised(code, &error, advice)
+        Self::advised(code, text, advice)
     }
-}
 
-impl Failure {
     /// An error of a server's, which it may not name.
-    pub(crate) fn of_server(server: &str, error: Error) -> Self {
-        let failure = Self::from(error);
+    pub(crate) fn of_server(server: &str, error: &Error) -> Self {
+        Self::of_server_with_text(server, error, &one_line(error))
+    }
+
+    /// Creates the failure that a server's `error` means, in the words of `text`.
+    pub(crate) fn of_server_with_text(server: &str, error: &Error, text: &str) -> Self {
+        let failure = Self::with_text(error, text);
         let line = failure.line.map(|line| match line.contains(server) {
             true => line,
             false => format!("{server}: {line}"),
@@ -107,15 +117,17 @@ impl Failure {
             ErrorKind::InvalidInput => {
                 Self::usage(invalid(&error).replace("set another one", "give another --separator"))
             }
-            ErrorKind::Timeout => Self::advised(BUSY, &error, "try later, or wait longer (--wait)"),
-            ErrorKind::Io => Self::advised(UNAVAILABLE, &error, disk_advice(&error)),
-            _ => Self::advised(UNAVAILABLE, &error, ""),
+            ErrorKind::Timeout => {
+                Self::advised(BUSY, &one_line(&error), "try later, or wait longer (--wait)")
+            }
+            ErrorKind::Io => Self::advised(UNAVAILABLE, &one_line(&error), disk_advice(&error)),
+            _ => Self::advised(UNAVAILABLE, &one_line(&error), ""),
         }
     }
 
-    fn advised(code: u8, error: &Error, advice: &str) -> Self {
+    fn advised(code: u8, text: &str, advice: &str) -> Self {
         let separator = if advice.is_empty() { "" } else { "; " };
-        Self::new(code, format!("{}{separator}{advice}", one_line(error)))
+        Self::new(code, format!("{text}{separator}{advice}"))
     }
 }
 

@@ -1,12 +1,13 @@
 //! `dflock file`: a command under a lock file, and what is to be known and done about one.
 
 use std::fs;
-use std::io::{self, BufRead, IsTerminal, Write};
+use std::io::ErrorKind::{NotFound, StaleNetworkFileHandle};
+use std::io::{self, BufRead, IsTerminal, Read, Write};
 use std::path::Path;
 use std::time::SystemTime;
 
 use dflockd_client::file::Builder;
-use dflockd_client::{ErrorKind, FileLock, LockState};
+use dflockd_client::{Error, ErrorKind, FileLock, LockState};
 
 use crate::args::{Claims, File, FileAction, Holding};
 use crate::exit::{BUSY, Failure, UNAVAILABLE, one_line};
@@ -40,13 +41,27 @@ async fn run(path: &Path, claims: &Claims, holding: &Holding) -> Result<u8, Fail
     }
     let lock = builder.build().map_err(Failure::of_file)?;
     let what = path.display().to_string();
-    hold(&what, lock.acquire_within(holding.patience()), Failure::of_file, None, holding).await
+    let failed = |error| not_acquired(path, claims, error);
+    hold(&what, lock.acquire_within(holding.patience()), failed, None, holding).await
+}
+
+/// Creates the failure that `error` means. If the lock file is one of another separator, names that.
+fn not_acquired(path: &Path, claims: &Claims, error: Error) -> Failure {
+    let mut failure = Failure::of_file(error);
+    let found = look(path, claims).ok().filter(|found| !found.is_lock);
+    let separator = found.and_then(|found| separator_of(path, &found.content?));
+    if let (Some(line), Some(separator)) = (&mut failure.line, separator) {
+        line.push_str(&format!("; the lock file is one with --separator '{}'", one_line(&separator)));
+    }
+    failure
 }
 
 /// A lock file as it stood when it was looked at.
 struct Found {
     /// What is said of it.
     text: String,
+    /// Whether it is a lock file, or none at all.
+    is_lock: bool,
     /// Whether somebody keeps it from being taken.
     is_held: bool,
     /// What the file says: a claim's path.
@@ -55,20 +70,21 @@ struct Found {
 
 fn look(path: &Path, claims: &Claims) -> Result<Found, Failure> {
     let lock = builder(path, claims).build().map_err(Failure::of_file)?;
-    let free = || Found { text: "unlocked".to_owned(), is_held: false, content: None };
+    let free = || Found { text: "unlocked".to_owned(), is_lock: true, is_held: false, content: None };
     let state = lock.state().map_err(Failure::of_file)?;
     if state == LockState::Unlocked {
         return Ok(free());
     }
-    let content = fs::read(path).ok();
+    let content = content_of(path)?;
     let (details, expiration) = match (lock.details(), lock.expiration()) {
         (Ok(details), Ok(expiration)) => (details, expiration),
         (Err(error), _) | (_, Err(error)) if error.kind() == ErrorKind::NotLocked => {
             // It was left just now, or never was a lock.
-            return Ok(match content {
-                None => free(),
-                Some(_) => Found { text: "not a lock file".to_owned(), is_held: true, content },
-            });
+            let Some(content) = content else { return Ok(free()) };
+            let hint = separator_of(path, &content)
+                .map(|separator| format!(", but one with --separator '{}'", one_line(&separator)));
+            let text = format!("not a lock file{}", hint.unwrap_or_default());
+            return Ok(Found { text, is_lock: false, is_held: true, content: Some(content) });
         }
         (Err(error), _) | (_, Err(error)) => return Err(Failure::of_file(error)),
     };
@@ -84,7 +100,42 @@ fn look(path: &Path, claims: &Claims) -> Result<Found, Failure> {
         _ => (word, ""),
     };
     let holder = format!("process {} on {}{gone}", details.pid, one_line(&details.hostname));
-    Ok(Found { text: format!("{word}: {holder}; {until}"), is_held, content })
+    Ok(Found { text: format!("{word}: {holder}; {until}"), is_lock: true, is_held, content })
+}
+
+/// Reads what is at the path; `None` if there is nothing. A device may have no end and a pipe no writer,
+/// so only a regular file is opened, and read as far as a lock file's text may go.
+fn content_of(path: &Path) -> Result<Option<Vec<u8>>, Failure> {
+    const MAX_BYTES: u64 = 16 * 1024;
+    let read = || {
+        if !fs::symlink_metadata(path)?.is_file() {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is no regular file"));
+        }
+        let mut content = Vec::new();
+        fs::File::open(path)?.take(MAX_BYTES).read_to_end(&mut content)?;
+        Ok(content)
+    };
+    match read() {
+        Ok(content) => Ok(Some(content)),
+        Err(error) if matches!(error.kind(), NotFound | StaleNetworkFileHandle) => Ok(None),
+        Err(error) => {
+            let line = format!("cannot read {}: {error}", one_line(&path.display()));
+            Err(Failure::new(UNAVAILABLE, line))
+        }
+    }
+}
+
+/// Returns the separator with which `content` is a lock file's text, if there is one: what is between
+/// its last two numbers.
+fn separator_of(path: &Path, content: &[u8]) -> Option<String> {
+    let text = std::str::from_utf8(content).ok()?.trim();
+    let rest = text.trim_end_matches(|c: char| c.is_ascii_digit());
+    let (_, separator) = rest.split_at(rest.rfind(|c: char| c.is_ascii_digit())? + 1);
+    if separator.is_empty() || rest.len() == text.len() {
+        return None;
+    }
+    let lock = FileLock::builder(path).separator(separator).build().ok()?;
+    lock.details().is_ok().then(|| separator.to_owned())
 }
 
 fn status(path: &Path, claims: &Claims) -> Result<u8, Failure> {
@@ -98,15 +149,14 @@ fn take_away(path: &Path, yes: bool, claims: &Claims) -> Result<u8, Failure> {
     let Some(content) = found.content else {
         return Err(Failure::new(UNAVAILABLE, format!("{} is not locked", one_line(&path.display()))));
     };
-    if found.text == "not a lock file" {
-        let line = format!("{} is not a lock file; remove it yourself", one_line(&path.display()));
+    if !found.is_lock {
+        let line = format!("{} is {}; remove it yourself", one_line(&path.display()), found.text);
         return Err(Failure::new(UNAVAILABLE, line));
     }
     if !yes && !confirmed(path, &found.text)? {
         return Err(Failure::new(BUSY, "it stays as it is"));
     }
-    let now = fs::read(path).ok();
-    if now.as_ref() != Some(&content) {
+    if content_of(path)?.as_ref() != Some(&content) {
         return Err(Failure::new(UNAVAILABLE, "it has changed hands meanwhile; look again"));
     }
     let failed =

@@ -8,7 +8,7 @@ use futures::future::join_all;
 use tokio::time::Instant;
 
 use crate::args::{Ping, Shard, Stats};
-use crate::connection::Server;
+use crate::connection::{Server, StatsFailure};
 use crate::exit::{Failure, UNAVAILABLE, one_line};
 use crate::output::say;
 use crate::table::{Row, aligned, merged, summary};
@@ -16,7 +16,7 @@ use crate::table::{Row, aligned, merged, summary};
 const HEADER: Style = Style::new().bold();
 const WAITED_FOR: Style = AnsiColor::Yellow.on_default();
 
-type Told = (String, Result<StatsResult, Error>);
+type Told = (String, Result<StatsResult, StatsFailure>);
 
 pub(crate) async fn stats(stats: &Stats) -> Result<u8, Failure> {
     let ready = stats.connection.ready()?;
@@ -24,20 +24,20 @@ pub(crate) async fn stats(stats: &Stats) -> Result<u8, Failure> {
         ready.servers().iter().map(async |server: &Server| (server.name(), ready.stats(server).await));
     let told: Vec<Told> = join_all(asking).await;
     if stats.all_shards {
-        return each(&told, stats.json);
+        return each(told, stats.json);
     }
-    let of_server = |(server, outcome): Told| outcome.map_err(|error| Failure::of_server(&server, error));
+    let of_server = |(_, outcome): Told| outcome.map_err(|failed| failed.failure);
     let all = merged(told.into_iter().map(of_server).collect::<Result<Vec<_>, _>>()?);
     print(|out| if stats.json { writeln!(out, "{}", all.to_json()) } else { table(out, &all) })?;
     Ok(0)
 }
 
 /// Every server by itself; one that says nothing makes the whole a failure, and is told of.
-fn each(told: &[Told], json: bool) -> Result<u8, Failure> {
+fn each(told: Vec<Told>, json: bool) -> Result<u8, Failure> {
     if json {
         let shards = told.iter().enumerate().map(|(shard, (server, outcome))| match outcome {
             Ok(stats) => serde_json::json!({"shard": shard, "server": server, "stats": stats}),
-            Err(error) => serde_json::json!({"shard": shard, "server": server, "error": error.to_string()}),
+            Err(failed) => serde_json::json!({"shard": shard, "server": server, "error": failed.error}),
         });
         let shards: Vec<_> = shards.collect();
         print(|out| writeln!(out, "{}", serde_json::Value::from(shards)))?;
@@ -47,16 +47,15 @@ fn each(told: &[Told], json: bool) -> Result<u8, Failure> {
                 writeln!(out, "{HEADER}shard {shard}: {server}{HEADER:#}")?;
                 match outcome {
                     Ok(stats) => table(out, stats)?,
-                    Err(_) => writeln!(out, "no answer")?,
+                    Err(failed) => writeln!(out, "{}", failed.status)?,
                 }
             }
             Ok(())
         })?;
     }
     let mut code = 0;
-    for (server, outcome) in told {
-        let Err(error) = outcome else { continue };
-        let failure = Failure::of_server(server, error.clone());
+    for (_, outcome) in told {
+        let Err(StatsFailure { failure, .. }) = outcome else { continue };
         say(&failure.line.unwrap_or_default());
         code = failure.code;
     }
@@ -92,7 +91,7 @@ pub(crate) async fn ping(ping: &Ping) -> Result<u8, Failure> {
     let mut code = 0;
     // All at once: each that is away takes its time.
     for (server, answer) in ready.servers().iter().map(Server::name).zip(join_all(asking).await) {
-        match answer.map_err(|error| Failure::of_server(&server, error)) {
+        match answer.map_err(|error| Failure::of_server(&server, &error)) {
             Ok((opened, answered)) => {
                 print(|out| writeln!(out, "{server}: {answered:.1?} (connected in {opened:.1?})"))?;
             }

@@ -69,6 +69,10 @@ fn the_auth_token_comes_from_a_file() {
         assert!(!refused.err.contains("barley"), "a secret is shown");
         assert_eq!(run(&server, args).code, Some(77), "no token at all");
     }
+    let all = ["stats", "--all-shards"];
+    for refused in [with(&wrong, &all), run(&server, &all)] {
+        assert_eq!((refused.code, refused.out.lines().last()), (Some(77), Some("denied")), "{refused:?}");
+    }
     let missing = with(&directory.path().join("missing"), &["ping"]);
     assert_eq!(missing.code, Some(64));
     assert!(missing.line().contains("--auth-token-file"), "{missing:?}");

@@ -107,6 +107,45 @@ fn what_is_not_a_lock_is_not_broken() {
 }
 
 #[test]
+fn a_lock_file_of_another_separator_is_told_with_it() {
+    let lock = Lock::new();
+    let _holder = lock.hold(&["--separator", "=#="]);
+    let held = lock.run(&["status"], &[]);
+    let hint = "not a lock file, but one with --separator '=#='";
+    assert_eq!((held.code, held.out.trim_end()), (Some(124), hint), "{held:?}");
+    let broken = lock.run(&["break", "--yes"], &[]);
+    assert_eq!(broken.code, Some(69), "{broken:?}");
+    assert!(broken.line().contains(hint), "{broken:?}");
+    assert_eq!(lock.run(&["status", "--separator", "=#="], &[]).code, Some(124));
+    let busy = lock.run(&["--try"], &["--", "true"]);
+    assert_eq!(busy.code, Some(124), "{busy:?}");
+    assert!(busy.line().ends_with("the lock file is one with --separator '=#='"), "{busy:?}");
+    let busy = lock.run(&["--try", "--separator", "=#="], &["--", "true"]);
+    assert!(!busy.line().contains("--separator"), "{busy:?}");
+
+    let lock = Lock::new();
+    for text in ["", "7", "12 34", "a=1=2", "a|b|1|2|3", "a||1||x"] {
+        std::fs::write(lock.path(), text).expect("it is written");
+        assert_eq!(lock.run(&["status"], &[]).out, "not a lock file\n", "{text:?}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn what_is_no_regular_file_is_refused_and_not_read() {
+    let lock = Lock::new();
+    let pipe = Command::new("mkfifo").arg(lock.path()).status().expect("there is a mkfifo");
+    assert!(pipe.success());
+    for path in [&*lock.path(), "/dev/zero"] {
+        for args in [&["file", "status", path][..], &["file", "break", "--yes", path]] {
+            let ended = ended(&mut bare(args));
+            assert_eq!(ended.code, Some(69), "{ended:?}");
+            assert!(ended.line().contains("no regular file"), "{ended:?}");
+        }
+    }
+}
+
+#[test]
 fn a_signal_in_the_wait_leaves_nothing_behind() {
     let lock = Lock::new();
     let holder = lock.hold(&[]);

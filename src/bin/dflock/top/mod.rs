@@ -18,8 +18,8 @@ use tokio::sync::mpsc::{Receiver, Sender, channel};
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use crate::args::Top;
-use crate::connection::{Ready, Server};
-use crate::exit::{Failure, SIGNALLED, UNAVAILABLE, one_line};
+use crate::connection::{Ready, Server, StatsFailure};
+use crate::exit::{Failure, SIGNALLED, UNAVAILABLE};
 use crate::signals::Signals;
 use model::Model;
 
@@ -31,7 +31,7 @@ const SHORTEST: Duration = Duration::from_millis(100);
 
 /// What comes in: a server's answer, or what is wrong with it; or something of the terminal's.
 enum News {
-    Answer(usize, Result<StatsResult, String>),
+    Answer(usize, Result<StatsResult, StatsFailure>),
     Terminal(Event),
 }
 
@@ -76,7 +76,7 @@ async fn ask(shard: usize, ready: &Ready<'_>, server: &Server, every: Duration, 
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let answer = ready.stats(server).await.map_err(|error| one_line(&error));
+        let answer = ready.stats(server).await;
         if tell.send(News::Answer(shard, answer)).await.is_err() {
             return;
         }

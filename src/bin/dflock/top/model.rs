@@ -8,6 +8,7 @@ use dflockd_client::StatsResult;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 use tokio::time::Instant;
 
+use crate::connection::StatsFailure;
 use crate::table::{Row, summary};
 
 /// How many rows are shown.
@@ -33,8 +34,8 @@ pub(super) enum Standing {
         /// When that came: a long table takes its time.
         at: Instant,
     },
-    /// It fails, and that is why.
-    Down(String),
+    /// It is down, refuses the token, or fails otherwise.
+    Failed(StatsFailure),
 }
 
 #[derive(Debug)]
@@ -90,19 +91,19 @@ impl Model {
     }
 
     /// Takes a server's answer in.
-    pub(super) fn told(&mut self, shard: usize, answer: Result<StatsResult, String>, now: Instant) {
+    pub(super) fn told(&mut self, shard: usize, answer: Result<StatsResult, StatsFailure>, now: Instant) {
         let server = &mut self.servers[shard];
         let stats = match answer {
             Ok(stats) => stats,
-            Err(fault) => {
+            Err(failed) => {
                 // What was seen is forgotten: it may come back with other holders under the same numbers.
-                server.standing = Standing::Down(fault);
+                server.standing = Standing::Failed(failed);
                 return;
             }
         };
         let (before, at_least) = match &server.standing {
             Standing::Up { rows, .. } => (rows.as_slice(), false),
-            Standing::Asked | Standing::Down(_) => (&[][..], true),
+            Standing::Asked | Standing::Failed(_) => (&[][..], true),
         };
         let before: HashMap<_, _> =
             before.iter().map(|known| (known.row.key.as_str(), (known.row.owner, known.seen))).collect();
@@ -124,7 +125,7 @@ impl Model {
             .flat_map(|(shard, server)| {
                 let rows = match &server.standing {
                     Standing::Up { rows, .. } => rows.as_slice(),
-                    Standing::Asked | Standing::Down(_) => &[],
+                    Standing::Asked | Standing::Failed(_) => &[],
                 };
                 rows.iter().map(move |Known { row, seen }| {
                     let age = seen.map(|seen| Age {

@@ -10,6 +10,8 @@ use tokio::time::Instant;
 
 use super::model::Model;
 use super::view::draw;
+use crate::connection::StatsFailure;
+use crate::exit::{Failure, UNAVAILABLE};
 
 fn locks(of: &[(&str, i64, f64, u64)]) -> StatsResult {
     let locks = of.iter().map(|(key, owner, ttl, waiters)| {
@@ -87,10 +89,16 @@ fn an_age_counts_from_when_the_holder_was_first_seen() {
 fn a_server_that_is_down_says_why_and_comes_back() {
     let (now, mut model) = (Instant::now(), two_servers());
     model.told(0, Ok(locks(&[("x", 1, 9.0, 0)])), now);
-    model.told(1, Err("connection refused".to_owned()), now);
+    let failed = |status, error: &str| {
+        let failure = Failure::silent(UNAVAILABLE);
+        Err(StatsFailure { status, error: error.to_owned(), failure })
+    };
+    model.told(1, failed("down", "connection refused"), now);
     let shown = screen(&mut model, now);
     assert!(shown[0].starts_with(" 0 a:1  up  3 connections, 1 key held"), "{shown:?}");
     assert_eq!(shown[1], " 1 b:2  down  connection refused");
+    model.told(1, failed("denied", "a token is required"), now);
+    assert_eq!(screen(&mut model, now)[1], " 1 b:2  denied  a token is required");
     model.told(1, Ok(locks(&[("y", 1, 9.0, 0)])), now);
     assert_eq!(order(&mut model, now), ["x", "y"]);
 }

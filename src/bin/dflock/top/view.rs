@@ -55,7 +55,9 @@ fn server_line<'a>(model: &Model, shard: usize, server: &'a Server, now: Instant
             };
             ("up", coloured(Color::Green), rest)
         }
-        Standing::Down(fault) => ("down", coloured(Color::Red), Cow::Borrowed(fault.as_str())),
+        Standing::Failed(failed) => {
+            (failed.status, coloured(Color::Red), Cow::Borrowed(failed.error.as_str()))
+        }
     };
     Text::from(vec![
         Span::raw(format!("{marker}{shard} ")),
