@@ -49,7 +49,7 @@ fn config(args: Args) -> ServerConfig {
     ServerConfig {
         port: 0,
         max_locks: usize::MAX,
-        read_timeout: 3600,
+        read_timeout: Duration::from_secs(3600),
         tls_cert: args.cert,
         tls_key: args.key,
         ..Default::default()

@@ -70,7 +70,8 @@ struct Queue {
 
 impl Queue {
     async fn new(length: usize) -> Result<Self> {
-        let server = Server::new(ServerConfig { read_timeout: 3600, ..Default::default() })?;
+        let server =
+            Server::new(ServerConfig { read_timeout: Duration::from_secs(3600), ..Default::default() })?;
         let connect = || {
             let (ours, theirs) = tokio::io::duplex(PIPE);
             let server = server.clone();

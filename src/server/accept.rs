@@ -96,7 +96,7 @@ fn admit(shared: &Arc<ServerShared>, per_ip: &PerIp, stream: BoxStream, peer: Ip
 async fn secure(shared: &ServerShared, stream: BoxStream, peer: IpAddr) -> Option<BoxStream> {
     #[cfg(feature = "tls")]
     if let Some(tls) = shared.credentials().tls {
-        let handshake_timeout = shared.config.read_limit();
+        let handshake_timeout = shared.config.read_timeout;
         let secured = match timeout(handshake_timeout, tls.accept(stream)).await {
             Ok(secured) => secured.map_err(|error| error.to_string()),
             Err(_) => Err(format!("the handshake took longer than {handshake_timeout:?}")),
@@ -118,9 +118,9 @@ pub(super) async fn stop(shared: &Arc<ServerShared>) {
         shared.kept_leases_expired().await;
     };
     match shared.config.shutdown_timeout {
-        0 => all_gone.await,
-        seconds => {
-            if timeout(Duration::from_secs(seconds), all_gone).await.is_err() {
+        Duration::ZERO => all_gone.await,
+        limit => {
+            if timeout(limit, all_gone).await.is_err() {
                 tracing::warn!("shutdown timeout: closing the connections that still hold locks");
             }
         }

@@ -1,139 +1,63 @@
-//! The server's settings: as a struct for the library, and as flags and environment variables for
-//! the binary.
+//! The server's settings, and what is wrong with those that cannot work. Knows of no flag.
 
-mod flags;
-
-use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{ArgAction, Parser};
-
-use self::flags::{number, switch};
 use crate::error::{Error, ErrorKind, Result, shown};
 use crate::files;
-use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_SECONDS};
+use crate::types::{MAX_AUTH_TOKEN_BYTES, Seconds};
 
-/// The settings of a server. A flag beats its environment variable, which beats the default.
+/// The settings of a server.
 ///
 /// ```
+/// use std::time::Duration;
 /// use dflockd_client::server::ServerConfig;
-/// let config = ServerConfig { port: 0, max_waiters: 100, ..Default::default() };
-/// assert_eq!(config.default_lease_ttl, 33);
+/// let config = ServerConfig { port: 0, gc_max_idle: Duration::from_secs(5), ..Default::default() };
+/// assert_eq!(config.default_lease_ttl, Duration::from_secs(33));
 /// ```
-#[derive(Clone, Parser)]
-#[command(
-    name = "dflockd",
-    version,
-    long_about = None,
-    about = "A lock server: first-in-first-out locks and semaphores with leases and fencing tokens",
-    after_help = "Flags are accepted with one dash too (-port 6388). SIGINT and SIGTERM stop the server gracefully; \
-                  SIGHUP has it read certificate, key and auth token file anew."
-)]
+#[derive(Clone)]
 pub struct ServerConfig {
-    /// Address or name to listen on, all addresses of a name; empty for every interface
-    #[arg(long, env = "DFLOCKD_HOST", default_value = "127.0.0.1", value_name = "HOST")]
+    /// The address or name to listen on, all addresses of a name; empty for every interface. Defaults to
+    /// `127.0.0.1`.
     pub host: String,
-    /// TCP port to listen on; 0 picks a free one
-    #[arg(
-        long, env = "DFLOCKD_PORT", default_value_t = 6388, value_name = "PORT", allow_negative_numbers = true,
-        value_parser = number::<u16>(0, u16::MAX.into())
-    )]
+    /// The TCP port to listen on; 0 picks a free one. Defaults to 6388.
     pub port: u16,
-    /// Lease of requests that name none, in seconds
-    #[arg(
-        long, env = "DFLOCKD_DEFAULT_LEASE_TTL_S", default_value_t = 33, value_name = "SECONDS", allow_negative_numbers = true,
-        value_parser = number::<u64>(1, MAX_SECONDS)
-    )]
-    pub default_lease_ttl: u64,
-    /// How often expired leases are swept up, in seconds
-    #[arg(
-        long, env = "DFLOCKD_LEASE_SWEEP_INTERVAL_S", default_value_t = 1, value_name = "SECONDS", allow_negative_numbers = true,
-        value_parser = number::<u64>(1, MAX_SECONDS)
-    )]
-    pub lease_sweep_interval: u64,
-    /// How often idle keys are collected, in seconds
-    #[arg(
-        long, env = "DFLOCKD_GC_INTERVAL_S", default_value_t = 5, value_name = "SECONDS", allow_negative_numbers = true,
-        value_parser = number::<u64>(1, MAX_SECONDS)
-    )]
-    pub gc_interval: u64,
-    /// How long a key may be idle before it is collected, in seconds
-    #[arg(
-        long, env = "DFLOCKD_GC_MAX_IDLE_S", default_value_t = 60, value_name = "SECONDS", allow_negative_numbers = true,
-        value_parser = number::<u64>(0, MAX_SECONDS)
-    )]
-    pub gc_max_idle: u64,
-    /// How many keys may exist at once
-    #[arg(
-        long, env = "DFLOCKD_MAX_LOCKS", default_value_t = 1024, value_name = "N", allow_negative_numbers = true,
-        value_parser = number::<usize>(1, usize::MAX as u64)
-    )]
+    /// The lease of requests that name none, in whole seconds, rounded up, at least 1 s. Defaults to 33 s.
+    pub default_lease_ttl: Duration,
+    /// How often expired leases are swept up; above 0. Defaults to 1 s.
+    pub lease_sweep_interval: Duration,
+    /// How often idle keys are collected; above 0. Defaults to 5 s.
+    pub gc_interval: Duration,
+    /// How long a key may be idle before it is collected. Defaults to 60 s.
+    pub gc_max_idle: Duration,
+    /// How many keys may exist at once; at least 1. Defaults to 1024.
     pub max_locks: usize,
-    /// How many may wait for one key; 0 for no limit
-    #[arg(
-        long, env = "DFLOCKD_MAX_WAITERS", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
-        value_parser = number::<usize>(0, usize::MAX as u64)
-    )]
+    /// How many may wait for one key; 0 for no limit. Defaults to 0.
     pub max_waiters: usize,
-    /// How many connections may be open at once; 0 for no limit
-    #[arg(
-        long, env = "DFLOCKD_MAX_CONNECTIONS", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
-        value_parser = number::<usize>(0, usize::MAX as u64)
-    )]
+    /// How many connections may be open at once; 0 for no limit. Defaults to 0.
     pub max_connections: usize,
-    /// How many connections one address may have open at once; 0 for no limit
-    #[arg(
-        long, env = "DFLOCKD_MAX_CONNECTIONS_PER_IP", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
-        value_parser = number::<usize>(0, usize::MAX as u64)
-    )]
+    /// How many connections one address may have open at once; 0 for no limit. Defaults to 0.
     pub max_connections_per_ip: usize,
-    /// How long a request line may take to come, in seconds
-    #[arg(
-        long, env = "DFLOCKD_READ_TIMEOUT_S", default_value_t = 23, value_name = "SECONDS", allow_negative_numbers = true,
-        value_parser = number::<u64>(1, MAX_SECONDS)
-    )]
-    pub read_timeout: u64,
-    /// How long a peer may take to accept a reply, or 8 KB of a long one, in seconds
-    #[arg(
-        long, env = "DFLOCKD_WRITE_TIMEOUT_S", default_value_t = 5, value_name = "SECONDS", allow_negative_numbers = true,
-        value_parser = number::<u64>(1, MAX_SECONDS)
-    )]
-    pub write_timeout: u64,
-    /// How long a graceful stop waits for holders to let go, in seconds; 0 waits for all
-    #[arg(
-        long, env = "DFLOCKD_SHUTDOWN_TIMEOUT_S", default_value_t = 30, value_name = "SECONDS", allow_negative_numbers = true,
-        value_parser = number::<u64>(0, MAX_SECONDS)
-    )]
-    pub shutdown_timeout: u64,
-    /// Whether a closed connection frees what it holds
-    #[arg(
-        long, env = "DFLOCKD_AUTO_RELEASE_ON_DISCONNECT", default_value_t = true, default_missing_value = "true",
-        num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_name = "BOOL", value_parser = switch
-    )]
+    /// How long a request line may take to come; above 0. Clients ping well within it. Defaults to 23 s.
+    pub read_timeout: Duration,
+    /// How long a peer may take to accept a reply, or 8 KB of a long one; above 0. Defaults to 5 s.
+    pub write_timeout: Duration,
+    /// How long a graceful stop waits for holders to let go; 0 waits for all. Defaults to 30 s.
+    pub shutdown_timeout: Duration,
+    /// Whether a closed connection frees what it holds. Defaults to true.
     pub auto_release_on_disconnect: bool,
-    /// File that keeps fences growing over crashes and clock steps
-    #[arg(long, env = "DFLOCKD_FENCE_STATE_FILE", value_name = "FILE")]
+    /// The file that keeps fences growing over crashes and clock steps. Defaults to none.
     pub fence_state_file: Option<PathBuf>,
-    /// Certificate chain for TLS, PEM; needs --tls-key
-    #[arg(long, env = "DFLOCKD_TLS_CERT", value_name = "FILE")]
+    /// The certificate chain for TLS, PEM; needs `tls_key`. Defaults to none.
     pub tls_cert: Option<PathBuf>,
-    /// Private key for TLS, PEM; needs --tls-cert
-    #[arg(long, env = "DFLOCKD_TLS_KEY", value_name = "FILE")]
+    /// The private key for TLS, PEM; needs `tls_cert`. Defaults to none.
     pub tls_key: Option<PathBuf>,
-    /// Token that every connection must authenticate with; prefer --auth-token-file
-    #[arg(long, env = "DFLOCKD_AUTH_TOKEN", hide_env_values = true, value_name = "TOKEN")]
+    /// The token that every connection must authenticate with, 1 byte to 64 KiB, no line break. Defaults
+    /// to none.
     pub auth_token: Option<String>,
-    /// File that holds the auth token; trailing white space is ignored
-    #[arg(long, env = "DFLOCKD_AUTH_TOKEN_FILE", value_name = "FILE")]
+    /// The file that holds the auth token; trailing white space is ignored. Defaults to none.
     pub auth_token_file: Option<PathBuf>,
-    /// Log every connection and request error
-    #[arg(
-        long, env = "DFLOCKD_DEBUG", default_value_t = false, default_missing_value = "true", num_args = 0..=1,
-        require_equals = true, action = ArgAction::Set, value_name = "BOOL", value_parser = switch
-    )]
-    pub debug: bool,
 }
 
 impl Default for ServerConfig {
@@ -141,36 +65,28 @@ impl Default for ServerConfig {
         Self {
             host: "127.0.0.1".into(),
             port: 6388,
-            default_lease_ttl: 33,
-            lease_sweep_interval: 1,
-            gc_interval: 5,
-            gc_max_idle: 60,
+            default_lease_ttl: Duration::from_secs(33),
+            lease_sweep_interval: Duration::from_secs(1),
+            gc_interval: Duration::from_secs(5),
+            gc_max_idle: Duration::from_secs(60),
             max_locks: 1024,
             max_waiters: 0,
             max_connections: 0,
             max_connections_per_ip: 0,
-            read_timeout: 23,
-            write_timeout: 5,
-            shutdown_timeout: 30,
+            read_timeout: Duration::from_secs(23),
+            write_timeout: Duration::from_secs(5),
+            shutdown_timeout: Duration::from_secs(30),
             auto_release_on_disconnect: true,
             fence_state_file: None,
             tls_cert: None,
             tls_key: None,
             auth_token: None,
             auth_token_file: None,
-            debug: false,
         }
     }
 }
 
 impl ServerConfig {
-    /// Reads flags, the program's name first, and the environment, where an empty variable counts
-    /// as one that is not set. Prints and exits on `--help` and `--version` (with status 74 if that
-    /// cannot be written), and on a flag that cannot be read (with status 2); both say why in one line.
-    pub fn from_args(args: impl IntoIterator<Item = impl Into<OsString>>) -> Self {
-        flags::parse(args.into_iter().map(Into::into)).unwrap_or_else(|error| flags::exit(&error))
-    }
-
     /// Checks every setting.
     ///
     /// # Errors
@@ -180,20 +96,20 @@ impl ServerConfig {
             ("default_lease_ttl", self.default_lease_ttl),
             ("lease_sweep_interval", self.lease_sweep_interval),
             ("gc_interval", self.gc_interval),
-            ("max_locks", self.max_locks as u64),
             ("read_timeout", self.read_timeout),
             ("write_timeout", self.write_timeout),
         ];
-        for (field, value) in positive {
-            if value == 0 {
-                return Err(Error::invalid(field, "is 0, the least is 1"));
+        for (field, time) in positive {
+            if time.is_zero() {
+                return Err(Error::invalid(field, "is 0, it must be longer"));
             }
         }
+        if self.max_locks == 0 {
+            return Err(Error::invalid("max_locks", "is 0, the least is 1"));
+        }
         let times = [("gc_max_idle", self.gc_max_idle), ("shutdown_timeout", self.shutdown_timeout)];
-        for (field, value) in positive.into_iter().chain(times) {
-            if field != "max_locks" && value > MAX_SECONDS {
-                return Err(Error::invalid(field, format!("is {value} s, the limit is {MAX_SECONDS} s")));
-            }
+        for (field, time) in positive.into_iter().chain(times) {
+            Seconds::ceil(field, time)?;
         }
         if self.tls_cert.is_some() != self.tls_key.is_some() {
             let set = if self.tls_cert.is_some() { "tls_cert" } else { "tls_key" };
@@ -238,14 +154,6 @@ impl ServerConfig {
         }
         Ok(Some(token))
     }
-
-    pub(super) fn read_limit(&self) -> Duration {
-        Duration::from_secs(self.read_timeout)
-    }
-
-    pub(super) fn write_limit(&self) -> Duration {
-        Duration::from_secs(self.write_timeout)
-    }
 }
 
 /// Shows no secret.
@@ -273,7 +181,6 @@ impl std::fmt::Debug for ServerConfig {
             .field("tls_key", &path(&self.tls_key))
             .field("auth_token", &secret(&self.auth_token))
             .field("auth_token_file", &path(&self.auth_token_file))
-            .field("debug", &self.debug)
             .finish()
     }
 }

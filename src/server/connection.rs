@@ -117,7 +117,7 @@ impl<S> Connection<S> {
 
     /// Returns the time by which the current line must be complete.
     fn line_deadline(&self) -> Instant {
-        self.line_started + self.shared.config.read_limit()
+        self.line_started + self.shared.config.read_timeout
     }
 }
 
@@ -257,7 +257,7 @@ impl<S: Stream> Connection<S> {
     }
 
     async fn flush(&mut self) -> Result<(), EndedBy> {
-        self.out.flush(&mut self.stream, self.shared.config.write_limit()).await
+        self.out.flush(&mut self.stream, self.shared.config.write_timeout).await
     }
 
     fn holds(&self) -> bool {

@@ -75,13 +75,12 @@ impl ServerShared {
                 Error::new(ErrorKind::Io, "could not use fence_state_file").caused_by(cause)
             })?,
         };
-        let default_lease =
-            Seconds::ceil("default_lease_ttl", Duration::from_secs(config.default_lease_ttl))?;
+        let default_lease = Seconds::ceil("default_lease_ttl", config.default_lease_ttl)?;
         let table = TableConfig {
             default_lease,
             max_locks: config.max_locks,
             max_waiters: config.max_waiters,
-            gc_max_idle: Duration::from_secs(config.gc_max_idle),
+            gc_max_idle: config.gc_max_idle,
             auto_release: config.auto_release_on_disconnect,
         };
         let table = LockTable::new(table, Box::new(token_mint(fences)));
@@ -230,8 +229,8 @@ impl ServerShared {
             return;
         }
         let (shared, leaving) = (Arc::downgrade(self), self.leaving.clone());
-        let mut sweep = tokio::time::interval(Duration::from_secs(self.config.lease_sweep_interval));
-        let mut collect = tokio::time::interval(Duration::from_secs(self.config.gc_interval));
+        let mut sweep = tokio::time::interval(self.config.lease_sweep_interval);
+        let mut collect = tokio::time::interval(self.config.gc_interval);
         let parts: [fn(&mut LockTable, std::time::Instant) -> bool; 3] = [
             |table, now| table.sweep_part(now, PART_SIZE),
             |table, now| table.collect_part(now, PART_SIZE),

@@ -249,7 +249,7 @@ async fn a_renewal_to_a_shorter_ttl_is_lost_when_that_is_over(face: Face) {
 }
 
 async fn a_drained_servers_close_is_told_as_such(face: Face) {
-    let server = TestServer::with(ServerConfig { shutdown_timeout: 20, ..Default::default() }).unwrap();
+    let server = TestServer::with(ServerConfig { shutdown_timeout: 20 * S, ..Default::default() }).unwrap();
     let locks = face.build(server.builder());
     let guard = locks.lock("k").unwrap().acquire().await.unwrap();
     let waiter = tokio::spawn({

@@ -4,10 +4,11 @@ use std::fs;
 use std::net::TcpListener;
 #[cfg(target_os = "linux")]
 use std::process::Stdio;
+use std::time::Duration;
 
 use crate::dflockd::{Dflockd, refusal, run, until};
 
-/// Flag, variable, default, a value for the flag, another for the variable; all as the log shows them.
+/// Flag, variable, default, a value for the flag, another for the variable.
 const SETTINGS: [(&str, &str, &str, &str, &str); 20] = [
     ("host", "DFLOCKD_HOST", "127.0.0.1", "localhost", "0.0.0.0"),
     ("port", "DFLOCKD_PORT", "6388", "0", "0"),
@@ -33,9 +34,19 @@ const SETTINGS: [(&str, &str, &str, &str, &str); 20] = [
 
 /// Returns `true` if the log shows the setting with this value.
 fn shows(log: &str, flag: &str, value: &str) -> bool {
+    if flag == "debug" {
+        return log.contains("debug events are logged") == (value == "true");
+    }
     let shown = match flag {
         "auth-token" if value != "not set" => "\"set\"".to_owned(),
         "host" | "auth-token" => format!("{value:?}"),
+        "default-lease-ttl"
+        | "lease-sweep-interval"
+        | "gc-interval"
+        | "gc-max-idle"
+        | "read-timeout"
+        | "write-timeout"
+        | "shutdown-timeout" => format!("{:?}", Duration::from_secs(value.parse().unwrap())),
         "fence-state-file" | "tls-cert" | "tls-key" | "auth-token-file" if value != "None" => {
             format!("Some({value:?})")
         }

@@ -20,7 +20,7 @@ const AGES: Duration = Duration::from_secs(1_000_000);
 
 /// Returns a server that collects idle keys soon.
 fn tidy() -> ServerConfig {
-    ServerConfig { gc_interval: 1, gc_max_idle: 1, max_locks: 1_000_000, ..Default::default() }
+    ServerConfig { gc_interval: S, gc_max_idle: S, max_locks: 1_000_000, ..Default::default() }
 }
 
 /// Checks that a well-behaved client is served at once.
@@ -152,7 +152,7 @@ async fn a_line_without_end_is_ended_by_the_read_timeout_however_fast_it_comes()
 
 #[tokio::test(start_paused = true)]
 async fn a_flood_of_lines_leaves_others_their_turn_and_a_stop_its_end() {
-    let server = server(ServerConfig { shutdown_timeout: 1, ..tidy() });
+    let server = server(ServerConfig { shutdown_timeout: S, ..tidy() });
     let read = Arc::new(AtomicUsize::new(0));
     let flood = Endless { byte: b'\n', read: read.clone() };
     let serving = tokio::spawn({

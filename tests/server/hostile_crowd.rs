@@ -10,7 +10,7 @@ use crate::wire::{Peer, S, connect, connect_by, server, settle};
 const CROWD: usize = 10_000;
 
 fn tidy() -> ServerConfig {
-    ServerConfig { gc_interval: 1, gc_max_idle: 1, max_locks: 1_000_000, ..Default::default() }
+    ServerConfig { gc_interval: S, gc_max_idle: S, max_locks: 1_000_000, ..Default::default() }
 }
 
 async fn serves(server: &Server) {

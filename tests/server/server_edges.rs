@@ -133,7 +133,7 @@ async fn a_request_that_comes_together_with_the_stop_is_answered() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_refuses_registered_waits_and_takes_back_grants_that_nobody_collected() {
-    let server = server(ServerConfig { shutdown_timeout: 0, ..Default::default() });
+    let server = server(ServerConfig { shutdown_timeout: std::time::Duration::ZERO, ..Default::default() });
     let mut serving = Serving::start(&server);
     let (mut holder, mut queued, mut enqueued) =
         (serving.connect_from([1; 4]), serving.connect_from([1; 4]), serving.connect_from([1; 4]));
@@ -155,7 +155,7 @@ async fn a_stop_refuses_registered_waits_and_takes_back_grants_that_nobody_colle
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_without_a_time_limit_waits_for_leases_to_run_out() {
-    let server = server(ServerConfig { shutdown_timeout: 0, ..Default::default() });
+    let server = server(ServerConfig { shutdown_timeout: std::time::Duration::ZERO, ..Default::default() });
     let mut serving = Serving::start(&server);
     let mut holder = serving.connect_from([1; 4]);
     holder.token("l", "k", "0 100").await;
@@ -173,7 +173,7 @@ async fn a_stop_without_a_time_limit_waits_for_leases_to_run_out() {
 
 #[tokio::test(start_paused = true)]
 async fn a_holder_released_by_another_connection_is_closed_by_the_stop() {
-    let server = server(ServerConfig { shutdown_timeout: 0, ..Default::default() });
+    let server = server(ServerConfig { shutdown_timeout: std::time::Duration::ZERO, ..Default::default() });
     let mut serving = Serving::start(&server);
     let (mut one, mut two) = (serving.connect_from([1; 4]), serving.connect_from([1; 4]));
     let (first, second) = (one.token("l", "a", "0").await, two.token("l", "b", "0").await);

@@ -47,7 +47,7 @@ async fn a_peer_that_does_not_read_is_closed_by_the_write_timeout_and_keeps_its_
 
 #[tokio::test(start_paused = true)]
 async fn what_is_kept_counts_from_the_last_request_and_not_from_the_first() {
-    let config = ServerConfig { lease_sweep_interval: 1000, ..Default::default() };
+    let config = ServerConfig { lease_sweep_interval: 1000 * S, ..Default::default() };
     let server = server(config);
     let mut peer = connect_by(&server, 64);
     peer.token("l", "k", "0 600").await;
@@ -117,7 +117,12 @@ async fn without_auto_release_the_whole_lease_is_kept() {
 
 #[tokio::test(start_paused = true)]
 async fn a_thousand_connections_that_do_not_read_keep_no_more_than_the_server_allows_and_it_comes_back() {
-    let config = ServerConfig { max_locks: 1000, gc_interval: 1, gc_max_idle: 0, ..Default::default() };
+    let config = ServerConfig {
+        max_locks: 1000,
+        gc_interval: S,
+        gc_max_idle: std::time::Duration::ZERO,
+        ..Default::default()
+    };
     let server = server(config);
     let mut crowd = Vec::new();
     for nth in 0..1000 {
@@ -250,7 +255,7 @@ async fn a_half_close_while_a_command_waits_frees_what_the_connection_holds_at_o
 #[tokio::test(start_paused = true)]
 async fn a_graceful_stop_waits_for_what_is_kept() {
     for (timeout_s, after) in [(0, 22..=24), (30, 22..=24), (10, 10..=10)] {
-        let server = server(ServerConfig { shutdown_timeout: timeout_s, ..Default::default() });
+        let server = server(ServerConfig { shutdown_timeout: timeout_s * S, ..Default::default() });
         let (_peer, _) = deaf(&server, 600).await;
         let start = Instant::now();
         sleep(6 * S).await;

@@ -22,9 +22,9 @@ const BETWEEN: usize = 4;
 fn large() -> Server {
     server(ServerConfig {
         max_locks: 10 * KEYS,
-        gc_interval: 1,
-        gc_max_idle: 0,
-        read_timeout: 10_000,
+        gc_interval: S,
+        gc_max_idle: std::time::Duration::ZERO,
+        read_timeout: 10_000 * S,
         ..Default::default()
     })
 }

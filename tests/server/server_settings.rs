@@ -1,5 +1,7 @@
 //! The effect of each setting for a time or a number, seen from a connection, in virtual time.
 
+use std::time::Duration;
+
 use dflockd_client::ErrorKind;
 use dflockd_client::server::{Server, ServerConfig};
 use tokio::io::AsyncWriteExt;
@@ -7,7 +9,8 @@ use tokio::time::{Instant, sleep, timeout};
 
 use crate::wire::{S, Serving, connect, connect_by, granted, server, settle};
 
-const MOST: u64 = 9_223_372_036;
+const MOST: Duration = Duration::from_secs(9_223_372_036);
+const NS: Duration = Duration::from_nanos(1);
 
 /// Returns the seconds until the key is granted to a waiter, after a lease of 2 s that is not renewed.
 async fn handed_on_after(config: ServerConfig) -> u64 {
@@ -36,7 +39,7 @@ async fn collected_after(config: ServerConfig) -> u64 {
 
 #[tokio::test(start_paused = true)]
 async fn the_default_lease_is_for_commands_that_name_none() {
-    let server = server(ServerConfig { default_lease_ttl: 7, ..Default::default() });
+    let server = server(ServerConfig { default_lease_ttl: 7 * S, ..Default::default() });
     let mut peer = connect(&server);
     let reply = peer.ask("l", "k", "0").await;
     assert!(reply.ends_with(" 7"), "{reply}");
@@ -50,7 +53,7 @@ async fn the_default_lease_is_for_commands_that_name_none() {
 #[tokio::test(start_paused = true)]
 async fn expired_leases_are_swept_at_the_interval() {
     assert!((2..=3).contains(&handed_on_after(ServerConfig::default()).await));
-    let config = ServerConfig { lease_sweep_interval: 10, ..Default::default() };
+    let config = ServerConfig { lease_sweep_interval: 10 * S, ..Default::default() };
     assert!((9..=10).contains(&handed_on_after(config).await));
 }
 
@@ -65,32 +68,32 @@ async fn idle_keys_are_collected_at_the_interval_once_they_are_idle_for_long_eno
     assert!(
         (59..=66).contains(&collected_after(ServerConfig { read_timeout: MOST, ..Default::default() }).await)
     );
-    assert!((2..=4).contains(&collected_after(config(1, 3)).await));
-    assert!((49..=51).contains(&collected_after(config(50, 3)).await));
-    assert!(collected_after(config(1, 0)).await <= 2, "0: at the next round");
+    assert!((2..=4).contains(&collected_after(config(S, 3 * S)).await));
+    assert!((49..=51).contains(&collected_after(config(50 * S, 3 * S)).await));
+    assert!(collected_after(config(S, Duration::ZERO)).await <= 2, "0: at the next round");
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_read_timeout_ends_a_silent_connection() {
-    for read_timeout in [1, 90] {
+    for read_timeout in [S, 90 * S] {
         let server = server(ServerConfig { read_timeout, ..Default::default() });
         let mut peer = connect(&server);
         assert!(peer.is_open().await);
         let start = Instant::now();
         assert_eq!(peer.rest().await, "error\n");
-        assert_eq!(start.elapsed().as_secs(), read_timeout);
+        assert_eq!(start.elapsed().as_secs(), read_timeout.as_secs());
     }
 }
 
 #[tokio::test(start_paused = true)]
 async fn the_write_timeout_ends_a_peer_that_does_not_read() {
-    for write_timeout in [1, 20] {
+    for write_timeout in [S, 20 * S] {
         let server = server(ServerConfig { write_timeout, ..Default::default() });
         let mut peer = connect_by(&server, 64);
         let start = Instant::now();
         let sent = timeout(1000 * S, peer.0.write_all("ping\n_\n_\n".repeat(10_000).as_bytes())).await;
         assert!(sent.expect("the server closes").is_err());
-        assert_eq!(start.elapsed().as_secs(), write_timeout);
+        assert_eq!(start.elapsed().as_secs(), write_timeout.as_secs());
     }
 }
 
@@ -177,8 +180,8 @@ async fn a_connection_that_never_shakes_hands_is_ended_by_the_read_timeout_or_a_
     let config = ServerConfig {
         tls_cert: Some(cert),
         tls_key: Some(key),
-        read_timeout: 50,
-        shutdown_timeout: 40,
+        read_timeout: 50 * S,
+        shutdown_timeout: 40 * S,
         ..Default::default()
     };
     let server = server(config);
@@ -229,19 +232,19 @@ async fn the_greatest_settings_work() {
 fn settings_that_cannot_work_are_refused_by_name() {
     type Change = fn(&mut ServerConfig);
     let cases: [(&str, Change); 19] = [
-        ("default_lease_ttl is 0", |config| config.default_lease_ttl = 0),
-        ("lease_sweep_interval is 0", |config| config.lease_sweep_interval = 0),
-        ("gc_interval is 0", |config| config.gc_interval = 0),
+        ("default_lease_ttl is 0", |config| config.default_lease_ttl = Duration::ZERO),
+        ("lease_sweep_interval is 0", |config| config.lease_sweep_interval = Duration::ZERO),
+        ("gc_interval is 0", |config| config.gc_interval = Duration::ZERO),
         ("max_locks is 0", |config| config.max_locks = 0),
-        ("read_timeout is 0", |config| config.read_timeout = 0),
-        ("write_timeout is 0", |config| config.write_timeout = 0),
-        ("default_lease_ttl is 9223372037 s", |config| config.default_lease_ttl = MOST + 1),
-        ("lease_sweep_interval is 9223372037 s", |config| config.lease_sweep_interval = MOST + 1),
-        ("gc_interval is 9223372037 s", |config| config.gc_interval = MOST + 1),
-        ("gc_max_idle is 9223372037 s", |config| config.gc_max_idle = MOST + 1),
-        ("read_timeout is 9223372037 s", |config| config.read_timeout = MOST + 1),
-        ("write_timeout is 9223372037 s", |config| config.write_timeout = MOST + 1),
-        ("shutdown_timeout is 9223372037 s", |config| config.shutdown_timeout = MOST + 1),
+        ("read_timeout is 0", |config| config.read_timeout = Duration::ZERO),
+        ("write_timeout is 0", |config| config.write_timeout = Duration::ZERO),
+        ("default_lease_ttl is 9223372037 s", |config| config.default_lease_ttl = MOST + NS),
+        ("lease_sweep_interval is 9223372037 s", |config| config.lease_sweep_interval = MOST + NS),
+        ("gc_interval is 9223372037 s", |config| config.gc_interval = MOST + NS),
+        ("gc_max_idle is 9223372037 s", |config| config.gc_max_idle = MOST + NS),
+        ("read_timeout is 9223372037 s", |config| config.read_timeout = MOST + NS),
+        ("write_timeout is 9223372037 s", |config| config.write_timeout = MOST + NS),
+        ("shutdown_timeout is 9223372037 s", |config| config.shutdown_timeout = MOST + NS),
         ("tls_cert is set alone: both --tls-cert and --tls-key must be provided", |config| {
             config.tls_cert = Some("c".into());
         }),

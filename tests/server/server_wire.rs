@@ -431,7 +431,7 @@ async fn stats_are_one_line_of_json_with_all_keys() {
 
 #[tokio::test(start_paused = true)]
 async fn a_graceful_stop_drains() {
-    let server = server(ServerConfig { shutdown_timeout: 10, ..Default::default() });
+    let server = server(ServerConfig { shutdown_timeout: 10 * S, ..Default::default() });
     let (mut holder, mut waiter, mut idle) = (connect(&server), connect(&server), connect(&server));
     let token = holder.token("l", "k", "0 100").await;
     waiter.send("l\nk\n100\n").await;
@@ -457,7 +457,7 @@ async fn a_graceful_stop_drains() {
 
 #[tokio::test(start_paused = true)]
 async fn a_stop_ends_with_its_timeout_whoever_holds_on() {
-    let server = server(ServerConfig { shutdown_timeout: 10, ..Default::default() });
+    let server = server(ServerConfig { shutdown_timeout: 10 * S, ..Default::default() });
     let mut holder = connect(&server);
     holder.token("l", "k", "0 100").await;
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();

@@ -1,5 +1,6 @@
 //! The `dflockd` binary: turns flags into settings, runs the server, and handles signals.
 
+mod flags;
 mod limits;
 mod log;
 
@@ -13,13 +14,14 @@ use tokio::runtime::Runtime;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tracing_subscriber::EnvFilter;
 
+use flags::Flags;
 use log::Log;
 
 /// How long blocking calls, and then the last lines of the log, may take at the end.
 const SHUTDOWN_GRACE: Duration = Duration::from_secs(1);
 
 fn main() -> ExitCode {
-    let config = ServerConfig::from_args(std::env::args_os());
+    let flags = Flags::from_args(std::env::args_os());
     let log = match Log::start(io::stderr()) {
         Ok(log) => log,
         Err(error) => {
@@ -28,9 +30,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    init_logging(&log, config.debug);
+    init_logging(&log, flags.debug);
+    tracing::debug!("debug events are logged");
     let _flush = FlushOnDrop(log.clone());
-    let outcome = run(config);
+    let outcome = run(flags.into());
     if let Err(error) = &outcome {
         log.write_line(format!("dflockd: {error}\n").as_bytes());
     }

@@ -273,12 +273,12 @@ fn host_name(host: Host) -> String {
 
 fn server_config(plan: &Plan, fences: &Path) -> ServerConfig {
     ServerConfig {
-        read_timeout: plan.read_timeout().as_secs(),
-        write_timeout: plan.write_timeout.as_secs(),
-        shutdown_timeout: 3,
+        read_timeout: plan.read_timeout(),
+        write_timeout: plan.write_timeout,
+        shutdown_timeout: 3 * S,
         auto_release_on_disconnect: plan.auto_release,
         max_waiters: plan.max_waiters,
-        gc_max_idle: if plan.wide { 3600 } else { 60 },
+        gc_max_idle: if plan.wide { 3600 * S } else { 60 * S },
         auth_token: plan.auth.then(|| AUTH_TOKEN.to_owned()),
         fence_state_file: Some(fences.to_owned()),
         ..ServerConfig::default()
