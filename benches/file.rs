@@ -1,7 +1,7 @@
-//! The lock file beside Python's `flufl.lock`, in one run: taking and leaving it while nobody else
-//! wants it, and handing it over between two processes of either kind. Python's half is left out
-//! where `scripts/check-peers` has not installed it. The bare calls are the six that the format asks
-//! of everybody: nothing that keeps to it can be faster.
+//! The lock file beside Python's `flufl.lock`, in one run: taking and releasing it while no other
+//! contender wants it, and handing it over between two processes of either kind. Python's half is left
+//! out if `scripts/check-peers` has not installed it. The bare calls are the six that the format needs:
+//! no implementation of it can be faster.
 
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -94,7 +94,8 @@ impl Drop for Contender {
     }
 }
 
-/// Nanoseconds for one turn while nobody else wants the lock, and from letting go to having it.
+/// Nanoseconds for one round while no other contender wants the lock, and from a release to the next
+/// grant.
 struct Figures {
     alone: u64,
     hand_over: u64,

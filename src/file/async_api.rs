@@ -1,10 +1,9 @@
-//! The lock file for tasks: the blocking methods' twins, whose calls to the file system run off the
-//! reactor, and the guard.
+//! The async methods of a lock file, whose calls to the file system run off the reactor, and the guard.
 
 use std::time::{Duration, SystemTime};
 
 use crate::error::{Error, Result};
-use crate::file::attempt::{Attempt, PollTimer, UnderWay, take_async};
+use crate::file::attempt::{Attempt, InFlight, PollTimer, take_async};
 use crate::file::contender::Step;
 use crate::file::engine::{FileGrant, FileLease};
 use crate::file::lock::FileLock;
@@ -15,28 +14,28 @@ use crate::lease::LeaseGuard;
 use crate::suspend;
 use crate::types::Token;
 
-/// The shortest lifetime of a guard's lock: its end is cut to a whole second, so that no more than
-/// a half might be left.
+/// The shortest lifetime of a guard's lock. Its end is cut to a whole second: of 2 s, only half might be
+/// left.
 pub(crate) const MIN_GUARD_LIFETIME: Duration = Duration::from_secs(2);
 
 impl FileLock {
-    /// Waits for the lock, up to the default timeout, or for ever where there is none; gives a guard
-    /// that refreshes it in the background and leaves it on drop.
+    /// Waits for the lock, up to the default timeout, or forever if there is none. Returns a guard, which
+    /// refreshes the lock in the background and releases it on drop.
     ///
-    /// The guard is that of a server's lease, but for what a file cannot do: it has no
-    /// [`fence`](crate::Lease::fence), and hears within a second that its file was broken, replaced
-    /// or removed. Its key and grantor are the lock file's path, its token the claim's.
+    /// The guard is the same as that of a server's lease, except for what a file cannot do: it has no
+    /// [`fence`](crate::Lease::fence), and it may take up to a second to notice that its file was broken,
+    /// replaced or removed. Its key and grantor are the lock file's path, its token the claim's.
     ///
     /// # Errors
-    /// [`Timeout`](crate::ErrorKind::Timeout) and [`Io`](crate::ErrorKind::Io) as
-    /// [`lock`](Self::lock); [`InvalidInput`](crate::ErrorKind::InvalidInput) when the lifetime is
-    /// under 2 s, since ends are cut to whole seconds.
+    /// [`Timeout`](crate::ErrorKind::Timeout) and [`Io`](crate::ErrorKind::Io) as [`lock`](Self::lock);
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the lifetime is under 2 s, since ends are cut
+    /// to whole seconds.
     ///
     /// # Cancel safety
     /// Dropping the future takes the claim away, and leaves a lock that was just taken.
     ///
     /// # Panics
-    /// Outside of a tokio runtime with its timer on.
+    /// If it is called outside a tokio runtime with its timer enabled.
     ///
     /// # Examples
     /// ```
@@ -86,7 +85,7 @@ impl FileLock {
         }
     }
 
-    /// Takes the lock if it is free, or expired; `None` when it is busy.
+    /// Takes the lock if it is free or expired; returns `None` if it is busy.
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire), without the timeout.
@@ -106,23 +105,23 @@ impl FileLock {
         }))
     }
 
-    /// Takes the lock with a claim of its own, as [`acquire_within`](Self::acquire_within); `None` when
-    /// it is busy. Waits without a limit if `timeout` is `None`. Drops `under_way` once this neither waits for
-    /// the lock nor has files to remove.
+    /// Takes the lock with a new claim, as [`acquire_within`](Self::acquire_within); returns `None` if it
+    /// is busy. Waits forever if `timeout` is `None`. Drops `in_flight` once this neither waits for the lock nor
+    /// has files to remove.
     pub(crate) async fn acquire_grant(
         &self,
         timeout: Option<Duration>,
-        under_way: Option<UnderWay>,
+        in_flight: Option<InFlight>,
     ) -> Result<Option<FileGrant>> {
         let lifetime = self.lifetime();
         if lifetime < MIN_GUARD_LIFETIME {
             return Err(Error::invalid("lifetime", format!("is {lifetime:?}, the least for a guard is 2 s")));
         }
-        let turn = Attempt::new(self.settings.clone(), lifetime, under_way);
-        let taken = take_async(turn, &mut PollTimer::new(&self.settings, timeout)).await;
-        let Some((turn, began)) = taken.map_err(|error| error.during("acquire"))? else { return Ok(None) };
-        let Some(held) = turn.finish() else { return Ok(None) };
-        // In this order: a lease counts from before it was asked for, and no longer than it lasts.
+        let attempt = Attempt::new(self.settings.clone(), lifetime, in_flight);
+        let taken = take_async(attempt, &mut PollTimer::new(&self.settings, timeout)).await;
+        let Some((attempt, began)) = taken.map_err(|error| error.during("acquire"))? else { return Ok(None) };
+        let Some(held) = attempt.finish() else { return Ok(None) };
+        // In this order: a lease counts from before it was requested, and no longer than it lasts.
         let since = began.elapsed();
         let ttl = since + held.left(self.settings.now());
         let token = Token::of_file(&held.text());
@@ -169,21 +168,21 @@ impl FileLock {
     }
 
     async fn take_async(&self, timeout: Option<Duration>) -> Result<bool> {
-        self.take_slot(timeout).await.map_err(|error| error.during("lock"))
+        self.take_shared(timeout).await.map_err(|error| error.during("lock"))
     }
 
-    async fn take_slot(&self, timeout: Option<Duration>) -> Result<bool> {
-        let mut patience = PollTimer::new(&self.settings, timeout);
+    async fn take_shared(&self, timeout: Option<Duration>) -> Result<bool> {
+        let mut timer = PollTimer::new(&self.settings, timeout);
         loop {
-            let (slot, lifetime) = (self.contender.clone(), self.lifetime());
-            if let Some(turn) =
-                spawn_blocking_limited(move || Attempt::from_shared(&slot, lifetime)).await??
+            let (contender, lifetime) = (self.contender.clone(), self.lifetime());
+            if let Some(attempt) =
+                spawn_blocking_limited(move || Attempt::from_shared(&contender, lifetime)).await??
             {
-                let taken = take_async(turn, &mut patience).await?;
-                return Ok(taken.map(|(turn, _)| turn.finish()).is_some());
+                let taken = take_async(attempt, &mut timer).await?;
+                return Ok(taken.map(|(attempt, _)| attempt.finish()).is_some());
             }
-            // Another call takes it for this object.
-            let Some(pause) = patience.pause(Step::Busy) else { return Ok(false) };
+            // Another call is taking it for this object.
+            let Some(pause) = timer.pause(Step::Busy) else { return Ok(false) };
             tokio::time::sleep(pause).await;
         }
     }

@@ -1,4 +1,4 @@
-//! A contender on its way to the lock. What is dropped on its way leaves nothing behind.
+//! One attempt at taking the lock. If it is dropped, it leaves no file behind.
 
 use std::sync::{Arc, PoisonError};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use crate::file::slot::SharedContender;
 use crate::file::steps::{Progress, run_steps};
 use crate::suspend;
 
-/// A contender that is taking the lock. Dropping it gives up, and returns it to where it came from.
+/// A contender that is taking the lock. Dropping it gives up, and returns the contender to its owner.
 pub(super) struct Attempt {
     contender: Option<Contender>,
     owner: Option<SharedContender>,
@@ -23,31 +23,32 @@ pub(super) struct Attempt {
     /// The outcome of an attempt that failed: its files are being removed.
     failed: Option<Result<Step>>,
     /// Dropped when the attempt is over, and has left no file behind.
-    under_way: Option<UnderWay>,
+    in_flight: Option<InFlight>,
 }
 
 /// Something that is to live for as long as an attempt, the removal of its files included.
-pub(crate) type UnderWay = Box<dyn Send>;
+pub(crate) type InFlight = Box<dyn Send>;
 
 impl Attempt {
-    /// A contender of its own.
-    pub(super) fn new(settings: Arc<Settings>, lifetime: Duration, under_way: Option<UnderWay>) -> Self {
+    /// Starts an attempt of a new contender.
+    pub(super) fn new(settings: Arc<Settings>, lifetime: Duration, in_flight: Option<InFlight>) -> Self {
         let mut attempt = Self::with_owner(Contender::new(settings), None, lifetime);
-        attempt.under_way = under_way;
+        attempt.in_flight = in_flight;
         attempt
     }
 
-    /// The slot's contender, which must not have the lock already; `None` while another call has it.
-    pub(super) fn from_shared(slot: &SharedContender, lifetime: Duration) -> Result<Option<Self>> {
-        let mut place = slot.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(contender) = place.as_mut() {
-            contender.begin()?;
+    /// Starts an attempt of a shared contender, which must not hold the lock already; `None` while
+    /// another call has the contender.
+    pub(super) fn from_shared(shared: &SharedContender, lifetime: Duration) -> Result<Option<Self>> {
+        let mut contender = shared.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(present) = contender.as_mut() {
+            present.begin()?;
         }
-        Ok(place.take().map(|contender| Self::with_owner(contender, Some(slot.clone()), lifetime)))
+        Ok(contender.take().map(|contender| Self::with_owner(contender, Some(shared.clone()), lifetime)))
     }
 
-    fn with_owner(contender: Contender, home: Option<SharedContender>, lifetime: Duration) -> Self {
-        Self { contender: Some(contender), owner: home, lifetime, late: None, failed: None, under_way: None }
+    fn with_owner(contender: Contender, owner: Option<SharedContender>, lifetime: Duration) -> Self {
+        Self { contender: Some(contender), owner, lifetime, late: None, failed: None, in_flight: None }
     }
 
     /// Takes one step. After an error no file is left behind.
@@ -65,17 +66,18 @@ impl Attempt {
             Ok(Progress::Pause(pause)) => return Ok(Step::Settling(pause)),
             outcome => outcome.map(drop),
         };
-        // The first error is the one to tell.
+        // The first error is the one to report.
         self.failed.take().unwrap_or(Ok(Step::Busy)).and_then(|step| gave_up.map(|()| step))
     }
 
-    /// The contender, which holds the lock; or none, where it has gone home.
+    /// Returns the contender, which holds the lock; `None` if it has an owner, to which it goes.
     pub(super) fn finish(mut self) -> Option<Contender> {
         let contender = self.contender.take()?;
         self.put_back(contender)
     }
 
-    /// Takes one step towards leaving no file behind. After the last one the contender has gone home.
+    /// Takes one step towards leaving no file behind. After the last one the contender is back with its
+    /// owner.
     pub(super) fn give_up(&mut self) -> Result<Progress<()>> {
         let Some(mut contender) = self.contender.take() else { return Ok(Progress::Done(())) };
         let outcome = contender.give_up(&mut self.late);
@@ -89,8 +91,8 @@ impl Attempt {
     fn put_back(&mut self, contender: Contender) -> Option<Contender> {
         match self.owner.take() {
             None => Some(contender),
-            Some(home) => {
-                *home.lock().unwrap_or_else(PoisonError::into_inner) = Some(contender);
+            Some(owner) => {
+                *owner.lock().unwrap_or_else(PoisonError::into_inner) = Some(contender);
                 None
             }
         }
@@ -104,10 +106,10 @@ impl Drop for Attempt {
             drop(self.put_back(contender));
             return;
         }
-        let mut turn = Attempt::with_owner(contender, self.owner.take(), self.lifetime);
-        turn.under_way = self.under_way.take();
+        let mut attempt = Attempt::with_owner(contender, self.owner.take(), self.lifetime);
+        attempt.in_flight = self.in_flight.take();
         spawn_or_run(
-            move || turn.give_up(),
+            move || attempt.give_up(),
             |outcome| {
                 if let Err(error) = outcome {
                     tracing::warn!(%error, "a lock file's claim was left behind");
@@ -117,7 +119,7 @@ impl Drop for Attempt {
     }
 }
 
-/// When to try again, and when to stop.
+/// Decides when to try again, and when to stop.
 pub(super) struct PollTimer {
     deadline: Option<Instant>,
     backoff: Backoff,
@@ -129,8 +131,8 @@ impl PollTimer {
         Self { deadline, backoff: Backoff::new(settings.poll) }
     }
 
-    /// How long to pause after a step that came to this; `None` when the time is up. A break that
-    /// has got as far as it can be is seen to its end.
+    /// Returns how long to pause after a step; `None` if the deadline has passed. A break that is
+    /// settling goes on past the deadline.
     pub(super) fn pause(&mut self, step: Step) -> Option<Duration> {
         let pause = match step {
             Step::Held => return Some(Duration::ZERO),
@@ -144,45 +146,45 @@ impl PollTimer {
     }
 }
 
-/// Takes the lock on this thread; `None` when the time is up. Either way, or after an error, nothing
-/// is under way any more.
-pub(super) fn take(mut turn: Attempt, patience: &mut PollTimer) -> Result<Option<Attempt>> {
+/// Takes the lock on this thread; returns `None` if the deadline has passed. In that case, and after an
+/// error, no file is left.
+pub(super) fn take(mut attempt: Attempt, timer: &mut PollTimer) -> Result<Option<Attempt>> {
     loop {
-        match turn.step() {
-            Ok(Step::Held) => return Ok(Some(turn)),
-            Ok(step) => match patience.pause(step) {
+        match attempt.step() {
+            Ok(Step::Held) => return Ok(Some(attempt)),
+            Ok(step) => match timer.pause(step) {
                 Some(pause) => std::thread::sleep(pause),
-                None => return run_steps(|| turn.give_up()).map(|()| None),
+                None => return run_steps(|| attempt.give_up()).map(|()| None),
             },
             Err(error) => {
-                drop(turn.finish());
+                drop(attempt.finish());
                 return Err(error);
             }
         }
     }
 }
 
-/// Takes the lock off the reactor; as [`take`]. The instant is from before the step that took it.
+/// Takes the lock off the reactor, as [`take`]. Returns the instant before the step that took it as well.
 pub(super) async fn take_async(
-    mut turn: Attempt,
-    patience: &mut PollTimer,
+    mut attempt: Attempt,
+    timer: &mut PollTimer,
 ) -> Result<Option<(Attempt, Instant)>> {
     loop {
         let began = suspend::now();
         let step = spawn_blocking_limited(move || {
-            let outcome = turn.step();
-            (turn, outcome)
+            let outcome = attempt.step();
+            (attempt, outcome)
         });
         let (back, outcome) = step.await?;
-        turn = back;
+        attempt = back;
         match outcome {
-            Ok(Step::Held) => return Ok(Some((turn, began))),
-            Ok(step) => match patience.pause(step) {
+            Ok(Step::Held) => return Ok(Some((attempt, began))),
+            Ok(step) => match timer.pause(step) {
                 Some(pause) => tokio::time::sleep(pause).await,
-                None => return run_steps_async(move || turn.give_up()).await.map(|()| None),
+                None => return run_steps_async(move || attempt.give_up()).await.map(|()| None),
             },
             Err(error) => {
-                drop(turn.finish());
+                drop(attempt.finish());
                 return Err(error);
             }
         }

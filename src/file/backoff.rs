@@ -1,12 +1,12 @@
-//! How long to wait between two tries. Knows of no file and no clock.
+//! Computes how long to wait between two tries, without a clock.
 
 use std::time::Duration;
 
-/// The first pause, when a lock is found taken.
+/// The first pause after a lock is found busy.
 const FIRST_PAUSE: Duration = Duration::from_millis(1);
 
-/// Pauses that double up to a cap, each cut by up to a half at random so that waiters do not keep
-/// in step.
+/// Pauses that double up to a cap. Each is cut by up to a half at random, so that waiters do not poll at
+/// the same time.
 #[derive(Debug)]
 pub(super) struct Backoff {
     next: Duration,
@@ -18,9 +18,9 @@ impl Backoff {
         Self { next: FIRST_PAUSE.min(cap), cap }
     }
 
-    /// The next pause; `luck` (0 to 1) picks the jitter.
-    pub(super) fn pause(&mut self, luck: f64) -> Duration {
-        let pause = self.next.mul_f64(1.0 - luck.clamp(0.0, 1.0) / 2.0);
+    /// Returns the next pause; `jitter_sample` (0 to 1) picks the jitter.
+    pub(super) fn pause(&mut self, jitter_sample: f64) -> Duration {
+        let pause = self.next.mul_f64(1.0 - jitter_sample.clamp(0.0, 1.0) / 2.0);
         self.next = (self.next * 2).min(self.cap);
         pause
     }
@@ -38,7 +38,7 @@ mod tests {
     }
 
     #[test]
-    fn luck_takes_up_to_a_half() {
+    fn jitter_takes_up_to_a_half() {
         let mut backoff = Backoff::new(Duration::from_secs(1));
         assert_eq!(backoff.pause(1.0), FIRST_PAUSE / 2);
         assert_eq!(backoff.pause(7.0), FIRST_PAUSE);

@@ -1,5 +1,5 @@
-//! How a contender breaks an expired lock: by a challenge that all others can see, so that what it
-//! replaces is what it has judged. The argument stands in the room's own docs. Knows of no runtime.
+//! Breaks an expired lock, by a challenge that all contenders can see: so the file that is replaced is
+//! the one that was judged. The docs of the module `file` have the argument.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,16 +10,14 @@ use crate::file::disk::{self, Content, FileId};
 use crate::file::name::{self, ClaimName};
 use crate::types::printable;
 
-/// How long a breaker waits between the judgement and the deed, so that a peer that knows of no
-/// challenges, and began before, has finished.
+/// How long a breaker waits before it fires, so that a Python breaker that began before has finished.
 const SETTLE_PAUSE: Duration = Duration::from_millis(50);
 
-/// How long a challenge stands, unless it is renewed, before others take its owner for dead.
+/// How long a challenge stands, unless it is renewed, before other contenders take its owner for dead.
 const CHALLENGE_LIFETIME: Duration = Duration::from_secs(5);
 
 impl Contender {
-    /// The lock has expired, as far as can be seen from outside: opens it, and announces the break
-    /// if it is a lock indeed.
+    /// Opens a lock file that looks expired from outside, and announces the break if it is a lock.
     pub(super) fn challenge(&mut self, id: FileId) -> Result<Step> {
         if self.judge()?.is_none() {
             return Ok(Step::Busy);
@@ -37,7 +35,7 @@ impl Contender {
         self.survey(id)
     }
 
-    /// The lock file as it stands, if it is a lock that has expired.
+    /// Returns the lock file's content if it is a lock that has expired.
     fn judge(&self) -> Result<Option<Content>> {
         let lockfile = &self.settings.lockfile;
         let found = match disk::read(lockfile) {
@@ -48,16 +46,16 @@ impl Contender {
             return Ok(None);
         };
         if self.parse(&found.text).is_none() {
-            tracing::debug!(key = %self.settings.key, "what stands at the path is not a lock: it is left alone");
+            tracing::debug!(key = %self.settings.key, "the file at the path is not a lock: it is left alone");
             return Ok(None);
         }
         Ok(Some(found))
     }
 
-    /// Looks for the challenges of others. Goes on when there is none, waits for those that come
-    /// after this one in the order of names, and yields to those before it.
+    /// Looks for other challenges. If there is none, goes on; waits for those that come after this one in
+    /// the order of names, and withdraws for those before it.
     pub(super) fn survey(&mut self, id: FileId) -> Result<Step> {
-        // What one has waited for long must not be taken for a dead one's.
+        // A challenge that waits for long must not be taken for a dead contender's.
         self.touch(self.settings.expiry(CHALLENGE_LIFETIME))?;
         let others = self.challenges()?;
         if others.iter().any(|other| *other < self.challenge) {
@@ -67,7 +65,7 @@ impl Contender {
             return Ok(Step::Contested);
         }
         let Some(mut judged) = self.judge()? else { return self.withdraw(id) };
-        // From now on it looks fresh to peers that know of no challenges, and they leave it alone.
+        // From now on it looks fresh to Python's breakers, and they leave it alone.
         let lockfile = &self.settings.lockfile;
         let touched =
             disk::touch_if_unchanged(lockfile, &judged, self.settings.expiry(self.settings.lifetime));
@@ -82,7 +80,7 @@ impl Contender {
         Ok(Step::Settling(SETTLE_PAUSE))
     }
 
-    /// Who held what is broken, for the log.
+    /// Names the holder of a broken lock, for the log.
     fn holder(&self, judged: &Content) -> String {
         let name = self.parse(&judged.text);
         let hostname = |name: &ClaimName<'_>| printable(&String::from_utf8_lossy(name.hostname)).into_owned();
@@ -94,7 +92,7 @@ impl Contender {
         self.challenges().map(|standing| !standing.is_empty())
     }
 
-    /// The challenges of others that stand. Those of the dead are removed.
+    /// Returns the other challenges that stand. Removes those that have expired.
     fn challenges(&self) -> Result<Vec<PathBuf>> {
         let mut standing = Vec::new();
         for path in self.files()? {
@@ -110,7 +108,7 @@ impl Contender {
         Ok(standing)
     }
 
-    /// All files in the directory that belong to the lock, but not the lock file.
+    /// Returns all files in the directory that belong to the lock, but not the lock file.
     fn files(&self) -> Result<Vec<PathBuf>> {
         let directory = self.settings.directory();
         let found = disk::list(directory, &self.settings.prefix());
@@ -131,8 +129,8 @@ impl Contender {
         Ok(Step::Busy)
     }
 
-    /// Puts this claim in the place of what was judged, if that has not changed, and the challenge
-    /// still stands: it is the challenge itself that becomes the lock file.
+    /// Replaces the lock file that was judged, if it has not changed and the challenge still stands: the
+    /// challenge itself becomes the lock file.
     pub(super) fn fire(&mut self, id: FileId) -> Result<Step> {
         let ContenderState::Settling(_, judged) = &self.state else { return Ok(Step::Busy) };
         let judged = judged.clone();
@@ -157,7 +155,7 @@ impl Contender {
         Ok(self.enter(id))
     }
 
-    /// Removes what the dead have left. Such files are a nuisance, and no reason to give the lock up.
+    /// Removes files that dead contenders have left. A failure is no reason to give the lock up.
     pub(super) fn clean(&self, broken: &Content) {
         if let Err(error) = self.remove_claims(broken) {
             tracing::debug!(key = %self.settings.key, %error, "could not clean up after a broken lock");
@@ -181,8 +179,9 @@ impl Contender {
         Ok(())
     }
 
-    /// Its owner may live, be late, and have made a new claim of the same name: it is taken aside
-    /// before it is looked at, and put back if it is not what was judged.
+    /// Removes the claim of a broken lock. Its owner may live, be late, and have made a new claim of the
+    /// same name: so the claim is moved aside before it is checked, and put back if it is not the one
+    /// that was judged.
     fn remove_claim_of(&self, claim: &Path, judged: &Content) -> Result<()> {
         let is_judged = |found: &disk::Stat| found.id == judged.stat.id && found.mtime == judged.stat.mtime;
         if !self.stat(claim)?.as_ref().is_some_and(is_judged) {
@@ -194,7 +193,7 @@ impl Contender {
             outcome => outcome.map_err(|e| self.settings.io("could not take aside", claim, e))?,
         }
         if !self.stat(aside)?.as_ref().is_some_and(is_judged) {
-            // Where it has made yet another one, that one is right.
+            // If the owner has made yet another one, that one stays.
             let _ = disk::link(aside, claim);
         }
         self.remove_other(aside).map(drop)
@@ -241,6 +240,6 @@ mod tests {
         assert!(lock.try_lock().unwrap());
         assert!(stay.iter().all(|claim| claim.exists()), "{:?}", fs::read_dir(dir.path()).unwrap().count());
         assert!(!goes.exists());
-        assert!(!broken.exists(), "the broken lock's own goes whoever made it");
+        assert!(!broken.exists(), "the broken lock's own claim goes");
     }
 }

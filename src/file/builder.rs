@@ -1,4 +1,4 @@
-//! The builder of a lock file, and the checks of what it is given.
+//! The builder of a lock file, and the checks of its settings.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,14 +17,13 @@ use crate::types::Key;
 /// The separator of a claim's fields on this platform: `|`, on Windows `^`.
 pub const SEPARATOR: &str = if cfg!(windows) { "^" } else { "|" };
 
-/// The longest name, in bytes, that file systems take.
+/// The longest file name, in bytes, that file systems accept.
 pub(crate) const MAX_NAME_BYTES: usize = 255;
 
 /// How long a lock is kept unless refreshed, unless set.
 pub(crate) const DEFAULT_LIFETIME: Duration = Duration::from_secs(15);
 
-/// The settings of a [`FileLock`]. Nothing is checked, and no file is touched, before
-/// [`build`](Self::build).
+/// The settings of a [`FileLock`]. They are checked in [`build`](Self::build); no file is touched before.
 ///
 /// ```
 /// use std::time::Duration;
@@ -52,7 +51,7 @@ pub struct Builder {
     poll: Duration,
     slop: Duration,
     lease_config: LeaseConfig,
-    /// Where this process runs; only tests say something else.
+    /// Where this process runs; only tests set something else.
     mark: Option<Mark>,
 }
 
@@ -74,70 +73,70 @@ impl Builder {
         }
     }
 
-    /// How long the lock is kept unless refreshed: at least 1 s. Others break it when it has run
-    /// out, and the slop with it. The end falls on a whole second, up to one earlier. Defaults to
-    /// 15 s.
+    /// Sets how long the lock lasts unless it is refreshed: at least 1 s. Other contenders break it once
+    /// it has expired and the slop has passed. The end falls on a whole second, up to one earlier.
+    /// Defaults to 15 s.
     pub fn lifetime(mut self, lifetime: Duration) -> Self {
         self.lifetime = lifetime;
         self
     }
 
-    /// What stands between the fields of a claim's name; all contenders use the same one. It may
-    /// occur neither in the path nor in the host's name, and is neither a digit nor a `/`. Defaults
-    /// to `|`, on Windows to `^`.
+    /// Sets what separates the fields of a claim's name; all contenders use the same one. It may occur
+    /// neither in the path nor in the host's name, and has no digit, slash, whitespace or control
+    /// character. Defaults to `|`, on Windows to `^`.
     pub fn separator(mut self, separator: impl Into<String>) -> Self {
         self.separator = separator.into();
         self
     }
 
-    /// How long [`FileLock::lock`] waits where the call does not say; 0 is a single try. Defaults
-    /// to for ever.
+    /// Sets how long [`FileLock::lock`] waits if the call gives no timeout; 0 is a single try. Defaults
+    /// to forever.
     pub fn default_timeout(mut self, timeout: Duration) -> Self {
         self.default_timeout = Some(timeout);
         self
     }
 
-    /// This machine's name in claims. Containers that share a directory should have names of their
-    /// own: messages name the holder's, and Python goes by it (it takes the processes of every
-    /// machine of its name for its neighbours). Defaults to what Python's `socket.getfqdn` says,
-    /// which may ask a name server, once in a process, and wait for it.
+    /// Sets this machine's name in claims. Give containers that share a directory different names:
+    /// messages name the holder's host, and Python relies on it (it takes the processes of every machine
+    /// of its name for local ones). Defaults to what Python's `socket.getfqdn` returns, which may query a
+    /// name server, once in a process, and wait for it.
     pub fn hostname(mut self, hostname: impl Into<String>) -> Self {
         self.hostname = Some(hostname.into());
         self
     }
 
-    /// Error numbers of the system's on which reading the lock file is tried again after a pause,
-    /// for file systems that have passing faults. Defaults to none.
+    /// Sets the system's error numbers on which reading the lock file is tried again after a pause, for
+    /// file systems with transient faults. Defaults to none.
     pub fn retry_errnos(mut self, errnos: impl IntoIterator<Item = i32>) -> Self {
         self.retry_errnos = errnos.into_iter().collect();
         self
     }
 
-    /// Tells the time, for those whose machines' clocks differ by more than the slop. It is called
-    /// often, and must not block. Defaults to [`SystemTime::now`].
+    /// Sets the clock, for machines whose own clocks differ by more than the slop. It is called often,
+    /// and must not block. Defaults to [`SystemTime::now`].
     pub fn clock(mut self, clock: impl Fn() -> SystemTime + Send + Sync + 'static) -> Self {
         self.clock = Arc::new(clock);
         self
     }
 
-    /// The longest pause between two tries of a waiter, above 0: the first is 1 ms, each next one is
-    /// twice as long. Long ones cost little and hand over late. Defaults to 250 ms.
+    /// Sets the longest pause between two tries of a waiter, above 0: the first is 1 ms, each next one is
+    /// twice as long. Long pauses cost little, but a waiter gets a free lock late. Defaults to 250 ms.
     pub fn poll(mut self, cap: Duration) -> Self {
         self.poll = cap;
         self
     }
 
-    /// By how much the clocks of the machines may differ: a lock is broken only when it has been
-    /// over for longer. All contenders should use the same; Python's is 10 s. Defaults to 10 s.
+    /// Sets by how much the clocks of the machines may differ: a lock is broken only when it has been
+    /// expired for longer. All contenders should use the same; Python's is 10 s. Defaults to 10 s.
     pub fn slop(mut self, slop: Duration) -> Self {
         self.slop = slop;
         self
     }
 
-    /// Calls `listener` at everything that happens to a lease that
-    /// [`acquire`](FileLock::acquire) gave, in order, on a thread that it has to itself: it may block, and
-    /// no lease waits for it. Up to 65,536 events are kept for it; what comes beyond that is dropped, and
-    /// warned of. Defaults to none.
+    /// Sets the event handler, which is called with each event of a lease that
+    /// [`acquire`](FileLock::acquire) returned, in order, on a thread of its own: it may block, and no
+    /// lease waits for it. Up to 65,536 events are queued for it; further ones are dropped, with a
+    /// warning. Defaults to none.
     pub fn on_event(mut self, listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
         self.lease_config.handler = EventHandler::new(listener);
         self
@@ -163,7 +162,7 @@ impl Builder {
         name::max_suffix_len(&self.separator, hostname)
     }
 
-    /// Checks every setting and makes the lock, with a claim of its own. Touches no file.
+    /// Checks every setting and creates the lock, with a claim of its own. Touches no file.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming the setting, its fault and the limit.
@@ -199,8 +198,7 @@ fn check_separator(separator: &str) -> Result<()> {
     }
     let bad = |c: char| c.is_ascii_digit() || c.is_whitespace() || c.is_control() || "/\\".contains(c);
     if separator.contains(bad) {
-        let fault =
-            format!("is {separator:?}, it may have no digit, slash, white space or control character");
+        let fault = format!("is {separator:?}, it may have no digit, slash, whitespace or control character");
         return Err(Error::invalid("separator", fault));
     }
     Ok(())
@@ -212,11 +210,11 @@ fn check_hostname(hostname: &str, separator: &str) -> Result<()> {
     }
     let bad = |c: char| c.is_whitespace() || c.is_control() || "/\\".contains(c);
     if hostname.contains(bad) {
-        let fault = format!("is {hostname:?}, it may have no slash, white space or control character");
+        let fault = format!("is {hostname:?}, it may have no slash, whitespace or control character");
         return Err(Error::invalid("hostname", fault));
     }
     if hostname.contains(separator) {
-        let fault = format!("is {hostname:?}, it has the separator {separator:?} in it");
+        let fault = format!("is {hostname:?}, it contains the separator {separator:?}");
         return Err(Error::invalid("hostname", fault));
     }
     Ok(())
@@ -232,7 +230,7 @@ fn check_path(given: &Path, separator: &str, hostname: &str) -> Result<PathBuf> 
     if bytes.contains(&0) {
         return Err(invalid(format!("{shown:?} has a zero byte")));
     }
-    // A claim stands beside the lock, so that its name must be a name, and not `x/` or `x/..`.
+    // A claim's name extends the lock's, which must not end in `x/` or `x/..`.
     let ends_in_name = given.file_name().is_some_and(|name| bytes.ends_with(name.as_encoded_bytes()));
     if !ends_in_name {
         return Err(invalid(format!("{shown} does not end in a file's name")));
@@ -241,11 +239,11 @@ fn check_path(given: &Path, separator: &str, hostname: &str) -> Result<PathBuf> 
         Error::invalid("lockfile", format!("{shown} has no absolute form")).caused_by(cause)
     })?;
     if contains(path.as_os_str().as_encoded_bytes(), separator.as_bytes()) {
-        let fault = format!("{} has the separator {separator:?} in it, set another one", path.display());
+        let fault = format!("{} contains the separator {separator:?}, set another one", path.display());
         return Err(invalid(fault));
     }
     if name::bytes_of(&path).is_none() {
-        return Err(invalid(format!("{} is no text", path.display())));
+        return Err(invalid(format!("{} is not Unicode text", path.display())));
     }
     let longest = path.file_name().unwrap_or_default().len() + name::max_suffix_len(separator, hostname);
     if longest > MAX_NAME_BYTES {

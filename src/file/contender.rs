@@ -1,6 +1,5 @@
-//! One contender for a lock file: its claim, and the steps by which it takes, keeps and leaves the
-//! lock. Each step is a few calls to the file system and never a pause; the caller pauses in between.
-//! Knows of no runtime.
+//! One contender for a lock file: its claim, and the steps by which it takes, keeps and releases the
+//! lock. Each step makes a few calls to the file system and never pauses; the caller pauses in between.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -14,51 +13,51 @@ use crate::file::settings::Settings;
 use crate::file::steps::Progress;
 use crate::lease::LostReason;
 
-/// How often and how many times a holder that is late looks whether a challenge is over.
+/// How often, and how many times at most, a late holder checks whether a challenge still stands.
 const LATE_INTERVAL: Duration = Duration::from_millis(25);
 const LATE_LOOKS: u32 = 40;
 
-/// A contender and how far it has come.
+/// A contender and its state.
 pub(super) struct Contender {
     pub(super) settings: Arc<Settings>,
     pub(super) claim: PathBuf,
-    /// Where it announces that it breaks the lock.
+    /// The path of the file that announces that it breaks the lock.
     pub(super) challenge: PathBuf,
     text: Vec<u8>,
     /// The process that made the claim: a child made by a fork holds nothing of its parent's.
     pid: u32,
     pub(super) state: ContenderState,
-    /// The lock that it has broken, until what was left of that is cleaned up.
+    /// The lock that it has broken, until its remains are cleaned up.
     pub(super) broken: Option<Content>,
-    /// How many claims it has written, one after the other.
+    /// The number of claims that it has written so far.
     claims: u64,
-    /// When the claim runs out, or the lock, as far as it is proven to be held.
+    /// When the claim expires, or the lock, as far as it is proven to be held.
     pub(super) expiry: SystemTime,
 }
 
-/// How far a contender has come.
+/// Which files of a contender's exist.
 #[derive(Debug)]
 pub(super) enum ContenderState {
-    /// No file is there.
+    /// No file exists.
     Idle,
-    /// The claim is there.
+    /// The claim exists.
     Claimed(FileId),
-    /// The challenge is there as well; others may have theirs.
+    /// The challenge exists as well; other contenders may have theirs.
     Challenging(FileId),
-    /// No other challenge was there, and the lock was found expired, like this.
+    /// No other challenge stood, and the lock was found expired, with this content.
     Settling(FileId, Content),
     /// The lock is taken.
     Held(FileId),
 }
 
-/// What a step came to.
+/// The outcome of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// The lock is held.
     Held,
-    /// Another has it: try again later.
+    /// Another contender holds it: try again later.
     Busy,
-    /// Others break it too: try again soon.
+    /// Other contenders break it too: try again soon.
     Contested,
     /// The lock is being broken, or proven to be held: go on after this pause, past the deadline too.
     Settling(Duration),
@@ -73,7 +72,7 @@ pub(super) struct LateRefresh {
     claim: u64,
     /// The end that the refresh has set.
     end: SystemTime,
-    /// How many times the directory is yet looked at for challenges.
+    /// How many more times the directory is checked for challenges.
     looks: u32,
 }
 
@@ -109,7 +108,7 @@ impl Contender {
         matches!(self.state, ContenderState::Held(_))
     }
 
-    /// Whether no file of this contender's is there.
+    /// Returns `true` if no file of this contender's exists.
     pub(super) fn is_idle(&self) -> bool {
         matches!(self.state, ContenderState::Idle)
     }
@@ -119,7 +118,7 @@ impl Contender {
     /// or [`Step::Lost`] the caller gives up.
     pub(super) fn step(&mut self, lifetime: Duration, late: &mut Option<LateRefresh>) -> Result<Step> {
         if self.is_foreign() {
-            let fault = "was made by a process that this one was forked from, build another one";
+            let fault = "was made by a process that this one was forked from, build a new one";
             return Err(Error::invalid("lock", fault).for_key(&self.settings.key));
         }
         let took = match self.state {
@@ -141,13 +140,13 @@ impl Contender {
         self.pid != std::process::id()
     }
 
-    /// Sees that this contender has not got the lock, and cleans up where it had.
+    /// Checks that this contender does not hold the lock. If it has lost it, removes its files.
     pub(super) fn begin(&mut self) -> Result<()> {
         let ContenderState::Held(id) = self.state else { return Ok(()) };
         if self.is_ours(id)? {
             return Err(self.settings.error(ErrorKind::AlreadyLocked, "this object has it"));
         }
-        // Files of its parent's are none of a forked child's.
+        // A forked child leaves its parent's files alone.
         if self.is_foreign() { Ok(()) } else { self.clear() }
     }
 
@@ -199,7 +198,7 @@ impl Contender {
             None => Ok(Step::Busy),
             Some(lock) if lock.is_file && !settings.is_expired(lock.mtime) => {
                 if lock.links != 2 {
-                    tracing::debug!(key = %settings.key, links = lock.links, "a lock file has other links than two");
+                    tracing::debug!(key = %settings.key, links = lock.links, "a lock file does not have two links");
                 }
                 Ok(Step::Busy)
             }
@@ -233,8 +232,8 @@ impl Contender {
         Ok(Step::Held)
     }
 
-    /// Whether the lock file is this claim's. That the claim is still there shows that its number
-    /// was not given to another file in the meantime, so it is looked at last.
+    /// Returns `true` if the lock file is this claim's. The claim is checked last: while it exists, its
+    /// number was not given to another file.
     pub(super) fn is_ours(&self, id: FileId) -> Result<bool> {
         if self.is_foreign() {
             return Ok(false);
@@ -247,16 +246,16 @@ impl Contender {
         Ok(stat(&self.claim)?.is_some_and(|claim| claim.id == id))
     }
 
-    /// The claim that has the lock. None if it has not, or is not this process's, or if the lock was
-    /// taken anew since `late` began.
+    /// Returns the claim that holds the lock; `None` if there is none, if another process made it, or if
+    /// the lock was taken anew since `late` began.
     fn held_claim(&self, late: Option<&LateRefresh>) -> Option<FileId> {
         let ContenderState::Held(id) = self.state else { return None };
         let is_same = late.is_none_or(|late| late.claim == self.claims);
         (is_same && !self.is_foreign()).then_some(id)
     }
 
-    /// Extends the lock; `false` if it is no longer held. If it had expired, it takes several steps to
-    /// prove that it is held: they are `late`'s.
+    /// Extends the lock; returns `false` if it is no longer held. If it had expired, the proof that it is
+    /// held takes several steps, whose state is `late`.
     pub(super) fn refresh(
         &mut self,
         lifetime: Duration,
@@ -270,13 +269,13 @@ impl Contender {
         match disk::touch(&self.claim, expiry) {
             Ok(true) => {}
             Ok(false) => return Ok(Progress::Done(false)),
-            // What one may not touch one does not own.
+            // A file that may not be touched belongs to another user.
             Err(error) if error.kind() == std::io::ErrorKind::PermissionDenied => {
                 return Ok(Progress::Done(false));
             }
             Err(error) => return Err(self.settings.io("could not set the times of", &self.claim, error)),
         }
-        // In this order: what was not over when it was seen to be ours was nobody's to break.
+        // In this order: if the lock had not expired when it was seen to be ours, no breaker may have it.
         if !self.is_ours(id)? {
             return Ok(Progress::Done(false));
         }
@@ -287,8 +286,9 @@ impl Contender {
         self.prove_late(id, LateRefresh { claim: self.claims, end: expiry, looks: LATE_LOOKS }, late)
     }
 
-    /// Looks for challenges. Since the refresh no contender can judge the lock expired, and one that
-    /// did before has a challenge standing: so the lock is ours if there is none, and it is still there.
+    /// Looks for challenges. Since the refresh no contender can judge the lock expired, and the challenge
+    /// of one that did before still stands. So if no challenge stands and the lock file is ours, the lock
+    /// is held.
     fn prove_late(
         &mut self,
         id: FileId,
@@ -310,7 +310,7 @@ impl Contender {
         Ok(Progress::Done(ours))
     }
 
-    /// Why the lock is not held any more, if so. Touches nothing.
+    /// Returns why the lock is no longer held; `None` if it is held. Changes nothing.
     pub(super) fn lost(&self) -> Result<Option<LostReason>> {
         let ContenderState::Held(id) = self.state else { return Ok(Some(LostReason::FileRemoved)) };
         if self.is_ours(id)? {
@@ -323,33 +323,33 @@ impl Contender {
         }))
     }
 
-    /// How long the lock lasts from `from`, unless it is refreshed.
+    /// Returns how long the lock lasts from `from`, unless it is refreshed.
     pub(super) fn left(&self, from: SystemTime) -> Duration {
         self.expiry.duration_since(from).unwrap_or_default()
     }
 
-    /// Leaves the lock; `false` if it was no longer held. Past its end it takes several steps, as in
-    /// [`refresh`](Self::refresh).
+    /// Releases the lock; returns `false` if it was no longer held. Past its end this takes several
+    /// steps, as in [`refresh`](Self::refresh).
     pub(super) fn release(
         &mut self,
         lifetime: Duration,
         late: &mut Option<LateRefresh>,
     ) -> Result<Progress<bool>> {
         let Some(id) = self.held_claim(late.as_ref()) else { return Ok(Progress::Done(false)) };
-        // Past its end another contender may be about to break it, and then it is not ours to remove.
+        // Past its end another contender may be about to break it, and then removing it is not safe.
         let in_time = late.is_none() && self.settings.now() < self.expiry;
         let ours = if in_time { Progress::Done(self.is_ours(id)?) } else { self.refresh(lifetime, late)? };
         let Progress::Done(ours) = ours else { return Ok(ours) };
         if ours {
             let lockfile = &self.settings.lockfile;
             disk::remove(lockfile).map_err(|e| self.settings.io("could not remove it", lockfile, e))?;
-            tracing::debug!(key = %self.settings.key, "the lock file is let go");
+            tracing::debug!(key = %self.settings.key, "the lock file is released");
         }
         self.clear()?;
         Ok(Progress::Done(ours))
     }
 
-    /// Removes all that this contender has put there, the lock included if it is held; in steps, as
+    /// Removes all files of this contender, the lock included if it is held; in steps, as
     /// [`release`](Self::release).
     pub(super) fn give_up(&mut self, late: &mut Option<LateRefresh>) -> Result<Progress<()>> {
         if self.is_foreign() || self.is_idle() {
@@ -374,7 +374,7 @@ impl Contender {
         disk::remove(path).map(|_| ()).map_err(|e| self.settings.io("could not remove", path, e))
     }
 
-    /// What a lock file's text says, if it is one's.
+    /// Parses a lock file's text; `None` if the file is not a lock.
     pub(super) fn parse<'a>(&self, text: &'a [u8]) -> Option<ClaimName<'a>> {
         ClaimName::parse(text, &self.settings.separator)
     }

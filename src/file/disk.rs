@@ -1,19 +1,19 @@
-//! The few calls to the file system that the lock is made of, each one system call or nearly so.
-//! Knows of no lock; a file that is not there is an answer and no error.
+//! The few calls to the file system that the lock consists of, each one system call or nearly so. A
+//! missing file is a result, not an error.
 
 use std::fs::{self, File, FileTimes};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-/// As much of a lock file as is ever read; a claim's path is shorter by far.
+/// The most that is read of a lock file; a claim's path is far shorter.
 const MAX_TEXT_BYTES: u64 = 16 * 1024;
 
-/// Which file it is, as long as it exists: numbers are given out again after that.
+/// Identifies a file while it exists; the system reuses the number after that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct FileId(u64, u64);
 
-/// What stands at a path.
+/// The state of the file at a path.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Stat {
     pub(super) id: FileId,
@@ -24,15 +24,15 @@ pub(super) struct Stat {
     pub(super) is_dir: bool,
 }
 
-/// A file's text together with how it stood when it was open. An open file is never described
-/// from an NFS client's cache.
+/// A file's text with its state while it was open. An NFS client never describes an open file from its
+/// cache.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Content {
     pub(super) stat: Stat,
     pub(super) text: Vec<u8>,
 }
 
-/// Whether the error says that there is no such file: an NFS server may call a handle stale.
+/// Returns `true` if the error means that there is no such file: an NFS server may call a handle stale.
 pub(super) fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::StaleNetworkFileHandle)
 }
@@ -49,7 +49,7 @@ pub(super) fn stat(path: &Path) -> io::Result<Option<Stat>> {
     unless_missing(system::stat(path))
 }
 
-/// Opens a plain file and reads it; nothing is opened that is none, since a pipe would block.
+/// Opens a plain file and reads it. Opens nothing else, since a pipe would block.
 pub(super) fn read(path: &Path) -> io::Result<Option<Content>> {
     let Some(found) = stat(path)? else { return Ok(None) };
     if found.is_dir {
@@ -68,8 +68,8 @@ fn content(file: &File) -> io::Result<Content> {
     Ok(Content { stat, text })
 }
 
-/// Sets the times of the file that is expected at the path, and of no other one that may have come
-/// in its place; answers how it stands then. `None`: it is not there any more.
+/// Sets the times of the file that is expected at the path, and not of another one that may have replaced
+/// it. Returns its modification time afterwards; `None` if it is no longer there.
 pub(super) fn touch_if_unchanged(
     path: &Path,
     expected: &Content,
@@ -80,19 +80,19 @@ pub(super) fn touch_if_unchanged(
         return Ok(None);
     }
     match file.set_times(FileTimes::new().set_modified(time).set_accessed(time)) {
-        // Another user's: it stays as it is.
+        // Another user's file stays as it is.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {}
         outcome => outcome?,
     }
     Ok(Some(system::stat_open(&file)?.mtime))
 }
 
-/// Sets the times of whatever stands at the path; `false` where nothing does.
+/// Sets the times of the file at the path; returns `false` if there is none.
 pub(super) fn touch(path: &Path, time: SystemTime) -> io::Result<bool> {
     unless_missing(system::touch(path, time)).map(|done| done.is_some())
 }
 
-/// Creates the file, or empties it, and writes the text; leaves nothing behind where that fails.
+/// Creates the file, or empties it, and writes the text. If that fails, it leaves no file behind.
 pub(super) fn write(path: &Path, text: &[u8]) -> io::Result<FileId> {
     let mut file = File::create(path)?;
     let written = file.write_all(text).and_then(|()| system::stat_open(&file));
@@ -100,7 +100,7 @@ pub(super) fn write(path: &Path, text: &[u8]) -> io::Result<FileId> {
         Ok(stat) => Ok(stat.id),
         Err(error) => {
             drop(file);
-            // The first error is the one to tell.
+            // The first error is the one to report.
             let _ = remove(path);
             Err(error)
         }
@@ -111,13 +111,13 @@ pub(super) fn link(from: &Path, to: &Path) -> io::Result<()> {
     fs::hard_link(from, to).map_err(named)
 }
 
-/// An error of `link`, which becomes [`Unsupported`](io::ErrorKind::Unsupported) where it means that
-/// the file system has no hard links: by its number alone it may look like a lack of permission.
+/// Turns an error of `link` into [`Unsupported`](io::ErrorKind::Unsupported) if it means that the file
+/// system has no hard links: its number alone may look like a lack of permission.
 fn named(error: io::Error) -> io::Error {
     if !system::has_no_links(&error) {
         return error;
     }
-    let fault = format!("the file system has no hard links, without which there is no lock file: {error}");
+    let fault = format!("the file system has no hard links, which a lock file needs: {error}");
     io::Error::new(io::ErrorKind::Unsupported, fault)
 }
 
@@ -125,12 +125,12 @@ pub(super) fn rename(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
-/// Removes a file; `false` where there is none.
+/// Removes a file; returns `false` if there is none.
 pub(super) fn remove(path: &Path) -> io::Result<bool> {
     unless_missing(fs::remove_file(path)).map(|done| done.is_some())
 }
 
-/// Every name in the directory that starts with `prefix`, as paths.
+/// Returns the paths of all files in the directory whose names start with `prefix`.
 pub(super) fn list(dir: &Path, prefix: &[u8]) -> io::Result<Vec<PathBuf>> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir)? {
@@ -176,8 +176,8 @@ mod system {
         Errno::ISDIR.into()
     }
 
-    /// File systems without hard links say so in each of these ways. A claim is its contender's own
-    /// and has one link, so that nothing else is meant by them.
+    /// File systems without hard links return each of these errors. A claim belongs to its contender and
+    /// has one link, so they mean nothing else.
     pub(super) fn has_no_links(error: &io::Error) -> bool {
         let found = Errno::from_io_error(error);
         found.is_some_and(|errno| {
@@ -222,7 +222,7 @@ mod system {
         io::ErrorKind::IsADirectory.into()
     }
 
-    /// A file system without hard links, such as FAT, calls the function invalid or not supported.
+    /// A file system without hard links, such as FAT, reports the function as invalid or not supported.
     pub(super) fn has_no_links(error: &io::Error) -> bool {
         const ERROR_INVALID_FUNCTION: i32 = 1;
         const ERROR_NOT_SUPPORTED: i32 = 50;

@@ -1,5 +1,5 @@
-//! A held lock file as the engine of a lease: refreshed off the reactor, and looked at in between,
-//! so that its holder hears soon when somebody has broken it.
+//! A held lock file as a lease: refreshed off the reactor, and checked in between, so that its holder
+//! soon learns that a contender has broken it.
 
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, SystemTime};
@@ -16,11 +16,11 @@ use crate::file::steps::Progress;
 use crate::lease::{Change, HeldLease, LostReason, ReleaseCompletion};
 use crate::types::Token;
 
-/// How often a holder looks whether its lock file is still there.
+/// How often a holder checks that its lock file still exists.
 const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// A lock file that was just taken. If it is dropped, the lock stays until it expires: make a guard of
-/// it at once, or release its lease.
+/// A lock file that was just taken. Dropping it does not release the lock, which stays until it expires:
+/// create a guard from it at once, or release its lease.
 pub(crate) struct FileGrant {
     pub(crate) lease: FileLease,
     /// The claim's name.
@@ -41,7 +41,7 @@ pub(crate) struct FileLease {
 }
 
 impl FileLease {
-    /// The lease of a contender that holds the lock.
+    /// Creates the lease of a contender that holds the lock.
     pub(super) fn new(contender: Contender, lifetime: Duration) -> Self {
         let settings = contender.settings.clone();
         let grantor = settings.lockfile.to_string_lossy().into();
@@ -59,7 +59,9 @@ impl FileLease {
         let settings = self.settings.clone();
         spawn_or_run(slot::release(self.contender.clone(), self.lifetime), move |outcome| {
             let outcome = outcome.and_then(|was_held| {
-                let gone = || settings.error(ErrorKind::NotHeld, "somebody broke or removed it");
+                let gone = || {
+                    settings.error(ErrorKind::NotHeld, "another contender broke it, or its file was removed")
+                };
                 was_held.then_some(()).ok_or_else(gone)
             });
             done(outcome.map_err(|error| error.during("release")));
@@ -67,35 +69,35 @@ impl FileLease {
     }
 
     async fn renew_once(&self) -> Result<Duration> {
-        let (slot, lifetime, lost) = (self.contender.clone(), self.lifetime, self.lost.clone());
-        // A lease counts from before its renewal is asked for.
+        let (contender, lifetime, lost) = (self.contender.clone(), self.lifetime, self.lost.clone());
+        // A lease counts from before its renewal is requested.
         let from = self.settings.now();
         let mut late = None;
         let left = run_steps_async(move || {
-            with_contender(&slot, |held| renew(held, lifetime, from, &lost, &mut late))
+            with_contender(&contender, |held| renew(held, lifetime, from, &lost, &mut late))
                 .unwrap_or(Ok(Progress::Done(None)))
         });
         left.await?.ok_or_else(|| self.not_held())
     }
 
     fn not_held(&self) -> Error {
-        let reason = self.lost.get().map_or_else(|| "it was let go".to_owned(), ToString::to_string);
+        let reason = self.lost.get().map_or_else(|| "it was released".to_owned(), ToString::to_string);
         self.settings.error(ErrorKind::NotHeld, reason)
     }
 
     async fn check(&self) -> Option<LostReason> {
-        let (slot, lost) = (self.contender.clone(), self.lost.clone());
+        let (contender, lost) = (self.contender.clone(), self.lost.clone());
         let look = spawn_blocking_limited(move || {
-            // What cannot be seen may be there: the deadline decides.
-            let reason = with_contender(&slot, |held| held.lost().ok().flatten()).flatten();
+            // A file that cannot be read may exist: the deadline decides.
+            let reason = with_contender(&contender, |held| held.lost().ok().flatten()).flatten();
             reason.map(|reason| *lost.get_or_init(|| reason))
         });
         look.await.ok().flatten()
     }
 }
 
-/// Refreshes once; answers how long the lock lasts, counted from `from` by the clock that its end is
-/// set with.
+/// Refreshes once; returns how long the lock lasts, counted from `from` by the clock that its end is set
+/// with.
 fn renew(
     held: &mut Contender,
     lifetime: Duration,

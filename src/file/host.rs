@@ -1,10 +1,9 @@
-//! What this machine is called, as Python's `socket.getfqdn` says it, and which of its processes
-//! live. Knows of no lock.
+//! This machine's name, as Python's `socket.getfqdn` returns it, and which of its processes live.
 
 use std::net::IpAddr;
 use std::sync::OnceLock;
 
-/// This machine's name in the domain name system, asked for once in a process.
+/// Returns this machine's name in the domain name system, queried once in a process.
 pub(super) fn name() -> &'static str {
     static NAME: OnceLock<String> = OnceLock::new();
     NAME.get_or_init(|| {
@@ -12,15 +11,15 @@ pub(super) fn name() -> &'static str {
         let address = dns_lookup::lookup_host(&own).ok().and_then(|mut found| found.next());
         let reverse = address.and_then(|address| {
             let canonical = dns_lookup::lookup_addr(&address).ok()?;
-            // Where nothing is known, the address comes back.
+            // If no name is known, the address comes back.
             (canonical.parse::<IpAddr>().is_err()).then(|| (canonical, aliases(address)))
         });
         qualified(own, reverse)
     })
 }
 
-/// The canonical name if it has a dot, or else the first alias with one, or else the canonical name;
-/// the host's own name where there is no canonical one.
+/// Returns the canonical name if it has a dot, or else the first alias with one, or else the canonical
+/// name; the host's own name if there is no canonical one.
 fn qualified(own: String, reverse: Option<(String, Vec<String>)>) -> String {
     let Some((canonical, aliases)) = reverse else { return own };
     if canonical.contains('.') {
@@ -29,7 +28,7 @@ fn qualified(own: String, reverse: Option<(String, Vec<String>)>) -> String {
     aliases.into_iter().find(|alias| alias.contains('.')).unwrap_or(canonical)
 }
 
-/// The other names of an address: only the hosts file has any.
+/// Returns the other names of an address: only the hosts file has any.
 fn aliases(address: IpAddr) -> Vec<String> {
     let file = if cfg!(windows) { r"C:\Windows\System32\drivers\etc\hosts" } else { "/etc/hosts" };
     aliases_in(&std::fs::read_to_string(file).unwrap_or_default(), address)
@@ -45,7 +44,7 @@ fn aliases_in(hosts: &str, address: IpAddr) -> Vec<String> {
     Vec::new()
 }
 
-/// Whether a process of this machine runs. Where that cannot be known, it does.
+/// Returns `true` if a process of this machine runs, and if that cannot be known.
 pub(super) fn is_alive(pid: u32) -> bool {
     system::is_alive(pid)
 }
@@ -57,7 +56,7 @@ mod system {
 
     pub(super) fn is_alive(pid: u32) -> bool {
         let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) else { return false };
-        // Another user's process may not be signalled, but it is there.
+        // Another user's process may not be signalled, but it exists.
         test_kill_process(pid) != Err(Errno::SRCH)
     }
 }

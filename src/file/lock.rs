@@ -1,4 +1,4 @@
-//! The lock file as a user has it, for threads. Its methods for tasks stand in `task`.
+//! The public lock file and its blocking methods. The async ones are in `async_api`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -18,13 +18,13 @@ use crate::process::Origin;
 
 /// A lock file that programs on a shared file system contend for, Python's `flufl.lock` among them.
 ///
-/// It is one contender, with a claim of its own: two `FileLock`s on one path exclude each other, in
-/// one process as in two. It takes and leaves the lock with [`lock`](Self::lock) and
-/// [`unlock`](Self::unlock); a lock that is taken so is refreshed by hand.
-/// [`acquire`](Self::acquire) gives a [`LeaseGuard`](crate::LeaseGuard) instead, which refreshes in
-/// the background; each guard has a claim of its own, so that many tasks can share one `FileLock`.
+/// It is one contender, with a claim of its own: two `FileLock`s on one path exclude each other, in one
+/// process as in two. It takes and releases the lock with [`lock`](Self::lock) and
+/// [`unlock`](Self::unlock); such a lock is refreshed by hand. [`acquire`](Self::acquire) returns a
+/// [`LeaseGuard`](crate::LeaseGuard) instead, which is refreshed in the background; each guard has a
+/// claim of its own, so many tasks can share one `FileLock`.
 ///
-/// Dropping it leaves the lock, if it has it; within a runtime, in the background. Locks are not
+/// Dropping it releases the lock, if it holds it; within a runtime, in the background. Locks are not
 /// reentrant.
 ///
 /// The methods that touch files block; those that end in `_async` do the same off the reactor.
@@ -70,17 +70,18 @@ impl FileLock {
         }
     }
 
-    /// Takes the lock; waits for it up to `timeout`, or the default timeout for `None`, or for ever
-    /// where there is none.
+    /// Takes the lock; waits for it up to `timeout`, for the default timeout if that is `None`, or
+    /// forever if there is no default.
     ///
-    /// A waiter tries again and again, with growing pauses (see [`Builder::poll`]); who gets the
-    /// lock next is a matter of luck, not of order. An expired lock is broken, which takes 50 ms,
-    /// and is seen to its end even past the timeout.
+    /// A waiter tries again and again, with growing pauses (see [`Builder::poll`]); chance, not order,
+    /// decides which waiter is next. An expired lock is broken, which takes 50 ms, and goes on even past
+    /// the timeout.
     ///
     /// # Errors
-    /// [`Timeout`](ErrorKind::Timeout) when others keep it, or an unrelated file stands at the
-    /// path; [`AlreadyLocked`](ErrorKind::AlreadyLocked) when this object has it; [`Io`](ErrorKind::Io) when the directory is missing or may not be written, a
-    /// directory stands at the path, or the disk is full. No claim is left behind.
+    /// [`Timeout`](ErrorKind::Timeout) if other contenders keep it, or an unrelated file stands at the
+    /// path; [`AlreadyLocked`](ErrorKind::AlreadyLocked) if this object holds it; [`Io`](ErrorKind::Io)
+    /// if the directory is missing or may not be written, a directory stands at the path, or the disk is
+    /// full. No claim is left behind.
     ///
     /// # Examples
     /// ```
@@ -101,7 +102,7 @@ impl FileLock {
         taken.map_err(|error| error.during("lock"))
     }
 
-    /// Takes the lock if it is free, or expired; `false` when it is busy.
+    /// Takes the lock if it is free or expired; returns `false` if it is busy.
     ///
     /// # Errors
     /// As [`lock`](Self::lock), without the timeout.
@@ -121,22 +122,23 @@ impl FileLock {
     }
 
     fn take(&self, timeout: Option<Duration>) -> Result<bool> {
-        let mut patience = PollTimer::new(&self.settings, timeout);
+        let mut timer = PollTimer::new(&self.settings, timeout);
         loop {
-            if let Some(turn) = Attempt::from_shared(&self.contender, self.lifetime())? {
-                return Ok(take(turn, &mut patience)?.map(Attempt::finish).is_some());
+            if let Some(attempt) = Attempt::from_shared(&self.contender, self.lifetime())? {
+                return Ok(take(attempt, &mut timer)?.map(Attempt::finish).is_some());
             }
-            // Another call takes it for this object.
-            let Some(pause) = patience.pause(Step::Busy) else { return Ok(false) };
+            // Another call is taking it for this object.
+            let Some(pause) = timer.pause(Step::Busy) else { return Ok(false) };
             std::thread::sleep(pause);
         }
     }
 
-    /// Leaves the lock.
+    /// Releases the lock.
+
     ///
     /// # Errors
-    /// [`NotLocked`](ErrorKind::NotLocked) when this object has not got it, or it was broken;
-    /// [`Io`](ErrorKind::Io) when a file cannot be removed.
+    /// [`NotLocked`](ErrorKind::NotLocked) if this object does not hold it, or it was broken;
+    /// [`Io`](ErrorKind::Io) if a file cannot be removed.
     ///
     /// # Examples
     /// ```
@@ -154,21 +156,22 @@ impl FileLock {
         self.require_held(run_steps(slot::release(self.contender.clone(), lifetime)), "unlock")
     }
 
-    /// Leaves the lock if this object has it, and removes what it has left behind if not.
+    /// Releases the lock if this object holds it, and otherwise removes the files that this object has
+    /// left.
     ///
     /// # Errors
-    /// [`Io`](ErrorKind::Io) when a file cannot be removed.
+    /// [`Io`](ErrorKind::Io) if a file cannot be removed.
     pub fn unlock_unconditionally(&self) -> Result<()> {
         let outcome = run_steps(slot::give_up(self.contender.clone()));
         outcome.map_err(|error| error.during("unlock"))
     }
 
-    /// Makes the lock last for its lifetime from now, or for another one, which it keeps.
+    /// Extends the lock to last for its lifetime from now, or for `lifetime`, which it keeps.
     ///
     /// # Errors
-    /// [`NotLocked`](ErrorKind::NotLocked) when this object has not got it, or it was broken: what
-    /// it guards may have another holder. [`InvalidInput`](ErrorKind::InvalidInput) for a lifetime
-    /// under 1 s; [`Io`](ErrorKind::Io) when the files cannot be seen.
+    /// [`NotLocked`](ErrorKind::NotLocked) if this object does not hold it, or it was broken: what it
+    /// guards may have another holder. [`InvalidInput`](ErrorKind::InvalidInput) for a lifetime under
+    /// 1 s; [`Io`](ErrorKind::Io) if the files cannot be read.
     ///
     /// # Examples
     /// ```
@@ -190,11 +193,11 @@ impl FileLock {
         self.require_held(self.touch(), "refresh")
     }
 
-    /// As [`refresh`](Self::refresh), but a lock that this object has not got is no error.
+    /// As [`refresh`](Self::refresh), but it is not an error if this object does not hold the lock.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) for a lifetime under 1 s; [`Io`](ErrorKind::Io)
-    /// when the files cannot be seen.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) for a lifetime under 1 s; [`Io`](ErrorKind::Io) if the
+    /// files cannot be read.
     pub fn refresh_unconditionally(&self, lifetime: impl Into<Option<Duration>>) -> Result<()> {
         if let Some(lifetime) = lifetime.into() {
             self.set_lifetime(lifetime)?;
@@ -202,11 +205,11 @@ impl FileLock {
         self.touch().map(drop).map_err(|error| error.during("refresh"))
     }
 
-    /// Whether this object has the lock. Asking refreshes it, so that the answer still holds when it
-    /// comes.
+    /// Returns `true` if this object holds the lock. The call refreshes the lock, so that the result
+    /// still holds when it is returned.
     ///
     /// # Errors
-    /// [`Io`](ErrorKind::Io) when the files cannot be seen.
+    /// [`Io`](ErrorKind::Io) if the files cannot be read.
     ///
     /// # Examples
     /// ```
@@ -228,15 +231,15 @@ impl FileLock {
     }
 
     pub(super) fn require_held(&self, outcome: Result<bool>, operation: &'static str) -> Result<()> {
-        let not_ours = || self.settings.error(ErrorKind::NotLocked, "this object has not got it");
+        let not_ours = || self.settings.error(ErrorKind::NotLocked, "this object does not hold it");
         let outcome = outcome.and_then(|ours| ours.then_some(()).ok_or_else(not_ours));
         outcome.map_err(|error| error.during(operation))
     }
 
-    /// What can be told of the lock, whoever has it. Touches nothing.
+    /// Returns the state of the lock, whichever contender holds it. Changes nothing.
     ///
     /// # Errors
-    /// [`Io`](ErrorKind::Io) when the file cannot be read.
+    /// [`Io`](ErrorKind::Io) if the file cannot be read.
     ///
     /// # Examples
     /// ```
@@ -246,18 +249,18 @@ impl FileLock {
     /// let (one, other) = (FileLock::builder(&path).build()?, FileLock::builder(&path).build()?);
     /// assert_eq!(one.state()?, LockState::Unlocked);
     /// one.lock(None)?;
-    /// assert_eq!(other.state()?, LockState::Ours); // this process has it
+    /// assert_eq!(other.state()?, LockState::Ours); // this process holds it
     /// # Ok::<(), dflockd_client::Error>(())
     /// ```
     pub fn state(&self) -> Result<LockState> {
         self.settings.state().map_err(|error| error.during("state"))
     }
 
-    /// Who has the lock, as the lock file says.
+    /// Returns the holder that the lock file names.
     ///
     /// # Errors
-    /// [`NotLocked`](ErrorKind::NotLocked) when there is no lock file, or what stands at the path is
-    /// none; [`Io`](ErrorKind::Io) when it cannot be read.
+    /// [`NotLocked`](ErrorKind::NotLocked) if there is no lock file, or the file at the path is not a
+    /// lock; [`Io`](ErrorKind::Io) if it cannot be read.
     ///
     /// # Examples
     /// ```
@@ -275,17 +278,17 @@ impl FileLock {
         self.settings.details().map_err(|error| error.during("details"))
     }
 
-    /// When the lock runs out, whoever has it: a whole second. It may be broken when the slop is
-    /// over as well.
+    /// Returns when the lock expires, whichever contender holds it: a whole second. It may be broken once
+    /// the slop has passed as well.
     ///
     /// # Errors
-    /// [`NotLocked`](ErrorKind::NotLocked) when there is no lock file; [`Io`](ErrorKind::Io) when it
-    /// cannot be seen.
+    /// [`NotLocked`](ErrorKind::NotLocked) if there is no lock file; [`Io`](ErrorKind::Io) if it cannot
+    /// be read.
     pub fn expiration(&self) -> Result<SystemTime> {
         self.settings.expiration().map_err(|error| error.during("expiration"))
     }
 
-    /// How long the lock lasts from when it is taken or refreshed.
+    /// Returns how long the lock lasts from when it is taken or refreshed.
     pub fn lifetime(&self) -> Duration {
         *self.lifetime_mut()
     }
@@ -293,7 +296,7 @@ impl FileLock {
     /// Sets how long the lock lasts from when it is taken or refreshed next.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput) when that is under 1 s.
+    /// [`InvalidInput`](ErrorKind::InvalidInput) if that is under 1 s.
     pub fn set_lifetime(&self, lifetime: Duration) -> Result<()> {
         check_lifetime("lifetime", lifetime)?;
         *self.lifetime_mut() = lifetime;
@@ -304,22 +307,22 @@ impl FileLock {
         self.lifetime.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The lock file's path, absolute.
+    /// Returns the lock file's path, absolute.
     pub fn lockfile(&self) -> &Path {
         &self.settings.lockfile
     }
 
-    /// The path of this object's claim, which is there while it waits for the lock or has it.
+    /// Returns the path of this object's claim, which exists while it waits for the lock or holds it.
     pub fn claimfile(&self) -> &Path {
         &self.claim
     }
 
-    /// This machine's name in claims.
+    /// Returns this machine's name in claims.
     pub fn hostname(&self) -> &str {
         &self.settings.hostname
     }
 
-    /// The error numbers on which reading the lock file is tried again.
+    /// Returns the error numbers on which reading the lock file is tried again.
     pub fn retry_errnos(&self) -> &[i32] {
         &self.settings.retry_errnos
     }
@@ -327,13 +330,13 @@ impl FileLock {
 
 impl Drop for FileLock {
     fn drop(&mut self) {
-        // A forked process has no part in it, and not the threads that would leave it.
+        // A forked child does not hold it, and lacks the threads that would release it.
         if !self.origin.is_here() || try_with_contender(&self.contender, Contender::is_idle) == Some(true) {
             return;
         }
         spawn_or_run(slot::give_up(self.contender.clone()), |outcome| {
             if let Err(error) = outcome {
-                tracing::warn!(%error, "a lock file could not be let go");
+                tracing::warn!(%error, "a lock file could not be released");
             }
         });
     }

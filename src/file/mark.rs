@@ -1,27 +1,28 @@
-//! Where a claim was made: a mark in its random number tells, if this crate has made it. Knows of no
-//! file of a lock's.
+//! The mark in a claim's random number, which shows where this crate has made the claim.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::file::host;
 use crate::file::name::{ClaimName, MAX_SALT};
 
-/// The low bits of a claim's number count the claims of a process: as many as it never makes while
-/// one of them stands, so that no two are alike.
+/// The number of low bits in a claim's number that count the claims of a process. A process never makes
+/// so many while one of them stands, so no two are alike.
 const COUNTER_BITS: u32 = 35;
 
-/// Those processes among which a process number means one process: of one kernel, since it was
-/// started, in one namespace of process numbers. A mark of them, 28 bits long, stands in the number
-/// of each claim that this crate makes; others, such as Python's, have it by chance once in 2^28.
+/// Identifies the processes among which a process number means one process: of one kernel, since it was
+/// started, in one namespace of process numbers. It is 28 bits long and stands in the number of each
+/// claim that this crate makes; claims of other programs, such as Python's, have it by chance once in
+/// 2^28.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Mark {
     bits: u64,
-    /// The process that has looked: a child made by a fork may have come to stand elsewhere.
+    /// The process that has determined it: a forked child may run in another namespace.
     pid: u32,
 }
 
 impl Mark {
-    /// Where this process runs. Where that cannot be known, it has a mark for itself alone.
+    /// Returns the mark of where this process runs. If that cannot be known, the process has a mark to
+    /// itself.
     pub(super) fn here() -> Self {
         static ALONE: AtomicU64 = AtomicU64::new(0);
         let sum = system::place().map(|place| crc32fast::hash(&place));
@@ -32,20 +33,20 @@ impl Mark {
         Self { bits: u64::from(sum >> 4), pid: std::process::id() }
     }
 
-    /// A number for a new claim.
+    /// Returns a number for a new claim.
     pub(super) fn salt(self) -> u64 {
         static FIRST: AtomicU64 = AtomicU64::new(0);
         static MADE: AtomicU64 = AtomicU64::new(0);
         if self.pid != std::process::id() {
             return fastrand::u64(0..=MAX_SALT);
         }
-        // Counted from anywhere: an earlier process of this number may have left its claims.
+        // The count starts at random: an earlier process with this process's number may have left claims.
         let count = chosen_once(&FIRST).wrapping_add(MADE.fetch_add(1, Ordering::Relaxed));
         self.bits << COUNTER_BITS | count & ((1 << COUNTER_BITS) - 1)
     }
 
-    /// Whether the claim's process number means to this process what it meant to the one that made
-    /// the claim.
+    /// Returns `true` if the claim's process number means the same to this process as to the one that
+    /// made the claim.
     fn made(self, claim: &ClaimName<'_>) -> bool {
         self.pid == std::process::id() && claim.salt >> COUNTER_BITS == self.bits
     }
@@ -61,7 +62,7 @@ impl Mark {
     }
 }
 
-/// A number chosen once in a process, without a lock that a fork could leave taken.
+/// Returns a number that is chosen once in a process, without a lock that a fork could leave taken.
 fn chosen_once(number: &AtomicU64) -> u64 {
     let choice = fastrand::u64(1..);
     match number.compare_exchange(0, choice, Ordering::Relaxed, Ordering::Relaxed) {
@@ -72,7 +73,7 @@ fn chosen_once(number: &AtomicU64) -> u64 {
 
 #[cfg(any(target_os = "linux", target_os = "android"))]
 mod system {
-    /// What no other kernel, start and namespace has in common with this one.
+    /// Returns bytes that are unique to this kernel, its start and this namespace.
     pub(super) fn place() -> Option<Vec<u8>> {
         let mut place = std::fs::read("/proc/sys/kernel/random/boot_id").ok().filter(|id| !id.is_empty())?;
         let namespace = std::fs::read_link("/proc/self/ns/pid").ok()?;
@@ -92,7 +93,7 @@ mod system {
 pub(super) mod tests {
     use super::*;
 
-    /// A place that is not this one.
+    /// The mark of another place.
     pub(in crate::file) fn elsewhere() -> Mark {
         let here = Mark::here();
         Mark { bits: here.bits ^ 1, ..here }
@@ -113,7 +114,7 @@ pub(super) mod tests {
         }
         assert!(here.is_own(&claim(pid, here.salt())));
         assert!(!here.is_own(&claim(1, here.salt())));
-        // A child of a fork has not looked yet.
+        // A forked child has not determined its mark yet.
         let parent = Mark { pid: pid + 1, ..here };
         assert!(!parent.is_dead(&claim(u32::MAX, parent.salt())));
         assert!(!parent.is_own(&claim(pid + 1, here.salt())));

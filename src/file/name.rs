@@ -1,4 +1,4 @@
-//! The text of a lock file, which is its holder's claim path: made and read. Knows of no file.
+//! Encodes and parses the text of a lock file, which is its holder's claim path. Does no I/O.
 
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ pub(super) struct ClaimName<'a> {
 }
 
 impl<'a> ClaimName<'a> {
-    /// Reads what a lock file says, white space around it aside; `None` unless it has exactly four
+    /// Parses a lock file's text, with whitespace around it trimmed; `None` unless it has exactly four
     /// fields, with numbers in the last two.
     pub(super) fn parse(text: &'a [u8], separator: &str) -> Option<Self> {
         let fields = split(text.trim_ascii(), separator.as_bytes());
@@ -26,30 +26,30 @@ impl<'a> ClaimName<'a> {
         Some(Self { lockfile, hostname, pid, salt: number(salt)? })
     }
 
-    /// The path that these fields name, in the directory of `beside`: where a claim stands.
+    /// Returns the path of the claim that the text names, in the directory of `beside`.
     pub(super) fn beside(text: &[u8], beside: &Path) -> Option<PathBuf> {
         let path = path_of(text.trim_ascii())?;
         Some(beside.with_file_name(Path::new(path).file_name()?))
     }
 }
 
-/// The path of a claim.
+/// Returns the path of a claim.
 pub(super) fn claim(lockfile: &Path, separator: &str, hostname: &str, pid: u32, salt: u64) -> PathBuf {
     extended(lockfile, &format!("{separator}{hostname}{separator}{pid}{separator}{salt}"))
 }
 
-/// The path by which the owner of a claim announces that it breaks the lock.
+/// Returns the path of a claim's challenge, which announces that its owner breaks the lock.
 pub(super) fn challenge(claim: &Path, separator: &str) -> PathBuf {
     extended(claim, &format!("{separator}break"))
 }
 
-/// Whether a path is a claim's announcement that it breaks the lock.
+/// Returns `true` if a path is a claim's challenge.
 pub(super) fn is_challenge(path: &Path, separator: &str) -> bool {
     let name = path.as_os_str().as_encoded_bytes();
     name.strip_suffix(CHALLENGE_FIELD).is_some_and(|rest| rest.ends_with(separator.as_bytes()))
 }
 
-/// How long, in bytes, the longest name is that a lock adds to its file's name.
+/// Returns the length, in bytes, of the longest suffix that a lock adds to its file's name.
 pub(super) fn max_suffix_len(separator: &str, hostname: &str) -> usize {
     let longest = challenge(&claim(Path::new(""), separator, hostname, u32::MAX, MAX_SALT), separator);
     longest.as_os_str().len()
@@ -75,7 +75,7 @@ fn split<'a>(text: &'a [u8], separator: &[u8]) -> Vec<&'a [u8]> {
     fields
 }
 
-/// A path as the bytes of a lock file.
+/// Returns a path as the bytes of a lock file.
 #[cfg(unix)]
 pub(super) fn bytes_of(path: &Path) -> Option<Vec<u8>> {
     Some(std::os::unix::ffi::OsStrExt::as_bytes(path.as_os_str()).to_vec())

@@ -1,4 +1,4 @@
-//! Calls to the file system made off the reactor, a few at a time. Knows of no lock.
+//! Runs calls to the file system off the reactor, a few at a time.
 
 use std::thread;
 use std::time::Duration;
@@ -11,15 +11,15 @@ use tokio::time::sleep;
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::steps::Progress;
 
-/// File calls under way at a time in this process: waiters beyond it wait for their turn, and do
-/// not each start a thread.
+/// The file calls in flight at a time in this process: further ones queue, and do not each start a
+/// thread.
 static BLOCKING_PERMITS: Semaphore = Semaphore::const_new(16);
 
 /// Runs calls to the file system off the reactor.
 pub(super) async fn spawn_blocking_limited<T: Send + 'static>(
     job: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T> {
-    // Kept by the job to its end, even if nobody waits for it any more.
+    // The job keeps it to its end, even if no task waits for it.
     let permit = BLOCKING_PERMITS.acquire().await.map_err(|_| stopped())?;
     join(spawn_blocking(move || {
         let value = job();

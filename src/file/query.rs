@@ -1,4 +1,4 @@
-//! What a lock file says to whoever looks, its holder or not. Touches nothing.
+//! Reads a lock file, for its holder and for other processes. Changes nothing.
 
 use std::path::PathBuf;
 use std::time::SystemTime;
@@ -8,40 +8,40 @@ use crate::file::disk::{self, Content};
 use crate::file::name::{self, ClaimName};
 use crate::file::settings::Settings;
 
-/// Who holds a lock file, as it says itself.
+/// The holder that a lock file names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Details {
     /// The holder's machine.
     pub hostname: String,
-    /// The holder's process, as it is numbered where it runs: in a container, from 1.
+    /// The holder's process number where it runs: in a container they count from 1.
     pub pid: u32,
-    /// The lock file, as the holder spells its path.
+    /// The lock file's path, as the holder spells it.
     pub lockfile: PathBuf,
 }
 
-/// What can be told of a lock file from outside. Clocks are compared without slop.
+/// The state of a lock file, as far as it shows from outside. Clocks are compared without slop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LockState {
     /// There is no lock file.
     Unlocked,
-    /// This process has it, by this object or another one, and it has not expired.
+    /// This process holds it, by this object or another one, and it has not expired.
     Ours,
-    /// This process had it, and it has expired: the next contender may break it.
+    /// This process holds it, and it has expired: the next contender may break it.
     OursExpired,
-    /// A process of this machine had it that does not run any more. Only what is known for certain
-    /// is called so: the holder is one of this crate's, and runs where this process runs.
+    /// A process of this machine holds it, and no longer runs. This state is returned only if it is
+    /// certain: the holder is one of this crate's, and ran where this process runs.
     Stale,
-    /// Another process of a machine of this name has it, and it has expired.
+    /// Another process of a machine with this machine's name holds it, and it has expired.
     TheirsExpired,
-    /// Another process of this machine has it, or a process of another machine, or the file at the
+    /// Another process of this machine, or a process of another machine, holds it; or the file at the
     /// path is not a lock.
     Unknown,
 }
 
 impl Settings {
-    /// Reads the lock file, again and again while the error is one to retry.
+    /// Reads the lock file; tries again while the error is transient.
     fn read(&self) -> Result<Option<Content>> {
         loop {
             match disk::read(&self.lockfile) {
@@ -61,16 +61,17 @@ impl Settings {
         Ok(Details { hostname, pid: name.pid, lockfile })
     }
 
-    /// What a waiter hears whose time is up: who keeps the lock, as far as can be told.
+    /// Returns the error of a waiter whose deadline has passed; it names the holder, as far as the file
+    /// does.
     pub(super) fn timed_out(&self) -> Error {
         let found = disk::read(&self.lockfile).ok().flatten();
         let detail = match found.as_ref().map(|found| ClaimName::parse(&found.text, &self.separator)) {
             Some(Some(name)) => {
                 let hostname = String::from_utf8_lossy(name.hostname);
-                format!("process {} on {hostname} keeps it", name.pid)
+                format!("process {} on {hostname} holds it", name.pid)
             }
-            Some(None) => "what stands at the path is not a lock, and is left alone".to_owned(),
-            None => "others kept it".to_owned(),
+            Some(None) => "the file at the path is not a lock, and is left alone".to_owned(),
+            None => "other contenders held it".to_owned(),
         };
         self.error(ErrorKind::Timeout, detail).while_busy()
     }
@@ -121,7 +122,7 @@ mod tests {
             (own, here.salt(), LockState::Ours, LockState::OursExpired),
             (init, here.salt(), LockState::Unknown, LockState::TheirsExpired),
             (dead, here.salt(), LockState::Stale, LockState::Stale),
-            // The first process of two containers has one number, and so may any other.
+            // The first processes of two containers have the same number, and so may others.
             (own, elsewhere.salt(), LockState::Unknown, LockState::TheirsExpired),
             (dead, elsewhere.salt(), LockState::Unknown, LockState::TheirsExpired),
             (own, python, LockState::Unknown, LockState::TheirsExpired),

@@ -1,4 +1,4 @@
-//! What contenders for one lock file agree on. Knows of no step of the algorithm.
+//! The checked settings of a lock file, on which its contenders agree.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -37,32 +37,32 @@ impl Settings {
         (self.clock)()
     }
 
-    /// When something that lasts for `lifetime` from now ends: a whole second, never later.
+    /// Returns when something that lasts for `lifetime` from now ends: a whole second, never later.
     pub(super) fn expiry(&self, lifetime: Duration) -> SystemTime {
         let since = self.now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let end = since.saturating_add(lifetime).as_secs().min(MAX_SECONDS);
         UNIX_EPOCH + Duration::from_secs(end)
     }
 
-    /// Whether what ends at `expiry` ended so long ago that no difference of clocks explains it.
+    /// Returns `true` if `expiry` is so long ago that no difference of clocks explains it.
     pub(super) fn is_expired(&self, expiry: SystemTime) -> bool {
         expiry.checked_add(self.slop).is_some_and(|end| self.now() > end)
     }
 
-    /// The directory of the lock file.
+    /// Returns the directory of the lock file.
     pub(super) fn directory(&self) -> &Path {
         // `build` has made the path absolute, and seen that it ends in a name.
         self.lockfile.parent().unwrap_or(Path::new("/"))
     }
 
-    /// What the names of all files start with that belong to the lock.
+    /// Returns the prefix of the names of all files that belong to the lock.
     pub(super) fn prefix(&self) -> Vec<u8> {
         let mut prefix = self.lockfile.file_name().unwrap_or_default().as_encoded_bytes().to_vec();
         prefix.extend_from_slice(self.separator.as_bytes());
         prefix
     }
 
-    /// Whether a claim bears this machine's name, which another one may have as well.
+    /// Returns `true` if a claim has this machine's name, which another machine may have as well.
     pub(super) fn is_of_this_host(&self, claim: &ClaimName<'_>) -> bool {
         claim.hostname == self.hostname.as_bytes()
     }
@@ -72,18 +72,18 @@ impl Settings {
         self.is_of_this_host(claim) && self.mark.is_dead(claim)
     }
 
-    /// An error about this lock.
+    /// Creates an error about this lock.
     pub(super) fn error(&self, kind: ErrorKind, detail: impl Into<String>) -> Error {
         Error::new(kind, detail).for_key(&self.key)
     }
 
-    /// An error of the file system's.
+    /// Creates an error for a failed call to the file system.
     pub(super) fn io(&self, doing: &str, path: &Path, cause: io::Error) -> Error {
         let detail = if path == self.lockfile { doing.into() } else { format!("{doing} {}", path.display()) };
         self.error(ErrorKind::Io, detail).caused_by(cause)
     }
 
-    /// Whether reading is to be tried again after this error.
+    /// Returns `true` if reading is to be tried again after this error.
     pub(super) fn is_transient(&self, error: &io::Error) -> bool {
         error.raw_os_error().is_some_and(|code| self.retry_errnos.contains(&code))
     }

@@ -1,4 +1,4 @@
-//! A contender that several calls share, each of which has it alone for a while.
+//! A contender that several calls share, one at a time, and the jobs that they run on it.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -7,40 +7,46 @@ use crate::error::Result;
 use crate::file::contender::Contender;
 use crate::file::steps::Progress;
 
-/// Where a [`FileLock`](crate::FileLock) keeps its contender; empty while a call takes the lock.
+/// The contender of a [`FileLock`](crate::FileLock); empty while a call takes the lock.
 pub(super) type SharedContender = Arc<Mutex<Option<Contender>>>;
 
-/// Runs `look` on what is in the slot; `None` while a call takes the lock.
-pub(super) fn with_contender<T>(slot: &SharedContender, look: impl FnOnce(&mut Contender) -> T) -> Option<T> {
-    // Nothing panics while a slot is locked; if it did, the files tell how the contender stands.
-    slot.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
+/// Runs `look` on the contender; returns `None` while a call takes the lock.
+pub(super) fn with_contender<T>(
+    shared: &SharedContender,
+    look: impl FnOnce(&mut Contender) -> T,
+) -> Option<T> {
+    // Nothing panics while it is locked; if it did, the files show the contender's state.
+    shared.lock().unwrap_or_else(PoisonError::into_inner).as_mut().map(look)
 }
 
-/// As [`with`], but never waits; `None` also while another thread is at it.
-pub(super) fn try_with_contender<T>(slot: &SharedContender, look: impl FnOnce(&Contender) -> T) -> Option<T> {
-    slot.try_lock().ok()?.as_ref().map(look)
+/// As [`with`], but never waits; returns `None` also while another thread uses the contender.
+pub(super) fn try_with_contender<T>(
+    shared: &SharedContender,
+    look: impl FnOnce(&Contender) -> T,
+) -> Option<T> {
+    shared.try_lock().ok()?.as_ref().map(look)
 }
 
-/// A job that extends the lock of the slot's contender; `false` if it is not held.
-pub(super) fn refresh(slot: SharedContender, lifetime: Duration) -> impl FnMut() -> Result<Progress<bool>> {
+/// Returns a job that extends the contender's lock, and returns `false` if it is not held.
+pub(super) fn refresh(shared: SharedContender, lifetime: Duration) -> impl FnMut() -> Result<Progress<bool>> {
     let mut late = None;
     move || {
-        with_contender(&slot, |held| held.refresh(lifetime, &mut late)).unwrap_or(Ok(Progress::Done(false)))
+        with_contender(&shared, |held| held.refresh(lifetime, &mut late)).unwrap_or(Ok(Progress::Done(false)))
     }
 }
 
-/// A job that leaves the lock of the slot's contender; `false` if it is not held.
-pub(super) fn release(slot: SharedContender, lifetime: Duration) -> impl FnMut() -> Result<Progress<bool>> {
+/// Returns a job that releases the contender's lock, and returns `false` if it is not held.
+pub(super) fn release(shared: SharedContender, lifetime: Duration) -> impl FnMut() -> Result<Progress<bool>> {
     let mut late = None;
     move || {
-        with_contender(&slot, |held| held.release(lifetime, &mut late)).unwrap_or(Ok(Progress::Done(false)))
+        with_contender(&shared, |held| held.release(lifetime, &mut late)).unwrap_or(Ok(Progress::Done(false)))
     }
 }
 
-/// A job that removes what the slot's contender has put there, the lock included.
-pub(super) fn give_up(slot: SharedContender) -> impl FnMut() -> Result<Progress<()>> {
+/// Returns a job that removes all files of the contender, the lock included.
+pub(super) fn give_up(shared: SharedContender) -> impl FnMut() -> Result<Progress<()>> {
     let mut late = None;
-    move || with_contender(&slot, |held| held.give_up(&mut late)).unwrap_or(Ok(Progress::Done(())))
+    move || with_contender(&shared, |held| held.give_up(&mut late)).unwrap_or(Ok(Progress::Done(())))
 }
 
 #[cfg(all(test, unix))]

@@ -1,5 +1,5 @@
 //! Jobs that pause between calls to the file system: each is a function that takes one step and returns
-//! how far it has come. The caller pauses, and holds nothing meanwhile.
+//! how far it has come. The caller pauses, and holds no lock meanwhile.
 
 use std::thread;
 use std::time::Duration;

@@ -35,7 +35,7 @@ fn two_locks_of_one_process_exclude_each_other() {
     assert!(!other.try_lock().unwrap());
     let error = other.lock(Duration::from_millis(20)).unwrap_err();
     assert!(error.is_timeout() && error.is_busy());
-    let holder = format!("process {} on here keeps it", std::process::id());
+    let holder = format!("process {} on here holds it", std::process::id());
     assert_eq!(error.to_string(), format!("lock of {:?}: timed out: {holder}", place.path()));
     assert!(one.is_locked().unwrap() && !other.is_locked().unwrap());
     assert_eq!(kind(other.unlock()), ErrorKind::NotLocked);

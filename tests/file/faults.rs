@@ -37,7 +37,7 @@ fn bad_settings_are_refused_by_build_with_their_fault_and_the_limit() {
         (FileLock::builder("a\0b"), "invalid input: lockfile \"a\\0b\" has a zero byte"),
         (
             FileLock::builder("/d/a|b"),
-            "invalid input: lockfile /d/a|b has the separator \"|\" in it, set another one",
+            "invalid input: lockfile /d/a|b contains the separator \"|\", set another one",
         ),
         (lock().lifetime(Duration::from_millis(999)), "invalid input: lifetime is 999ms, the least is 1 s"),
         (
@@ -47,7 +47,7 @@ fn bad_settings_are_refused_by_build_with_their_fault_and_the_limit() {
         (lock().poll(Duration::ZERO), "invalid input: poll is 0, it must be longer"),
         (lock().separator(""), "invalid input: separator is empty"),
         (lock().hostname(""), "invalid input: hostname is empty"),
-        (lock().hostname("a|b"), "invalid input: hostname is \"a|b\", it has the separator \"|\" in it"),
+        (lock().hostname("a|b"), "invalid input: hostname is \"a|b\", it contains the separator \"|\""),
     ];
     for (builder, text) in cases {
         assert_eq!(fault(builder), text);
@@ -166,7 +166,7 @@ fn an_unrelated_file_is_never_touched_and_times_out() {
         let lock = place.lock();
         let error = lock.lock(SHORT).unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout);
-        assert!(error.to_string().ends_with("what stands at the path is not a lock, and is left alone"));
+        assert!(error.to_string().ends_with("the file at the path is not a lock, and is left alone"));
         assert!(!lock.try_lock().unwrap());
         assert_eq!(lock.state().unwrap(), LockState::Unknown);
         assert_eq!(lock.details().unwrap_err().kind(), ErrorKind::NotLocked);
@@ -273,7 +273,7 @@ fn a_late_holder_keeps_its_lock_if_nobody_is_about_to_break_it() {
     }
 }
 
-/// A challenge that somebody else has made, with an end.
+/// A challenge that another contender has made, with an end.
 fn foreign_challenge(place: &Place, host: &str, end: SystemTime) -> std::path::PathBuf {
     let path = place.dir().join(format!("x.lck|{host}|1|1|break"));
     fs::write(&path, "").unwrap();

@@ -29,7 +29,7 @@ async fn a_guard_holds_the_file_and_leaves_it() {
     assert!(place.files().is_empty());
 }
 
-/// A guard may not think that it holds the lock for longer than the file says.
+/// A guard may not count as held for longer than the file lasts.
 fn assert_ends_with_the_file(guard: &LeaseGuard, place: &Place) {
     let end = place.lock().expiration().unwrap();
     let left = end.duration_since(SystemTime::now()).unwrap();

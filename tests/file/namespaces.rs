@@ -13,7 +13,7 @@ use crate::support::{Place, Process, set_end};
 
 const S: Duration = Duration::from_secs(1);
 
-/// What makes a namespace, as root or as a user who may; none where nobody may.
+/// The command that makes a namespace, as root or as a user who may; `None` if no user may.
 fn unshare() -> Option<Command> {
     let ways: [&[&str]; 2] = [&[], &["--user", "--map-root-user"]];
     for way in ways {

@@ -27,7 +27,7 @@ fn twenty_processes_that_break_two_hundred_locks_are_never_inside_together() {
     assert_eq!(place.files(), ["log"], "every claim and challenge is gone");
 }
 
-/// How many times somebody came and went; panics where one came before another had gone.
+/// Counts how many times a holder came and went; panics if one came before another had gone.
 fn turns(log: &str) -> usize {
     let mut inside = HashMap::new();
     let mut turns = 0;

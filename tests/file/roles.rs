@@ -42,7 +42,7 @@ fn builder(path: &Path) -> Builder {
     FileLock::builder(path).hostname("here").poll(Duration::from_millis(5))
 }
 
-/// Takes the lock for a second, keeps it until told, and says what came of leaving it.
+/// Takes the lock for a second, keeps it until told, and prints the outcome of its release.
 fn hold(path: &Path) {
     let slop = Duration::from_secs(1);
     let lock = builder(path).lifetime(Duration::from_secs(1)).slop(slop).build().unwrap();
@@ -59,7 +59,7 @@ fn look(path: &Path) {
     say(&format!("{} sees {state:?}", std::process::id()));
 }
 
-/// Says which process it is, waits for the lock, which it never breaks, and says that it has it.
+/// Prints its process number, waits for the lock, which it never breaks, and prints that it holds it.
 fn wait(path: &Path) {
     let lock = builder(path).slop(Duration::from_secs(100_000)).build().unwrap();
     say(&std::process::id().to_string());
@@ -68,7 +68,7 @@ fn wait(path: &Path) {
     say("left");
 }
 
-/// For each name that it is told: takes that lock, logs that it comes and goes, and says so.
+/// For each name that it reads: takes that lock, logs that it comes and goes, and prints that it has.
 fn take_turns(dir: &Path) {
     let mut log = OpenOptions::new().append(true).create(true).open(dir.join("log")).unwrap();
     let pid = std::process::id();
@@ -83,7 +83,7 @@ fn take_turns(dir: &Path) {
     }
 }
 
-/// Tries once, and says what came of it.
+/// Tries once, and prints the outcome.
 fn try_once(path: &Path) {
     let outcome = builder(path).build().and_then(|lock| lock.try_lock());
     say(&outcome.map_or_else(|error| format!("{:?}: {error}", error.kind()), |taken| taken.to_string()));

@@ -55,7 +55,7 @@ impl Place {
         }
     }
 
-    /// A lock whose holder is gone long since.
+    /// A lock whose holder died long ago.
     pub(crate) fn abandoned(&self, name: &str) -> PathBuf {
         let path = self.0.path().join(name);
         let claim = format!("{}|elsewhere|1|17", path.display());
@@ -106,7 +106,7 @@ impl Process {
         self.child.id()
     }
 
-    /// The next thing that it says.
+    /// Returns the next line that it prints.
     pub(crate) fn hear(&mut self) -> String {
         let mut line = String::new();
         loop {

@@ -20,7 +20,8 @@ fn a_full_disk_is_an_error_and_nothing_is_left_behind() {
     assert!(place.files().is_empty(), "{:?}", place.files());
 }
 
-/// A directory of a file system without hard links, gone with its handle; none where none can be had.
+/// A directory on a file system without hard links, removed with its handle; `None` if there is no such
+/// file system.
 struct Vfat(Place);
 
 impl Vfat {
@@ -64,7 +65,7 @@ fn a_file_system_without_hard_links_is_called_one_and_nothing_is_left_behind() {
     assert!(said.contains("denied") && !said.contains("hard links"), "{said}");
 }
 
-/// This test's binary, for which every link fails so; none where there is no tool for it.
+/// This test's binary, for which every link fails in this way; `None` if there is no tool for it.
 fn refusing_links(errno: &str) -> Option<Command> {
     let mut strace = Command::new("strace");
     strace.args(["-f", "-qq", "-o", "/dev/null", "-e"]).arg(format!("inject=?link,linkat:error={errno}"));
@@ -77,7 +78,7 @@ fn refusing_links(errno: &str) -> Option<Command> {
     Some(strace)
 }
 
-/// Runs a try as a user who owns nothing here; nobody but root can.
+/// Runs a try as a user who owns nothing here; only root can do so.
 fn try_as_nobody(place: &Place) -> Option<String> {
     const NOBODY: u32 = 65534;
     let me = fs::metadata(place.dir()).unwrap().uid();

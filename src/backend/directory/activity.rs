@@ -18,14 +18,14 @@ pub(super) struct Activity {
 }
 
 /// One thing under way, until it is dropped.
-pub(super) struct UnderWay(Arc<Activity>);
+pub(super) struct InFlight(Arc<Activity>);
 
 impl Activity {
     /// # Errors
     /// [`ErrorKind::ClientClosed`](crate::ErrorKind::ClientClosed) once it is closed.
-    pub(super) fn begin(self: &Arc<Self>) -> Result<UnderWay> {
+    pub(super) fn begin(self: &Arc<Self>) -> Result<InFlight> {
         self.count.fetch_add(1, Ordering::SeqCst);
-        let begun = UnderWay(self.clone());
+        let begun = InFlight(self.clone());
         // In this order: whoever closes sees either what has begun or nothing.
         if self.is_closed.load(Ordering::SeqCst) { Err(client_closed()) } else { Ok(begun) }
     }
@@ -46,14 +46,14 @@ impl Activity {
     }
 }
 
-impl Clone for UnderWay {
+impl Clone for InFlight {
     fn clone(&self) -> Self {
         self.0.count.fetch_add(1, Ordering::SeqCst);
         Self(self.0.clone())
     }
 }
 
-impl Drop for UnderWay {
+impl Drop for InFlight {
     fn drop(&mut self) {
         let is_last = self.0.count.fetch_sub(1, Ordering::SeqCst) == 1;
         // A forked process takes no lock.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use futures::future::BoxFuture;
 use tokio::time::Instant;
 
-use crate::backend::directory::activity::UnderWay;
+use crate::backend::directory::activity::InFlight;
 use crate::error::Result;
 use crate::file::engine::FileLease;
 use crate::lease::{Change, HeldLease, LostReason, ReleaseCompletion};
@@ -14,15 +14,15 @@ use crate::lease::{Change, HeldLease, LostReason, ReleaseCompletion};
 pub(crate) struct DirectoryLease {
     file: FileLease,
     /// `None` once the release has begun.
-    under_way: Mutex<Option<UnderWay>>,
+    under_way: Mutex<Option<InFlight>>,
 }
 
 impl DirectoryLease {
-    pub(super) fn new(file: FileLease, under_way: UnderWay) -> Self {
+    pub(super) fn new(file: FileLease, under_way: InFlight) -> Self {
         Self { file, under_way: Mutex::new(Some(under_way)) }
     }
 
-    fn end(&self) -> Option<UnderWay> {
+    fn end(&self) -> Option<InFlight> {
         // Nothing panics while it is locked.
         self.under_way.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
