@@ -1,5 +1,4 @@
-//! The one error of this crate: opaque, cheap to clone, one word wide, told apart by its kind.
-//! Knows of no wire and no socket; the rooms that meet a failure say what it was.
+//! The error of this crate: opaque, cheap to clone, one word wide, with a kind to branch on.
 
 use std::error::Error as StdError;
 use std::fmt;
@@ -8,75 +7,16 @@ use std::sync::Arc;
 
 use crate::types::{Invalid, Key, Quoted, printable};
 
+mod kind;
 mod shown;
 
+pub use kind::ErrorKind;
 #[cfg(feature = "client")]
 pub(crate) use shown::is_host;
 #[cfg(any(feature = "client", feature = "tls"))]
 pub(crate) use shown::quoted;
 #[cfg(any(feature = "server", feature = "tls"))]
 pub(crate) use shown::shown;
-
-/// What went wrong, as far as a caller would act on it differently.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum ErrorKind {
-    /// The time allowed ran out: the lock stayed busy, the server stayed silent, or the dial did
-    /// not finish.
-    Timeout,
-    /// The server wants authentication first (`error_auth` to a command other than `auth`).
-    Auth,
-    /// The server refused the auth token in the handshake.
-    PermissionDenied,
-    /// The server has as many keys as it may (`error_max_locks`).
-    MaxLocks,
-    /// The key has as many waiters as it may (`error_max_waiters`).
-    MaxWaiters,
-    /// The key is in use with another limit, or was until a while ago (`error_limit_mismatch`). A
-    /// server keeps the limit of a key that nobody uses for up to its `--gc-max-idle` and
-    /// `--gc-interval`, 65 s unless set; then the key can have another one.
-    LimitMismatch,
-    /// A `wait` on a key that this connection did not enqueue for (`error_not_enqueued`).
-    NotQueued,
-    /// A second `enqueue` on one connection and key (`error_already_enqueued`).
-    AlreadyQueued,
-    /// The grant's lease ran out before its holder heard of it (`error_lease_expired`).
-    LeaseExpired,
-    /// The server is shutting down and grants nothing more (`error_draining`).
-    Draining,
-    /// The server is a replica that does not grant; [`Error::leader`] may name the one that does
-    /// (`error_not_leader`).
-    NotLeader,
-    /// The lease was lost before the operation: what it guarded may have had another holder.
-    LeaseLost,
-    /// The server knows no such holder: the token was released, has expired, or never was.
-    NotHeld,
-    /// This very object has the lock file already; locks are not reentrant.
-    AlreadyLocked,
-    /// The lock file is not held, or not by this object.
-    NotLocked,
-    /// Another status of the server's; [`Error::raw`] has its text.
-    Server,
-    /// The peer broke the protocol: a malformed, oversized or unasked-for line.
-    Protocol,
-    /// A value that cannot be sent or a setting that cannot work; nothing was sent.
-    InvalidInput,
-    /// The connection is closed, by the peer, by [`close`](crate::AsyncConn::close), or because
-    /// an earlier command was cut off and its reply can no longer be told from others.
-    ConnectionClosed,
-    /// The client was closed, by [`LockClient::close`](crate::LockClient::close).
-    ClientClosed,
-    /// More requests are under way on this client than it keeps, or all the connections that it may
-    /// have stay in use; nothing was sent.
-    Overloaded,
-    /// The engine that grants the leases cannot do this; nothing was sent. See
-    /// [`LockClient::capabilities`](crate::LockClient::capabilities).
-    Unsupported,
-    /// The operating system refused an operation.
-    Io,
-    /// The TLS handshake or its settings failed.
-    Tls,
-}
 
 /// The error of every operation in this crate. Cloning is cheap.
 ///
@@ -102,13 +42,13 @@ struct Inner {
     server: Option<Arc<str>>,
     raw: Option<Arc<str>>,
     leader: Option<Arc<str>>,
-    /// Whether it says that what was waited for was taken, and nothing worse.
+    /// `true` if the key or file was busy, and nothing worse happened.
     busy: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
 impl Error {
-    /// An error of `kind`; `detail` says what happened, in lower case and without a full stop.
+    /// Creates an error of `kind`; `detail` describes the failure, in lower case and without a full stop.
     pub(crate) fn new(kind: ErrorKind, detail: impl Into<String>) -> Self {
         Self(Arc::new(Inner {
             kind,
@@ -123,7 +63,7 @@ impl Error {
         }))
     }
 
-    /// What kind of failure this is.
+    /// Returns the kind of failure.
     ///
     /// # Examples
     /// ```
@@ -145,34 +85,34 @@ impl Error {
         self.0.kind
     }
 
-    /// The key that the failed operation was about.
+    /// Returns the key of the failed operation.
     pub fn key(&self) -> Option<&Key> {
         self.0.key.as_ref()
     }
 
-    /// The server (`host:port`) that the failed operation was sent to.
+    /// Returns the server (`host:port`) that the failed operation was sent to.
     pub fn server(&self) -> Option<&str> {
         self.0.server.as_deref()
     }
 
-    /// The server's own status line, where it answered with one, exactly as it came;
-    /// [`printable`](crate::printable) makes it fit to be shown.
+    /// Returns the server's status line, if it sent one, exactly as it came;
+    /// [`printable`](crate::printable) makes it safe to show.
     pub fn raw(&self) -> Option<&str> {
         self.0.raw.as_deref()
     }
 
-    /// The address that a replica named as its leader.
+    /// Returns the address that a replica named as its leader.
     pub fn leader(&self) -> Option<&str> {
         self.0.leader.as_deref()
     }
 
-    /// The time allowed ran out.
+    /// Returns `true` if a timeout has passed.
     pub fn is_timeout(&self) -> bool {
         self.kind() == ErrorKind::Timeout
     }
 
-    /// The key is taken: it stayed so for as long as it was waited for, or as many wait as may. The
-    /// same call may succeed later. A server that does not answer is a
+    /// Returns `true` if the key is held: it stayed so until the timeout, or it has as many waiters as it
+    /// may. The same call may succeed later. If a server does not answer, the error is a
     /// [`Timeout`](ErrorKind::Timeout) as well, but not this.
     ///
     /// # Examples
@@ -192,26 +132,26 @@ impl Error {
         self.0.busy || self.kind() == ErrorKind::MaxWaiters
     }
 
-    /// A lease is gone: what it guarded may have another holder by now.
+    /// Returns `true` if a lease is gone: what it guarded may have another holder by now.
     pub fn is_lease_lost(&self) -> bool {
         use ErrorKind::{LeaseExpired, LeaseLost, NotHeld, NotLocked};
         matches!(self.kind(), LeaseLost | LeaseExpired | NotHeld | NotLocked)
     }
 
-    /// The caller's input is at fault; the same call fails again.
+    /// Returns `true` if the caller's input is at fault; the same call fails again.
     pub fn is_invalid_input(&self) -> bool {
         self.kind() == ErrorKind::InvalidInput
     }
 
-    /// The connection or the server went away, or never was there; or the client has no room for
-    /// more, or is closed.
+    /// Returns `true` if the connection or the server is unavailable, or the client has reached a limit
+    /// or is closed.
     pub fn is_unavailable(&self) -> bool {
         use ErrorKind::{ClientClosed, ConnectionClosed, Draining, Io, NotLeader, Overloaded};
         matches!(self.kind(), ClientClosed | ConnectionClosed | Draining | Io | NotLeader | Overloaded)
     }
 }
 
-/// What the rooms add on the way up. Each keeps what is already known.
+/// What each layer adds on the way up. None of these replaces what is already known.
 #[cfg_attr(not(feature = "client"), allow(dead_code))]
 impl Error {
     pub(crate) fn invalid(field: &'static str, fault: impl Into<String>) -> Self {
@@ -254,7 +194,7 @@ impl Error {
         self
     }
 
-    /// What it says, with whatever the peer has put into it.
+    /// Returns the error in words, with the peer's text unescaped.
     fn text(&self) -> String {
         let inner = &*self.0;
         let key = inner.key.as_ref().map(Key::to_text);
@@ -265,7 +205,7 @@ impl Error {
             (None, Some(key)) => key.to_string(),
             (None, None) => String::new(),
         };
-        // A lock file is key and grantor in one.
+        // The path of a lock file is both its key and its endpoint.
         if let Some(server) = inner.server.as_deref().filter(|server| key.as_deref() != Some(server)) {
             text += if text.is_empty() { "" } else { " on " };
             text += server;
@@ -286,8 +226,8 @@ impl Error {
         }
     }
 
-    /// An I/O failure, sorted by what it means for a caller; one that a stream of this crate has
-    /// named already is taken out as it is.
+    /// Creates the error of an I/O failure, with the kind that a caller would act on. If a stream of this
+    /// crate has wrapped an `Error` in it, returns that one.
     pub(crate) fn io(doing: &str, cause: io::Error) -> Self {
         use io::ErrorKind as Io;
         let cause = match cause.downcast::<Self>() {
@@ -307,45 +247,8 @@ impl Error {
     }
 }
 
-impl ErrorKind {
-    fn phrase(self) -> &'static str {
-        match self {
-            Self::Timeout => "timed out",
-            Self::Auth => "authentication required",
-            Self::PermissionDenied => "permission denied",
-            Self::MaxLocks => "too many keys on the server",
-            Self::MaxWaiters => "too many waiters for the key",
-            Self::LimitMismatch => "the key is in use with another limit",
-            Self::NotQueued => "not in the queue",
-            Self::AlreadyQueued => "already in the queue",
-            Self::LeaseExpired => "the lease ran out before it was handed over",
-            Self::Draining => "the server is shutting down",
-            Self::NotLeader => "the server is not the leader",
-            Self::LeaseLost => "the lease is lost",
-            Self::NotHeld => "not the holder",
-            Self::AlreadyLocked => "already locked",
-            Self::NotLocked => "not locked",
-            Self::Server => "the server refused",
-            Self::Protocol => "protocol violation",
-            Self::InvalidInput => "invalid input",
-            Self::ConnectionClosed => "connection closed",
-            Self::ClientClosed => "the client is closed",
-            Self::Overloaded => "the client is overloaded",
-            Self::Unsupported => "not supported",
-            Self::Io => "i/o error",
-            Self::Tls => "tls error",
-        }
-    }
-}
-
-impl fmt::Display for ErrorKind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.phrase())
-    }
-}
-
-/// One line, for people: what deceives is escaped, as [`printable`](crate::printable) does it, whatever
-/// a server or a file put into it.
+/// Shows one line to people: deceptive characters from a server or a file are escaped, as by
+/// [`printable`](crate::printable).
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&printable(&self.text()))
@@ -370,8 +273,8 @@ impl From<Invalid> for Error {
     }
 }
 
-/// For code that branches on [`io::ErrorKind`]: a refused auth token is `PermissionDenied`, a
-/// timeout is `TimedOut`, and so on; the error itself travels inside.
+/// Converts for code that branches on [`io::ErrorKind`]: a refused auth token is `PermissionDenied`, a
+/// timeout is `TimedOut`, and so on; the error itself is inside.
 impl From<Error> for io::Error {
     fn from(error: Error) -> Self {
         use io::ErrorKind as Io;
@@ -390,7 +293,7 @@ impl From<Error> for io::Error {
     }
 }
 
-/// What every operation of this crate returns.
+/// The result of every operation of this crate.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 #[cfg(test)]

@@ -1,13 +1,13 @@
-//! Which server a key lives on: the same rule in every client language. Knows of no connection.
+//! Picks the server of a key, by the same rule as the clients in other languages.
 
-/// The server that a client talks to when none is named: `127.0.0.1`, port 6388.
+/// The server of a client for which none is set: `127.0.0.1`, port 6388.
 pub const DEFAULT_SERVERS: &[(&str, u16)] = &[("127.0.0.1", 6388)];
 
 /// Picks a server for a key. Closures `Fn(&str, usize) -> usize` are strategies too.
 ///
-/// Every client of a fleet must answer alike, or two holders can have one key on two servers.
+/// Every client of a fleet must return the same server, or two holders can have one key on two servers.
 pub trait ShardingStrategy: Send + Sync + 'static {
-    /// The index of the key's server, `0..servers`. An index out of range is reported to the
+    /// Returns the index of the key's server, `0..servers`. An index out of range is reported to the
     /// caller of the lock as [`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput).
     fn shard(&self, key: &str, servers: usize) -> usize;
 }
@@ -18,9 +18,9 @@ impl<F: Fn(&str, usize) -> usize + Send + Sync + 'static> ShardingStrategy for F
     }
 }
 
-/// The default strategy: the IEEE CRC-32 of the key's UTF-8, modulo the number of servers.
+/// Returns the IEEE CRC-32 of the key's UTF-8, modulo the number of servers: the default strategy.
 ///
-/// The Go, Python and TypeScript clients compute the same. 0 when there are no servers.
+/// The Go, Python and TypeScript clients compute the same. Returns 0 if there are no servers.
 ///
 /// ```
 /// assert_eq!(dflockd_client::stable_hash_shard("deploy-job", 7), 4);

@@ -1,16 +1,16 @@
-//! Values of the caller's as errors show them: a key is easily given where a name or a path belongs,
-//! and then it is not repeated.
+//! The caller's values as errors show them: a key is easily given in place of a name or a path, and then
+//! it is not repeated.
 
 #[cfg(any(feature = "server", feature = "tls"))]
 use std::path::Path;
 
-/// A host's name as an error shows it: not what no name can be, since it may be a key in its place.
+/// Returns a host's name as an error shows it. A text that cannot be a name is left out: it may be a key.
 #[cfg(any(feature = "client", feature = "tls"))]
 pub(crate) fn quoted(name: &str) -> String {
     if is_host(name) { format!("{name:?}") } else { format!("a text of {} bytes", name.len()) }
 }
 
-/// Whether `name` is as short as the name of a host has to be.
+/// Returns `true` if `name` is as short as the name of a host must be.
 #[cfg(any(feature = "client", feature = "tls"))]
 pub(crate) fn is_host(name: &str) -> bool {
     const LONGEST_NAME: usize = 253;
@@ -18,7 +18,8 @@ pub(crate) fn is_host(name: &str) -> bool {
     name.len() <= LONGEST_NAME && name.split('.').all(|label| label.len() <= LONGEST_LABEL)
 }
 
-/// A path as errors and `Debug` show it: not what is a key or a certificate given in its place.
+/// Returns a path as errors and `Debug` show it. A key or a certificate that was given in its place is
+/// left out.
 #[cfg(any(feature = "server", feature = "tls"))]
 pub(crate) fn shown(path: &Path) -> String {
     const LONG: usize = 100;

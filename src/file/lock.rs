@@ -134,7 +134,6 @@ impl FileLock {
     }
 
     /// Releases the lock.
-
     ///
     /// # Errors
     /// [`NotLocked`](ErrorKind::NotLocked) if this object does not hold it, or it was broken;

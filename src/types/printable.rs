@@ -1,15 +1,16 @@
-//! Text from others as a terminal or a log may show it: what deceives a reader is escaped. Knows of
-//! nothing else.
+//! Text from other parties as a terminal or a log may show it: characters that deceive a reader are
+//! escaped.
 
 use std::borrow::Cow;
 use std::fmt;
 
-/// Text from somebody else, such as a key, as a person may be shown it: characters that command a
-/// terminal, cannot be seen, or turn the reading direction round are escaped, as `\n` or `\u{202e}`.
+/// Returns text from another party, such as a key, in a form that is safe to show: characters that
+/// control a terminal, are invisible, or reverse the reading direction are escaped, as `\n` or
+/// `\u{202e}`.
 ///
-/// Letters of any script stay as they are, with the marks that combine with them. [`Key`](crate::Key)
-/// and [`Error`](crate::Error) print themselves so; what is stored, compared or sent is the exact
-/// text, as [`Key::to_text`](crate::Key::to_text) gives it.
+/// Letters of any script stay as they are, with the marks that combine with them. [`Key`](crate::Key) and
+/// [`Error`](crate::Error) print themselves in this form. The exact text, as
+/// [`Key::to_text`](crate::Key::to_text) returns it, is stored, compared and sent.
 ///
 /// # Examples
 /// ```
@@ -28,7 +29,7 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     Cow::Owned(escaped)
 }
 
-/// The same in quotes, and with those in it escaped.
+/// Shows the same in quotes, with the quotes in it escaped.
 pub(crate) struct Quoted<'a>(pub(crate) &'a str);
 
 impl fmt::Display for Quoted<'_> {
@@ -38,18 +39,18 @@ impl fmt::Display for Quoted<'_> {
     }
 }
 
-/// Whether the character must not reach a person's eyes. A mark that combines may at a text's start,
-/// where it would change what stands before the text.
+/// Returns `true` if the character must be escaped. At a text's start, that includes a combining mark,
+/// which would change the character before the text.
 fn deceives(c: char, starts: bool) -> bool {
     match c {
         ' '..='~' => false,
-        // Not to be seen, though letters or marks by their kind: fillers, joiners, variation selectors,
-        // and the empty braille pattern.
+        // Invisible, though letters or marks by category: fillers, joiners, variation selectors, and the
+        // empty braille pattern.
         '\u{34f}' | '\u{115f}' | '\u{1160}' | '\u{17b4}' | '\u{17b5}' | '\u{180b}'..='\u{180f}' => true,
         '\u{2800}' | '\u{3164}' | '\u{fe00}'..='\u{fe0f}' | '\u{ffa0}' | '\u{e0100}'..='\u{e01ef}' => true,
         c if starts => c.escape_debug().nth(1).is_some(),
-        // What a string's `Debug` escapes within it: control and format characters, every space but the
-        // plain one, line ends, and what is in private use or not assigned.
+        // The characters that a string's `Debug` escapes: control and format characters, every space but
+        // the plain one, line ends, and code points in private use or not assigned.
         c => {
             let mut text = [b'a'; 5];
             let length = 1 + c.encode_utf8(&mut text[1..]).len();

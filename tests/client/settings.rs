@@ -47,12 +47,12 @@ fn a_key_that_cannot_be_sent_is_refused() {
     let long = "k".repeat(257);
     let keys = [
         ("", "key is empty"),
-        (" ", "key has white space at byte 0"),
-        ("two words", "key has white space at byte 3"),
-        ("tab\tbed", "key has white space at byte 3"),
-        ("new\nline", "key has white space at byte 3"),
-        ("return\r", "key has white space at byte 6"),
-        ("no\u{a0}break", "key has white space at byte 2"),
+        (" ", "key has whitespace at byte 0"),
+        ("two words", "key has whitespace at byte 3"),
+        ("tab\tbed", "key has whitespace at byte 3"),
+        ("new\nline", "key has whitespace at byte 3"),
+        ("return\r", "key has whitespace at byte 6"),
+        ("no\u{a0}break", "key has whitespace at byte 2"),
         (&*long, "key is 257 bytes long, the limit is 256"),
     ];
     for (key, fault) in keys {

@@ -187,7 +187,7 @@ fn wrong_arguments_are_told_in_one_line_that_says_where_to_look() {
     }
     // What the library refuses is told as well, before anything is sent.
     for (args, names) in [
-        (&["run", "two words", "--", "true"][..], "white space"),
+        (&["run", "two words", "--", "true"][..], "whitespace"),
         (&["run", "", "--", "true"], "the key is empty"),
         (&["run", "k", "--limit", "0", "--", "true"], "--limit is 0"),
         (&["run", "k", "--ttl", "0s", "--", "true"], "--ttl is 0"),
@@ -198,7 +198,7 @@ fn wrong_arguments_are_told_in_one_line_that_says_where_to_look() {
         (&["file", "--separator", "7", "/tmp/a.lck", "--", "true"], "--separator is \"7\""),
         (&["file", "status", "--hostname", "a b", "/tmp/a.lck"], "--hostname is \"a b\""),
         (&["file", "--ttl", "1s", "/tmp/a.lck", "--", "true"], "--ttl is 1s"),
-        (&["shard", "two words"], "white space"),
+        (&["shard", "two words"], "whitespace"),
     ] {
         let ended = ended(&mut bare(args));
         assert_eq!(ended.code, Some(64), "{args:?}: {ended:?}");
