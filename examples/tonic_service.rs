@@ -166,7 +166,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("a job whose lease is lost:");
     let mut progress = call(&channel, "report", 1_000).await?;
     println!("  {:?}", progress.message().await?);
-    locks.lose_lease("job:report");
+    locks.expire_lease("job:report");
     // The next renewal would tell after half of the ttl; a closed connection tells at once.
     locks.cut();
     let end = loop {

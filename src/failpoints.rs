@@ -1,20 +1,20 @@
-//! Rules that this crate's own tests break on purpose, to show that their checkers would notice.
-//! Nothing is ever broken without the feature `_failpoints`, which is for those tests alone.
+//! Rules that this crate's own tests break on purpose, to show that their checkers notice. Without the
+//! feature `_failpoints`, which is for those tests alone, no rule can be broken.
 
-/// A rule that a test can break, for its whole process.
+/// A rule that a test can break, in its whole process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[cfg_attr(not(feature = "_failpoints"), allow(dead_code, unreachable_pub))]
 pub enum Rule {
     /// A lease is lost at its deadline, and when its server is silent for too long.
     Deadline,
-    /// A grant that nobody took is released.
+    /// An unclaimed grant is released.
     ReleaseUnclaimed,
-    /// A reply belongs to the oldest request, even if nobody waits for that any more.
+    /// A reply belongs to the oldest request, even if no caller waits for it.
     ReplyOrder,
-    /// What a connection held that the server gave up, as by its write timeout, is freed no earlier
-    /// than the read timeout would have freed it.
+    /// If the server gives a connection up, as by its write timeout, the keys of that connection are
+    /// freed no earlier than the read timeout would have freed them.
     GivenUp,
-    /// The table of a server is asked for over a connection of its own.
+    /// A request for a server's table has an exclusive connection.
     StatsApart,
 }
 
@@ -26,7 +26,7 @@ mod switch {
 
     static BROKEN: AtomicU8 = AtomicU8::new(0);
 
-    /// Breaks these rules and mends all others.
+    /// Breaks these rules and restores all others.
     pub fn break_only(rules: impl IntoIterator<Item = Rule>) {
         let broken = rules.into_iter().fold(0, |broken, rule| broken | bit(rule));
         BROKEN.store(broken, Ordering::SeqCst);
@@ -51,7 +51,7 @@ pub(crate) const fn is_broken(_: Rule) -> bool {
     false
 }
 
-/// What a test waits for that looks at events: they are told on another thread.
+/// Counts events, for tests that check them: they are delivered on another thread.
 #[cfg(feature = "_failpoints")]
 mod events {
     use std::sync::atomic::{AtomicU64, Ordering};
@@ -61,13 +61,12 @@ mod events {
     static QUEUED: AtomicU64 = AtomicU64::new(0);
     static DELIVERED: AtomicU64 = AtomicU64::new(0);
 
-    /// Blocks until every event that has happened in this process was told to its listener.
+    /// Blocks until every event of this process was delivered to its event handler.
     pub fn await_event_handlers() {
         let start = Instant::now();
-        // What was told is read first: if that is as many as were queued a moment later, none is left.
-        // The events of tests beside this one count, since one of them may be told before one of ours.
+        // The delivered ones are read first: if they are as many as were queued a moment later, none is left. Events of concurrent tests count, since one of them may be delivered before one of this test's.
         while DELIVERED.load(Ordering::SeqCst) < QUEUED.load(Ordering::SeqCst) {
-            assert!(start.elapsed() < Duration::from_secs(60), "a listener is stuck");
+            assert!(start.elapsed() < Duration::from_secs(60), "an event handler is stuck");
             thread::sleep(Duration::from_micros(20));
         }
     }
@@ -94,7 +93,7 @@ pub(crate) const fn event_queued() {}
 #[cfg(all(not(feature = "_failpoints"), any(feature = "client", feature = "file")))]
 pub(crate) const fn event_delivered() {}
 
-/// A machine that is suspended: what its clocks show afterwards.
+/// A suspended machine, as its clocks show it afterwards.
 #[cfg(feature = "_failpoints")]
 mod suspension {
     use std::sync::atomic::{AtomicI64, Ordering};
@@ -102,8 +101,8 @@ mod suspension {
 
     static SUSPENDED: AtomicI64 = AtomicI64::new(0);
 
-    /// From now on the clocks of this process look as if the machine had been suspended for this long, a
-    /// moment ago.
+    /// Makes the clocks of this process look as if the machine had been suspended for this long, a moment
+    /// ago.
     pub fn suspend(slept: Duration) {
         let slept = i64::try_from(slept.as_nanos()).expect("it is less than centuries");
         SUSPENDED.fetch_add(slept, Ordering::SeqCst);

@@ -1,5 +1,5 @@
-//! Streams and how they come to be: the seam where tests plug in duplex pipes, scripted peers and
-//! simulated networks. Knows of no protocol.
+//! Streams and how they are opened. Here tests plug in duplex pipes, scripted peers and simulated
+//! networks.
 
 mod addresses;
 
@@ -20,27 +20,27 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin + 'static {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + 'static> Stream for T {}
 
-/// A stream of whatever kind.
+/// A stream of any kind.
 pub type BoxStream = Box<dyn Stream>;
 
-/// Opens streams to servers. [`TcpDial`] is the default; tests bring their own.
+/// Opens streams to servers. [`TcpDial`] is the default; tests have their own.
 pub trait Dial: Send + Sync + 'static {
-    /// Connects to `host:port`. Dropping the future gives the attempt up.
+    /// Connects to `host:port`. Dropping the future cancels the attempt.
     fn dial<'a>(&'a self, host: &'a str, port: u16) -> BoxFuture<'a, io::Result<BoxStream>>;
 }
 
-/// Dials TCP, with `TCP_NODELAY` on, and with keepalive probes: the first after 15 s without a byte, then
-/// one every 10 s, and the connection is given up when four in a row were not answered. A wait for a busy
-/// key sends nothing else, so they are what keeps it open at NATs and firewalls on the way. A proxy that
-/// ends connections without *data* does not count them: its idle timeout must be longer than any wait.
+/// Connects by TCP, with `TCP_NODELAY` on and with keepalive probes: the first after 15 s without a byte,
+/// then one every 10 s; after four unanswered ones in a row the connection closes. A wait for a busy key
+/// sends nothing else, so these probes keep it open at NATs and firewalls on the way. A proxy that closes
+/// connections without *data* does not count them: its idle timeout must be longer than any wait.
 ///
-/// A name that has several addresses is tried at the next one, beside the first, after 250 ms, or at once
-/// when the first fails. The address that worked is tried first the next time. Clones share that.
+/// If a name has several addresses, the next one is tried beside the first after 250 ms, or at once if
+/// the first fails. The address that worked is tried first the next time. Clones share that memory.
 #[derive(Clone, Debug, Default)]
 pub struct TcpDial(Arc<Addresses>);
 
 impl TcpDial {
-    /// A dialler that has not dialled yet.
+    /// Creates a dialler that remembers no address.
     pub fn new() -> Self {
         Self::default()
     }
@@ -57,18 +57,18 @@ impl Dial for TcpDial {
     }
 }
 
-/// Accepts streams. Implemented for tokio's `TcpListener`; tests bring their own.
+/// Accepts streams. Implemented for tokio's `TcpListener`; tests have their own.
 pub trait Listen: Send + 'static {
-    /// The stream that an accepted connection is.
+    /// The type of an accepted stream.
     type Stream: Stream;
 
-    /// Waits for the next connection and names its peer. Must be cancel safe.
+    /// Waits for the next connection and returns it with its peer's address. Must be cancel safe.
     fn accept(&mut self) -> impl Future<Output = io::Result<(Self::Stream, SocketAddr)>> + Send;
 
-    /// The address that connections are accepted on, the first if there are several.
+    /// Returns the address that connections are accepted on; the first if there are several.
     fn local_addr(&self) -> io::Result<SocketAddr>;
 
-    /// All addresses that connections are accepted on.
+    /// Returns all addresses that connections are accepted on.
     fn local_addrs(&self) -> io::Result<Vec<SocketAddr>> {
         Ok(vec![self.local_addr()?])
     }
@@ -91,8 +91,8 @@ impl Listen for tokio::net::TcpListener {
     }
 }
 
-/// Tunes an accepted connection. One that is reset already takes no options, on some systems: that is no
-/// fault of the listener's.
+/// Tunes an accepted connection; returns `false` if that fails. On some systems a connection that is
+/// already reset accepts no options, which is not the listener's fault.
 pub(crate) fn try_tune(stream: &TcpStream, peer: SocketAddr) -> bool {
     let tuned = tune(stream);
     if let Err(error) = &tuned {
@@ -101,16 +101,18 @@ pub(crate) fn try_tune(stream: &TcpStream, peer: SocketAddr) -> bool {
     tuned.is_ok()
 }
 
-/// How long nothing comes before the system asks whether the peer's host is still there, and how often
-/// then: often enough, too, for those on the way that drop a quiet connection, since a wait sends nothing. After four probes without an answer the connection ends, 55 s after the peer was last heard.
+/// How long a connection is idle before the system probes the peer's host, and how often then: often
+/// enough, too, for NATs and firewalls that drop an idle connection, since a wait sends nothing. After
+/// four unanswered probes the connection closes, 55 s after the peer's last byte.
 const PROBE_AFTER: Duration = Duration::from_secs(15);
 const PROBE_INTERVAL: Duration = Duration::from_secs(10);
-/// The same for what was sent and is not acknowledged, which no probe follows: the system would send it
-/// again for a quarter of an hour.
+/// The same for bytes that were sent and are not acknowledged, which no probe follows: the system would
+/// retransmit them for a quarter of an hour.
 #[cfg(any(target_os = "linux", target_os = "android"))]
 const UNACKNOWLEDGED_TIMEOUT: Duration = Duration::from_secs(50);
 
-/// Small frames leave at once, and a peer whose host is gone is noticed within a minute.
+/// Sets the options by which small frames leave at once, and a peer whose host is gone is noticed within
+/// a minute.
 fn tune(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     let socket = SockRef::from(stream);

@@ -1,9 +1,9 @@
-//! Which process a thing belongs to. A forked child has its parent's memory, with the locks that were
+//! The process to which a value belongs. A forked child has its parent's memory, with the locks that were
 //! held at the fork, but none of the threads that would release them.
 
 use forkguard::Guard;
 
-/// The process in which a thing was made.
+/// The process in which a value was created.
 #[derive(Clone, Debug)]
 pub(crate) struct Origin {
     forks: Guard,
@@ -20,8 +20,9 @@ impl Origin {
         }
     }
 
-    /// Whether this process made the thing, and not one that it was forked from. No system call, since each
-    /// acquire asks several times: the C library's `fork` counts, and a bare `clone` goes unseen.
+    /// Returns `true` if this process created the value, and not one that it was forked from. Makes no
+    /// system call, since each acquire checks several times: it notices the C library's `fork`, but not a
+    /// bare `clone`.
     pub(crate) fn is_here(&self) -> bool {
         #[cfg(test)]
         if self.in_a_fork != pretended::is_a_fork() {
@@ -30,10 +31,10 @@ impl Origin {
         !self.forks.clone().detected_fork()
     }
 
-    /// What is wrong with the thing where this process did not make it.
+    /// Returns the fault of a value that another process created; `None` for this process's own.
     #[cfg_attr(not(feature = "client"), allow(dead_code))]
     pub(crate) fn fault(&self) -> Option<String> {
-        (!self.is_here()).then(|| "another process made it, this one was forked from that".to_owned())
+        (!self.is_here()).then(|| "was created by a process that this one was forked from".to_owned())
     }
 }
 
@@ -56,7 +57,7 @@ mod pretended {
         FORKED.get()
     }
 
-    /// Does this as the one thread of a forked child would.
+    /// Runs `act` as the one thread of a forked child would.
     pub(crate) fn in_a_fork<T>(act: impl FnOnce() -> T) -> T {
         FORKED.set(true);
         let value = act();

@@ -1,6 +1,6 @@
-//! For how long the machine was suspended. The clocks that leases count with stand still meanwhile, and a
-//! server on another machine goes on. Linux has a clock that counts the time; where there is none, no
-//! suspension is noticed.
+//! Measures for how long the machine was suspended. The clocks that leases count with stand still
+//! meanwhile, and a server on another machine goes on. Linux has a clock that counts the time; on systems
+//! without one, no suspension is noticed.
 
 use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::{Mutex, PoisonError};
@@ -10,29 +10,29 @@ use tokio::time::Instant;
 
 use crate::failpoints;
 
-/// A difference between two looks at the clocks that is less than this may be due to the looks.
+/// A smaller difference between two readings of the clocks may be due to the readings.
 const NOISE_NANOS: i64 = 1_000_000;
-/// How many suspensions are told apart.
+/// How many suspensions are kept apart.
 const MAX_SUSPENSIONS: usize = 64;
 
 static SUSPENSIONS: Mutex<Suspensions> = Mutex::new(Suspensions::new());
-/// How far the one clock is ahead of the other, in nanoseconds, as far as was noticed.
+/// How far the clock that counts suspended time is ahead, in nanoseconds, as far as was noticed.
 static KNOWN_OFFSET: AtomicI64 = AtomicI64::new(UNKNOWN);
 const UNKNOWN: i64 = i64::MIN;
-/// Whether the machine was ever suspended.
+/// `true` once the machine was suspended.
 static EVER_SUSPENDED: AtomicBool = AtomicBool::new(false);
 
-/// This instant, once every suspension before it was noticed: what is counted from here knows of every one
-/// that comes.
+/// Returns the current instant, after it has noticed every earlier suspension. A duration that is counted
+/// from it includes every later one.
 pub(crate) fn now() -> Instant {
     notice();
     Instant::now()
 }
 
-/// Notices whether the machine was suspended since the last time. Costs two looks at a clock.
+/// Notices if the machine was suspended since the last call. Costs two readings of a clock.
 pub(crate) fn notice() {
     let known = KNOWN_OFFSET.load(Ordering::Acquire);
-    // The clock that counts all time is read last, so that the two are not more alike than they were.
+    // The clock that counts all time is read last, so that no suspension is missed.
     let Some(ahead) = clocks::offset_at_most() else { return };
     if known == UNKNOWN || ahead - known > NOISE_NANOS {
         record();
@@ -55,7 +55,7 @@ fn record() {
     }
 }
 
-/// For how long the machine was suspended since `then`, as far as that was noticed.
+/// Returns for how long the machine was suspended since `then`, as far as that was noticed.
 pub(crate) fn since(then: Instant) -> Duration {
     if !EVER_SUSPENDED.load(Ordering::Acquire) {
         return Duration::ZERO;
@@ -63,7 +63,7 @@ pub(crate) fn since(then: Instant) -> Duration {
     SUSPENSIONS.lock().unwrap_or_else(PoisonError::into_inner).since(then)
 }
 
-/// Each suspension, with when it was noticed.
+/// The suspensions, each with the instant at which it was noticed.
 struct Suspensions(Vec<(Instant, Duration)>);
 
 impl Suspensions {
@@ -73,14 +73,14 @@ impl Suspensions {
 
     fn add(&mut self, noticed: Instant, slept: Duration) {
         if self.0.len() == MAX_SUSPENSIONS {
-            // The two oldest count as one, as late as the later one.
+            // The two oldest count as one, at the instant of the later one.
             let (_, oldest) = self.0.remove(0);
             self.0[0].1 += oldest;
         }
         self.0.push((noticed, slept));
     }
 
-    /// One that was noticed after `then` may have begun before it, and counts.
+    /// A suspension that was noticed after `then` counts, even if it began before.
     fn since(&self, then: Instant) -> Duration {
         self.0.iter().filter(|(noticed, _)| *noticed > then).map(|(_, slept)| *slept).sum()
     }
@@ -94,16 +94,16 @@ mod clocks {
 
     use super::failpoints;
 
-    /// How close to each other the looks at the two clocks should be.
+    /// How close to each other the readings of the two clocks should be.
     const CLOSE_NANOS: i64 = 100_000;
 
-    /// How far the clock that counts suspended time is ahead, or less.
+    /// Returns how far the clock that counts suspended time is ahead, or slightly more.
     pub(super) fn offset_at_most() -> Option<i64> {
         let awake = awake();
         all().map(|all| all - awake)
     }
 
-    /// The same, exactly, unless this thread loses its turn each time.
+    /// Returns the same exactly, unless this thread is preempted each time.
     pub(super) fn exact_offset() -> Option<i64> {
         let mut closest: Option<(i64, i64)> = None;
         for _ in 0..8 {
@@ -123,7 +123,7 @@ mod clocks {
         nanos(clock_gettime(ClockId::Monotonic))
     }
 
-    /// Kernels without this clock are of an age without this crate.
+    /// Kernels without this clock are too old for this crate.
     fn all() -> Option<i64> {
         let all = clock_gettime_dynamic(DynamicClockId::Boottime).ok()?;
         Some(nanos(all) + failpoints::suspended())

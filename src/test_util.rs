@@ -1,8 +1,8 @@
-//! A lock server inside a test: reached by pipes instead of sockets, so that paused time drives
-//! leases and nothing needs a free port; and it fails when told to. For the tests of services that
-//! hold leases, and for this crate's own. The one room that joins the client and the server.
+//! A lock server inside a test, over pipes instead of sockets: paused time drives leases, no test needs a
+//! free port, and the network fails when told to. For tests of services that hold leases, and for this
+//! crate's own.
 //!
-//! What does a handler do when its lease is lost? Five lines tell:
+//! A test of what a handler does when its lease is lost:
 //!
 //! ```rust,test_harness
 //! use dflockd_client::{LockClient, Outcome, test_util::TestServer};
@@ -20,23 +20,22 @@
 //! async fn an_export_that_loses_its_lease_is_a_conflict() {
 //!     let server = TestServer::new();
 //!     let handler = tokio::spawn(export(server.locks()));
-//!     server.held("export").await;
-//!     server.lose_lease("export");
+//!     server.wait_until_held("export").await;
+//!     server.expire_lease("export");
 //!     assert_eq!(handler.await.unwrap().unwrap(), "409 Conflict");
 //! }
 //! ```
 //!
 //! With paused time (`start_paused`) a minute of renewals takes microseconds: tokio sets its clock
 //! forward whenever every task waits.
-//!
-//! | The test does | The client sees |
+//! | The test calls | The client sees |
 //! |---|---|
-//! | [`lose_lease`](TestServer::lose_lease) | its next renewal rejected |
+//! | [`expire_lease`](TestServer::expire_lease) | its next renewal rejected |
 //! | [`cut`](TestServer::cut), [`reset`](TestServer::reset) | its connections closed, or failing, at once; new ones work |
 //! | [`partition`](TestServer::partition), [`heal`](TestServer::heal) | silence, until its leases are given up; what was sent arrives late |
-//! | [`drain`](TestServer::drain) | no more grants, time to let go, refused connections |
+//! | [`drain`](TestServer::drain) | no more grants, time to release, refused connections |
 //! | [`restart`](TestServer::restart) | its connections closed; the server has forgotten every lock |
-//! | `tokio::time::advance` | leases that run out, renewals that come late |
+//! | `tokio::time::advance` | leases that expire, renewals that come late |
 
 mod network;
 
@@ -59,12 +58,12 @@ use crate::proto::StatsResult;
 use crate::server::{Server, ServerConfig};
 use crate::types::Key;
 
-/// How long [`TestServer::held`] waits before it takes the test for broken.
-const PATIENCE: Duration = Duration::from_secs(60);
-const LOOK: Duration = Duration::from_millis(1);
+/// How long [`TestServer::wait_until_held`] waits before it fails the test.
+const HELD_TIMEOUT: Duration = Duration::from_secs(60);
+const CHECK_INTERVAL: Duration = Duration::from_millis(1);
 
-/// An embedded server, and a network to it that fails when told to. Cheap to clone; clones are the
-/// same server over the same network.
+/// An embedded server, and a network to it that fails when told to. Cheap to clone; clones share the
+/// server and the network.
 ///
 /// ```
 /// use dflockd_client::{LostReason, Outcome, test_util::TestServer};
@@ -80,65 +79,65 @@ const LOOK: Duration = Duration::from_millis(1);
 #[derive(Clone)]
 pub struct TestServer {
     config: ServerConfig,
-    life: Arc<Mutex<Life>>,
+    instance: Arc<Mutex<Instance>>,
     network: Arc<Network>,
 }
 
-/// What a restart replaces.
-struct Life {
+/// The part that a restart replaces.
+struct Instance {
     server: Server,
     draining: bool,
 }
 
 impl TestServer {
-    /// A server with default settings.
+    /// Creates a server with default settings.
     pub fn new() -> Self {
         Self::with(ServerConfig::default()).expect("the defaults are valid")
     }
 
-    /// A server with these settings; its address and TLS are of no concern here.
+    /// Creates a server with these settings; its address and TLS settings have no effect.
     ///
     /// # Errors
     /// As [`Server::new`].
     pub fn with(config: ServerConfig) -> Result<Self> {
-        let life = Life { server: Server::new(config.clone())?, draining: false };
-        Ok(Self { config, life: Arc::new(Mutex::new(life)), network: Arc::new(Network::new()) })
+        let life = Instance { server: Server::new(config.clone())?, draining: false };
+        Ok(Self { config, instance: Arc::new(Mutex::new(life)), network: Arc::new(Network::new()) })
     }
 
-    /// The same server over a network of its own: for the rival of a client that is partitioned.
+    /// Returns the same server over a new network: for the rival of a client that is partitioned.
     ///
     /// ```
     /// # use dflockd_client::test_util::TestServer;
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> dflockd_client::Result<()> {
     /// let server = TestServer::new();
-    /// let rival = server.elsewhere().locks();
+    /// let rival = server.with_own_network().locks();
     /// let guard = server.locks().lock("job")?.acquire().await?;
     /// server.partition();
-    /// // Whenever the rival gets the key, its first holder knows already that it is lost.
+    /// // Before the rival gets the key, its first holder knows that it is lost.
     /// let taken = rival.lock("job")?.acquire_within(std::time::Duration::from_secs(60)).await?;
     /// assert!(taken.is_held() && !guard.is_held());
     /// # Ok(()) }
     /// ```
-    pub fn elsewhere(&self) -> Self {
+    pub fn with_own_network(&self) -> Self {
         Self { network: Arc::new(Network::new()), ..self.clone() }
     }
 
-    /// A client of this server with default settings.
+    /// Returns a client of this server with default settings.
     pub fn locks(&self) -> LockClient {
         self.builder().build().expect("the defaults are valid")
     }
 
-    /// The builder of a client of this server.
+    /// Returns the builder of a client of this server.
     pub fn builder(&self) -> Builder<ClientTarget> {
         LockClient::builder().dial(self.clone())
     }
 
-    /// A bare connection to this server, for the functions of [`command`](crate::command).
+    /// Returns a bare connection to this server, for the functions of [`command`](crate::command).
     pub fn conn(&self) -> AsyncConn {
         AsyncConn::new(self.network.connect(&self.server()))
     }
 
-    /// A bare connection to this server, for the functions of [`blocking`](crate::blocking).
+    /// Returns a bare connection to this server, for the functions of [`blocking`](crate::blocking).
     ///
     /// # Panics
     /// In async code, as [`blocking`](crate::blocking#panics) says.
@@ -148,28 +147,28 @@ impl TestServer {
         SyncConn::open(async move { Ok(server.conn()) }).expect("a pipe always opens")
     }
 
-    /// What the server holds right now.
+    /// Returns a snapshot of the server's table.
     pub fn stats(&self) -> StatsResult {
         self.server().stats()
     }
 
-    /// The server itself; another one after a [`restart`](Self::restart).
+    /// Returns the server; a new one after a [`restart`](Self::restart).
     pub fn server(&self) -> Server {
-        self.life().server.clone()
+        self.instance().server.clone()
     }
 
-    /// Waits until somebody holds `key`, a lock's or a semaphore's.
+    /// Waits until a client holds `key`, a lock's or a semaphore's.
     ///
     /// # Panics
-    /// When nobody does for a minute, by tokio's clock.
+    /// If no client does for a minute, by tokio's clock.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
-    pub async fn held(&self, key: &str) {
+    pub async fn wait_until_held(&self, key: &str) {
         let since = Instant::now();
         while !self.is_held(key) {
-            assert!(since.elapsed() < PATIENCE, "nobody took {key:?} within a minute");
-            sleep(LOOK).await;
+            assert!(since.elapsed() < HELD_TIMEOUT, "no client took {key:?} within a minute");
+            sleep(CHECK_INTERVAL).await;
         }
     }
 
@@ -180,43 +179,43 @@ impl TestServer {
             || stats.semaphores.iter().any(|semaphore| semaphore.key == key && semaphore.holders > 0)
     }
 
-    /// Takes `key` from everyone who holds it, as if their leases had run out: whoever waits is
-    /// next, and the holders hear of it by their next renewal, which is rejected.
+    /// Takes `key` from all holders, as if their leases had expired: the next waiters get it, and each
+    /// holder learns of it by its next renewal, which is rejected.
     ///
     /// # Panics
-    /// When nobody holds it: a test that scripts a loss has one. See [`held`](Self::held).
+    /// If there is no holder: a test that scripts a loss has one. See [`wait_until_held`](Self::wait_until_held).
     ///
     /// ```
     /// # use dflockd_client::{LostReason, test_util::TestServer};
     /// # #[tokio::main(flavor = "current_thread", start_paused = true)] async fn main() -> dflockd_client::Result<()> {
     /// let server = TestServer::new();
     /// let guard = server.locks().lock("job")?.acquire().await?;
-    /// server.lose_lease("job");
+    /// server.expire_lease("job");
     /// assert_eq!(guard.lost().await, LostReason::RenewalRejected);
     /// # Ok(()) }
     /// ```
     #[track_caller]
-    pub fn lose_lease(&self, key: &str) {
+    pub fn expire_lease(&self, key: &str) {
         let holders = Key::parse(key).map_or(0, |key| self.server().revoke(&key));
-        assert!(holders > 0, "nobody holds {key:?}");
+        assert!(holders > 0, "no client holds {key:?}");
     }
 
-    /// Breaks every connection that is open now, as a proxy between both sides does that restarts.
-    /// The server sees each closed by its peer, and frees at once what it held; clients see theirs
-    /// closed, unless nothing gets through to them. New ones work.
+    /// Breaks every connection that is open now, as a proxy between both sides does when it restarts. The
+    /// server sees each closed by its peer, and frees its keys at once; clients see theirs closed, unless
+    /// a partition keeps the news from them. New connections work.
     pub fn cut(&self) {
         self.network.cut();
     }
 
-    /// Resets every connection that is open now: it fails at the client's end, and the server hears
-    /// of it when the client closes. New ones work.
+    /// Resets every connection that is open now: it fails at the client's end, and the server learns of
+    /// it when the client closes. New connections work.
     pub fn reset(&self) {
         self.network.reset();
     }
 
-    /// Lets nothing through from now on: what either side sends waits, and so does the news that it
-    /// closed; new connections are not made. [`heal`](Self::heal) lets all of it arrive, late, as
-    /// TCP does.
+    /// Stops all delivery from now on: bytes that either side sends wait, and so does the news that it
+    /// closed; new connections are not made. After [`heal`](Self::heal) all of it arrives, late, as with
+    /// TCP.
     ///
     /// ```
     /// # use dflockd_client::{LostReason, test_util::TestServer};
@@ -224,31 +223,32 @@ impl TestServer {
     /// let server = TestServer::new();
     /// let guard = server.locks().lock("job")?.acquire().await?;
     /// server.partition();
-    /// assert_eq!(guard.lost().await, LostReason::ServerSilent);
-    /// assert_eq!(server.stats().locks.len(), 1); // the server has not heard of it yet
+    /// assert_eq!(guard.lost().await, LostReason::KeepaliveTimeout);
+    /// assert_eq!(server.stats().locks.len(), 1); // the server does not know of it yet
     /// # Ok(()) }
     /// ```
     pub fn partition(&self) {
-        self.network.carry(false, false);
+        self.network.set_delivery(false, false);
     }
 
-    /// A partition of one way: what clients send waits.
+    /// Partitions one way: bytes that clients send wait.
     pub fn hold_requests(&self) {
-        self.network.carry(false, true);
+        self.network.set_delivery(false, true);
     }
 
-    /// A partition of one way: what the server sends waits.
+    /// Partitions one way: bytes that the server sends wait.
     pub fn hold_replies(&self) {
-        self.network.carry(true, false);
+        self.network.set_delivery(true, false);
     }
 
     /// Ends a partition, of both ways or of one.
     pub fn heal(&self) {
-        self.network.carry(true, true);
+        self.network.set_delivery(true, true);
     }
 
-    /// Stops the server gracefully: nothing more is granted ([`Draining`](crate::ErrorKind::Draining)),
-    /// new connections are refused, and holders may let go until the shutdown timeout closes theirs.
+    /// Stops the server gracefully: it no longer grants ([`Draining`](crate::ErrorKind::Draining)),
+    /// refuses new connections, and holders may release until the shutdown timeout closes their
+    /// connections.
     ///
     /// ```
     /// # use dflockd_client::test_util::TestServer;
@@ -262,25 +262,25 @@ impl TestServer {
     /// # Ok(()) }
     /// ```
     pub fn drain(&self) {
-        let mut life = self.life();
+        let mut life = self.instance();
         life.draining = true;
         life.server.drain();
     }
 
-    /// Replaces the server by a fresh one with the same settings, as a crash and a restart do: every
-    /// connection closes, and all locks are forgotten. Its fences go on growing.
+    /// Replaces the server by a new one with the same settings, as a crash and a restart do: every
+    /// connection closes, and all locks are forgotten. Its fences keep growing.
     ///
     /// # Errors
     /// As [`Server::new`].
     pub fn restart(&self) -> Result<()> {
         let server = Server::new(self.config.clone())?;
-        std::mem::replace(&mut *self.life(), Life { server, draining: false }).server.crash();
+        std::mem::replace(&mut *self.instance(), Instance { server, draining: false }).server.crash();
         Ok(())
     }
 
-    fn life(&self) -> MutexGuard<'_, Life> {
+    fn instance(&self) -> MutexGuard<'_, Instance> {
         // Nothing panics while it is locked.
-        self.life.lock().unwrap_or_else(PoisonError::into_inner)
+        self.instance.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -290,12 +290,12 @@ impl Default for TestServer {
     }
 }
 
-/// Dials this server, whatever the address.
+/// Connects to this server, for every address.
 impl Dial for TestServer {
     fn dial<'a>(&'a self, _host: &'a str, _port: u16) -> BoxFuture<'a, io::Result<BoxStream>> {
         Box::pin(async {
             self.network.reachable().await;
-            let life = self.life();
+            let life = self.instance();
             if life.draining {
                 return Err(io::ErrorKind::ConnectionRefused.into());
             }

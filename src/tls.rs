@@ -1,5 +1,5 @@
-//! TLS over any stream: rustls configs made of PEM, and the two handshakes. Knows of no protocol
-//! above it and dials nothing; certificates are read once, when a config is built.
+//! TLS over any stream: rustls configs from PEM, and the two handshakes. Certificates are read once, when
+//! a config is built.
 
 use std::fmt;
 use std::net::IpAddr;
@@ -14,19 +14,19 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 /// The TLS library that configs are made with, in the version that this crate uses.
 pub use tokio_rustls::rustls;
 
-use crate::error::quoted;
+use crate::error::{Error, ErrorKind, Result, quoted};
 use crate::net::BoxStream;
-use crate::tls::fault::Side;
-use crate::tls::late::Late;
+use crate::tls::alert_stream::AlertStream;
+use crate::tls::error::Side;
 use crate::tls::pem::{Identity, Pem};
-use crate::{Error, ErrorKind, Result};
 
-mod fault;
-mod late;
+mod alert_stream;
+mod error;
 mod mangled;
 mod pem;
 
-/// How a client speaks TLS: whom it trusts, who it is, which name it expects. Cheap to clone.
+/// The TLS settings of a client: the CAs that it trusts, its certificate, the name that it expects. Cheap
+/// to clone.
 ///
 /// ```no_run
 /// use dflockd_client::tls::ClientTls;
@@ -41,18 +41,18 @@ pub struct ClientTls {
 }
 
 impl ClientTls {
-    /// Starts with no CA, no client certificate, and the dialled host as the name to expect.
+    /// Starts with no CA, no client certificate, and the host of the connection as the name to expect.
     pub fn builder() -> ClientTlsBuilder {
         ClientTlsBuilder::default()
     }
 
-    /// Takes a config as it is: for the system's roots, a verifier or a provider of your own.
+    /// Uses a config as it is: for the system's roots, or a custom verifier or provider.
     ///
     /// ```
     /// use std::sync::Arc;
     /// use dflockd_client::tls::{ClientTls, rustls};
     ///
-    /// let roots = rustls::RootCertStore::empty(); // filled from wherever your system keeps them
+    /// let roots = rustls::RootCertStore::empty(); // filled from the system's store
     /// let ring = Arc::new(rustls::crypto::ring::default_provider());
     /// let config = rustls::ClientConfig::builder_with_provider(ring)
     ///     .with_safe_default_protocol_versions()?
@@ -65,29 +65,29 @@ impl ClientTls {
         Self { config, server_name: None }
     }
 
-    /// Expects a certificate for `name`, a DNS name or an IP address, whatever host is dialled.
+    /// Expects a certificate for `name`, a DNS name or an IP address, for every host.
     ///
     /// # Errors
-    /// [`ErrorKind::InvalidInput`] when `name` is neither.
+    /// [`ErrorKind::InvalidInput`] if `name` is neither.
     pub fn with_server_name(mut self, name: &str) -> Result<Self> {
         self.server_name = Some(parse_name(name)?);
         Ok(self)
     }
 
-    /// Does the client's side of the handshake on `stream`, which leads to `host`.
+    /// Performs the client's side of the handshake on `stream`, which is connected to `host`.
     ///
-    /// Sets no time limit of its own: a peer that stays silent keeps it waiting. A server that
-    /// wants another client certificate can say so only after a TLS 1.3 handshake, so that failure
-    /// may come with the first read instead, as an [`io::Error`](std::io::Error) that holds it.
+    /// Has no timeout: a silent peer keeps it waiting. A server that requires another client certificate
+    /// can refuse only after a TLS 1.3 handshake, so that failure may come with the first read instead,
+    /// inside an [`io::Error`](std::io::Error).
     ///
     /// # Cancel safety
     /// Dropping the future drops `stream` and with it the connection.
     ///
     /// # Errors
-    /// [`ErrorKind::Tls`] when the handshake fails; the text says why: a certificate that is not
-    /// of a given CA, for another name or out of date, a client certificate that the server
-    /// misses or refuses, a peer that does not speak TLS. [`ErrorKind::InvalidInput`] when `host`
-    /// is no name that a certificate can have.
+    /// [`ErrorKind::Tls`] if the handshake fails; the text has the reason: a certificate that is not of a
+    /// given CA, for another name or out of date, a client certificate that the server misses or refuses,
+    /// a peer that does not speak TLS. [`ErrorKind::InvalidInput`] if `host` is not a name that a
+    /// certificate can have.
     pub async fn connect(&self, host: &str, stream: BoxStream) -> Result<BoxStream> {
         let name = match &self.server_name {
             Some(name) => name.clone(),
@@ -95,13 +95,13 @@ impl ClientTls {
         };
         let side = Side::Client { has_certificate: self.config.client_auth_cert_resolver.has_certs() };
         match TlsConnector::from(self.config.clone()).connect(name, stream).await {
-            Ok(stream) => Ok(Box::new(Late { stream, side })),
+            Ok(stream) => Ok(Box::new(AlertStream { stream, side })),
             Err(cause) => Err(side.explain(cause)),
         }
     }
 }
 
-/// Shows the name to expect alone: keys and certificates stay out of logs.
+/// Shows only the name to expect: keys and certificates stay out of logs.
 impl fmt::Debug for ClientTls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientTls").field("server_name", &self.server_name).finish_non_exhaustive()
@@ -118,14 +118,14 @@ pub struct ClientTlsBuilder {
 }
 
 impl ClientTlsBuilder {
-    /// Trusts the CA certificates in this PEM file, besides those given before. A server's
-    /// self-signed certificate may stand here too, unless it is marked as a CA's. Defaults to none.
+    /// Trusts the CA certificates in this PEM file, in addition to those given before. A server's
+    /// self-signed certificate may be here too, unless it is marked as a CA's. Defaults to none.
     pub fn ca_file(mut self, path: impl Into<PathBuf>) -> Self {
         self.ca.push(Pem::File(path.into()));
         self
     }
 
-    /// Trusts the CA certificates in this PEM text, besides those given before. Defaults to none.
+    /// Trusts the CA certificates in this PEM text, in addition to those given before. Defaults to none.
     pub fn ca_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
         self.ca.push(Pem::Bytes(pem.into()));
         self
@@ -145,16 +145,16 @@ impl ClientTlsBuilder {
         self
     }
 
-    /// Expects a certificate for this DNS name or IP address. Defaults to the dialled host.
+    /// Expects a certificate for this DNS name or IP address. Defaults to the host of the connection.
     pub fn server_name(mut self, name: impl Into<String>) -> Self {
         self.server_name = Some(name.into());
         self
     }
 
-    /// Reads the files and makes the config: TLS 1.2 or later, by the ring provider.
+    /// Reads the files and builds the config: TLS 1.2 or later, by the ring provider.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when a file cannot be read or is longer than 4 MiB; [`ErrorKind::InvalidInput`] when no CA is
+    /// [`ErrorKind::Io`] if a file cannot be read or is longer than 4 MiB; [`ErrorKind::InvalidInput`] if no CA is
     /// given, a PEM holds no certificate or key or one that cannot be used, the key is another
     /// certificate's, or the server name is neither a DNS name nor an IP address.
     pub fn build(self) -> Result<ClientTls> {
@@ -182,7 +182,7 @@ impl ClientTlsBuilder {
     }
 }
 
-/// Shows paths and the name to expect; no key, whichever setting it was given to.
+/// Shows paths and the name to expect, but no key, even if it was given to another setting.
 impl fmt::Debug for ClientTlsBuilder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("ClientTlsBuilder")
@@ -193,8 +193,8 @@ impl fmt::Debug for ClientTlsBuilder {
     }
 }
 
-/// How a server speaks TLS: who it is, and whose certificates its clients must show. Cheap to
-/// clone.
+/// The TLS settings of a server: its certificate, and the CAs of the certificates that its clients must
+/// present. Cheap to clone.
 ///
 /// ```no_run
 /// use dflockd_client::tls::ServerTls;
@@ -229,20 +229,20 @@ impl ServerTls {
         ServerTlsBuilder::default()
     }
 
-    /// Takes a config as it is.
+    /// Uses a config as it is.
     pub fn from_config(config: Arc<rustls::ServerConfig>) -> Self {
         Self { config }
     }
 
-    /// Does the server's side of the handshake on `stream`.
+    /// Performs the server's side of the handshake on `stream`.
     ///
-    /// Sets no time limit of its own: a peer that stays silent keeps it waiting.
+    /// Has no timeout: a silent peer keeps it waiting.
     ///
     /// # Cancel safety
     /// Dropping the future drops `stream` and with it the connection.
     ///
     /// # Errors
-    /// [`ErrorKind::Tls`] when the handshake fails; the text says why: a client that shows no
+    /// [`ErrorKind::Tls`] if the handshake fails; the text has the reason: a client that presents no
     /// certificate or not one of the given CA, that refuses the server's, or does not speak TLS.
     pub async fn accept(&self, stream: BoxStream) -> Result<BoxStream> {
         match TlsAcceptor::from(self.config.clone()).accept(stream).await {
@@ -294,10 +294,10 @@ impl ServerTlsBuilder {
         self
     }
 
-    /// Reads the files and makes the config: TLS 1.2 or later, by the ring provider.
+    /// Reads the files and builds the config: TLS 1.2 or later, by the ring provider.
     ///
     /// # Errors
-    /// [`ErrorKind::Io`] when a file cannot be read or is longer than 4 MiB; [`ErrorKind::InvalidInput`] when no
+    /// [`ErrorKind::Io`] if a file cannot be read or is longer than 4 MiB; [`ErrorKind::InvalidInput`] if no
     /// certificate is given, a PEM holds no certificate or key or one that cannot be used, or the
     /// key is another certificate's.
     pub fn build(self) -> Result<ServerTls> {
@@ -320,19 +320,19 @@ impl ServerTlsBuilder {
     }
 }
 
-/// Named rather than taken from the process, where another crate may have chosen or nobody has.
+/// Returns the provider by name. The process may have no default, or another crate's choice.
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// What a certificate must be for, to be `host`'s. IPv6 addresses may stand in brackets.
+/// Returns the name that a certificate of `host` must be for. IPv6 addresses may be in brackets.
 fn parse_name(host: &str) -> Result<ServerName<'static>> {
     let bare = host.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(host);
     if let Ok(ip) = bare.parse::<IpAddr>() {
         return Ok(ServerName::IpAddress(ip.into()));
     }
     ServerName::try_from(host.to_owned()).map_err(|cause| {
-        let fault = format!("{} is no name that a certificate can have", quoted(host));
+        let fault = format!("{} is not a name that a certificate can have", quoted(host));
         Error::new(ErrorKind::InvalidInput, fault).caused_by(cause)
     })
 }

@@ -1,6 +1,5 @@
-//! Connecting to a name that has several addresses: side by side, a little apart, so that a dead one
-//! costs a moment and not the whole connect timeout (RFC 8305). The resolver and the connector are
-//! arguments, so this knows of no socket.
+//! Connects to a name that has several addresses: side by side, a little apart, so that a dead one costs
+//! a moment and not the whole connect timeout (RFC 8305).
 
 use std::collections::HashMap;
 use std::io;
@@ -12,15 +11,15 @@ use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use tokio::time::sleep;
 
-/// How long an attempt has to itself before the next address is tried beside it.
+/// How long an attempt runs alone before the next address is tried beside it.
 const ATTEMPT_DELAY: Duration = Duration::from_millis(250);
 
-/// Which address of a name worked last: it is tried first.
+/// The address of each name that worked last: it is tried first.
 #[derive(Debug, Default)]
 pub(super) struct Addresses(Mutex<HashMap<(String, u16), SocketAddr>>);
 
 impl Addresses {
-    /// Connects to whichever address of `host:port` answers first.
+    /// Connects to the address of `host:port` that answers first.
     ///
     /// # Errors
     /// The last failure, once every address has failed.
@@ -52,8 +51,8 @@ impl Addresses {
     }
 }
 
-/// The address that worked last, and then the others in the resolver's order, its families by turns:
-/// one family that gets nowhere holds up nobody.
+/// Returns the address that worked last, then the other ones in the resolver's order with the families
+/// alternating, so that a family without a route delays no connect.
 fn in_order(mut found: Vec<SocketAddr>, last: Option<SocketAddr>) -> Vec<SocketAddr> {
     if let Some(at) = found.iter().position(|address| Some(*address) == last) {
         found[..=at].rotate_right(1);
@@ -79,7 +78,7 @@ where
     let (mut next, mut attempts) = (addresses.into_iter(), FuturesUnordered::new());
     let mut fault = io::Error::new(io::ErrorKind::NotFound, "the name has no address");
     loop {
-        // The next begins when an attempt has failed, or was alone for long enough.
+        // The next begins when an attempt has failed, or ran alone for long enough.
         attempts.extend(next.next().map(attempt));
         tokio::select! {
             biased;
@@ -101,7 +100,7 @@ mod tests {
 
     use super::*;
 
-    /// What an address does: answers, or refuses, after so many milliseconds; or swallows everything.
+    /// What an address does: answers, or refuses, after a number of milliseconds; or swallows everything.
     #[derive(Clone, Copy)]
     enum Does {
         Answer(u64),
@@ -114,8 +113,8 @@ mod tests {
         format!("{text}:6388").parse().unwrap()
     }
 
-    /// Connects to a name with these addresses; tells what came of it, after how many milliseconds, and
-    /// which addresses were tried, in order.
+    /// Connects to a name with these addresses; returns the outcome, after how many milliseconds it came,
+    /// and which addresses were tried, in order.
     async fn connect(known: &Addresses, does: &[(&str, Does)]) -> (io::Result<String>, u128, Vec<String>) {
         let (tried, start) = (Arc::new(Mutex::new(Vec::new())), Instant::now());
         let found = does.iter().map(|(text, _)| address(text)).collect();
@@ -155,7 +154,7 @@ mod tests {
         // The one that worked comes first from now on.
         let (outcome, took, tried) = connect(&known, &does).await;
         assert_eq!((outcome.unwrap(), took, tried), (B.to_owned(), 20, vec![B.to_owned()]));
-        // Until it does not any more.
+        // Until it no longer does.
         let (outcome, took, tried) = connect(&known, &[(A, Answer(20)), (B, Swallow)]).await;
         assert_eq!((outcome.unwrap(), took, tried), (A.to_owned(), 270, vec![B.to_owned(), A.to_owned()]));
         let (outcome, took, _) = connect(&known, &[(A, Answer(20)), (B, Swallow)]).await;

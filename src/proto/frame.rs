@@ -1,4 +1,4 @@
-//! The server's side of the framing: three lines make a request, and faults come in two kinds.
+//! The server's side of the framing: three lines are a request, and there are two kinds of fault.
 
 use std::fmt;
 
@@ -6,18 +6,18 @@ use crate::proto::line::{LineDecoder, LineTooLong};
 use crate::proto::request::{Malformed, Request};
 use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_LINE_BYTES};
 
-/// What the decoder found.
+/// What the decoder has read.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Frame {
-    /// A request to serve.
+    /// A request.
     Request(Request),
-    /// Three lines that are no request: answer `error`, keep the connection.
+    /// Three lines that are not a request: reply `error`, keep the connection.
     Malformed(Malformed),
-    /// A line over its cap, read away to its end: answer `error`, close the connection.
+    /// A line over its cap, skipped to its end: reply `error`, close the connection.
     TooLong(LineTooLong),
 }
 
-/// Makes requests of the bytes that a client sends, in whatever chunks they come.
+/// Decodes requests from the bytes that a client sends, in chunks of any size.
 ///
 /// ```
 /// use dflockd_client::proto::{Frame, FrameDecoder, Request};
@@ -30,7 +30,7 @@ pub enum Frame {
 #[derive(Default)]
 pub struct FrameDecoder {
     line: LineDecoder,
-    /// The frame's first lines, back to back; a spent frame's are cleared.
+    /// The frame's first lines, back to back; cleared after each frame.
     head: Vec<u8>,
     command_len: Option<usize>,
     key_len: Option<usize>,
@@ -38,14 +38,15 @@ pub struct FrameDecoder {
 }
 
 impl FrameDecoder {
-    /// A decoder at the start of a frame.
+    /// Creates a decoder at the start of a frame.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Takes one frame off the front of `input`; `None` when `input` is used up before it ends.
+    /// Takes one frame off the front of `input`; returns `None` if `input` is used up before the frame
+    /// ends.
     ///
-    /// After [`Frame::TooLong`] nothing follows: the connection is to be closed.
+    /// No frame follows [`Frame::TooLong`]: close the connection.
     pub fn next(&mut self, input: &mut &[u8]) -> Option<Frame> {
         if let Some(fault) = self.too_long {
             return self.skip_to_end(input, fault);
@@ -82,17 +83,17 @@ impl FrameDecoder {
         }
     }
 
-    /// Whether the stream stands between two frames.
+    /// Returns `true` if the stream is between two frames.
     pub fn at_boundary(&self) -> bool {
         self.command_len.is_none() && self.line.at_boundary() && self.too_long.is_none()
     }
 
-    /// Whether a line grew past its cap and its end has not come yet.
+    /// Returns `true` if a line is over its cap and its end has not come yet.
     pub fn in_overlong_line(&self) -> bool {
         self.too_long.is_some()
     }
 
-    /// The cap of the line that comes next: an auth token may be long.
+    /// Returns the cap of the next line: an auth token may be long.
     fn cap(&self) -> usize {
         match (self.command_len, self.key_len) {
             (Some(command), Some(_)) if &self.head[..command] == b"auth" => MAX_AUTH_TOKEN_BYTES,
@@ -100,7 +101,7 @@ impl FrameDecoder {
         }
     }
 
-    /// Reads the rest of an over-long line away without keeping it.
+    /// Skips the rest of an over-long line.
     fn skip_to_end(&mut self, input: &mut &[u8], fault: LineTooLong) -> Option<Frame> {
         let end = memchr::memchr(b'\n', input);
         *input = end.map_or(&[], |end| &input[end + 1..]);
@@ -108,7 +109,7 @@ impl FrameDecoder {
     }
 }
 
-/// Shows where it stands, and none of the bytes: they may be a token's.
+/// Shows the position, and none of the bytes: they may be a token's.
 impl fmt::Debug for FrameDecoder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("FrameDecoder").field("at_boundary", &self.at_boundary()).finish_non_exhaustive()

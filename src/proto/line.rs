@@ -1,44 +1,44 @@
-//! Cuts lines out of a byte stream that arrives in any chunks, and never holds more than its cap.
+//! Cuts lines out of a byte stream that arrives in any chunks, and never buffers more than the cap.
 
 use std::fmt;
 
-/// The longest reply line that a client reads by default, but for the one to `stats`: 1 MiB.
+/// The longest reply line that a client reads by default, except the one to `stats`: 1 MiB.
 pub const MAX_REPLY_BYTES: usize = 1024 * 1024;
 
-/// A line grew past its cap.
+/// The error of a line over its cap.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line longer than {cap} bytes")]
 pub struct LineTooLong {
-    /// The cap in bytes, new line not counted.
+    /// The cap in bytes, without the newline.
     pub cap: usize,
 }
 
-/// Cuts lines out of chunks: call [`next`](Self::next) with each chunk until it answers `None`.
+/// Cuts lines out of chunks: call [`next`](Self::next) with each chunk until it returns `None`.
 ///
-/// A line comes without its `\n` and without any trailing `\r` (which count towards the cap).
-/// After [`LineTooLong`] the decoder keeps answering that.
+/// A line comes without its `\n` and without any trailing `\r` (which count towards the cap). After
+/// [`LineTooLong`] the decoder keeps returning that error.
 #[derive(Clone, Default)]
 pub struct LineDecoder {
     /// The start of a line whose end has not come yet.
     partial: Vec<u8>,
-    /// `partial` was handed out; it is cleared when the next line begins.
+    /// `partial` was returned; it is cleared when the next line begins.
     spent: bool,
     overflowed: bool,
 }
 
 impl LineDecoder {
-    /// A decoder at the start of a line.
+    /// Creates a decoder at the start of a line.
     pub fn new() -> Self {
         Self::default()
     }
 
     /// Takes one line of at most `cap` bytes off the front of `input`.
     ///
-    /// `None` when `input` is used up before a line ends. A line that lies whole in `input` is not
-    /// copied.
+    /// Returns `None` if `input` is used up before the line ends. A line that lies whole in `input` is
+    /// not copied.
     ///
     /// # Errors
-    /// [`LineTooLong`] as soon as more than `cap` bytes came without a `\n`; from then on always.
+    /// [`LineTooLong`] once more than `cap` bytes came without a `\n`, and from then on always.
     pub fn next<'a, 'b: 'a>(
         &'a mut self,
         input: &mut &'b [u8],
@@ -72,7 +72,8 @@ impl LineDecoder {
         Some(Ok(trim_cr(&self.partial)))
     }
 
-    /// The same, for a line that is to be kept: one that came in parts is not copied once more.
+    /// As [`next`](Self::next), for a line that is to be kept: one that came in parts is not copied
+    /// again.
     ///
     /// # Errors
     /// As [`next`](Self::next).

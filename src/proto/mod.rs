@@ -1,9 +1,9 @@
-//! The dflockd wire, without I/O: lines, requests and replies, encoded and parsed in both
-//! directions. Knows of no socket, runtime or clock; client and server are built on it alike.
+//! The dflockd wire, without I/O: lines, requests and replies, encoded and parsed in both directions.
+//! Client and server are built on it. Does not depend on tokio.
 //!
-//! A request is three lines (`command`, `key`, `arg`), a reply is one. [`LineDecoder`] cuts lines
-//! out of whatever chunks arrive, [`FrameDecoder`] makes [`Request`]s of them, [`Reply::parse`]
-//! reads the answer that a request can have.
+//! A request is three lines (`command`, `key`, `arg`), a reply is one. [`LineDecoder`] cuts lines out of
+//! the chunks that arrive, [`FrameDecoder`] builds [`Request`]s from them, and [`Reply::parse`] parses
+//! the replies that a request can have.
 
 mod frame;
 mod line;

@@ -1,4 +1,4 @@
-//! The replies: encoded by a server, parsed by a client that knows what it asked.
+//! The replies: encoded by a server, parsed by a client according to its request.
 
 use std::fmt;
 
@@ -33,7 +33,7 @@ pub enum Status {
     Other(Box<str>),
 }
 
-/// The statuses that are one fixed word.
+/// The statuses that are a fixed word.
 const WORDS: [(&str, Status); 9] = [
     ("error", Status::Error),
     ("error_auth", Status::Auth),
@@ -47,7 +47,7 @@ const WORDS: [(&str, Status); 9] = [
 ];
 
 impl Status {
-    /// Reads a status line; `None` when the line does not begin with `error`.
+    /// Parses a status line; returns `None` if the line does not begin with `error`.
     pub fn parse(line: &str) -> Option<Self> {
         if let Some((_, status)) = WORDS.iter().find(|(word, _)| *word == line) {
             return Some(status.clone());
@@ -108,9 +108,9 @@ pub enum Reply {
     Refused(Status),
 }
 
-/// A line that is no reply to what was asked.
+/// A line that is not a reply to its request.
 ///
-/// It shows the line's first word and length alone: the rest may hold a token.
+/// It shows only the line's first word and length: the rest may contain a token.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{fault} in a reply of {len} bytes that begins with {word:?}")]
 pub struct BadReply {
@@ -127,11 +127,11 @@ impl BadReply {
 }
 
 impl Reply {
-    /// Reads the reply to a request that expects `expect`.
+    /// Parses the reply to a request that expects `expect`.
     ///
     /// # Errors
-    /// When the line is not UTF-8, not one of the replies that the request can have, or carries a
-    /// lease outside 1..=9,223,372,036 or a token that no request line can hold.
+    /// If the line is not UTF-8, is not one of the replies that the request can have, or has a lease
+    /// outside 1..=9,223,372,036 or a token that no request line can hold.
     pub fn parse(line: &[u8], expect: Expect) -> Result<Self, BadReply> {
         let Ok(line) = std::str::from_utf8(line) else {
             return Err(BadReply::new("invalid utf-8", &String::from_utf8_lossy(line)));
@@ -193,7 +193,7 @@ fn encode_grant(token: &Token, lease: Seconds, out: &mut Vec<u8>) {
 }
 
 fn grant(rest: &str) -> Result<(Token, Seconds), &'static str> {
-    // Most tokens are of one kind, and need no search for their end.
+    // Most tokens have 32 bytes, which saves the search for their end.
     if let Some((token, seconds)) = rest.split_at_checked(32)
         && let (Some(token), Some(seconds)) = (Token::minted(token.as_bytes()), seconds.strip_prefix(' '))
         && let Ok(lease) = lease(seconds)
@@ -210,7 +210,7 @@ fn grant(rest: &str) -> Result<(Token, Seconds), &'static str> {
 
 fn lease(field: &str) -> Result<Seconds, &'static str> {
     if !field.bytes().all(|b| b.is_ascii_digit()) {
-        return Err("a lease that is no number");
+        return Err("a lease that is not a number");
     }
     let seconds = field.parse().ok().filter(|seconds| *seconds > 0).and_then(Seconds::new);
     seconds.ok_or("a lease outside 1..=9223372036")

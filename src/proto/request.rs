@@ -2,9 +2,9 @@
 
 use crate::types::{Key, Limit, Seconds, Token};
 
-/// Whether a command is spelled for a lock (`l e w r n`) or for a semaphore (`sl se sw sr sn`).
+/// The spelling of a command: for a lock (`l e w r n`) or for a semaphore (`sl se sw sr sn`).
 ///
-/// A server treats both alike where the limit agrees.
+/// A server treats both alike if the limit agrees.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Family {
     /// `l e w r n`
@@ -14,25 +14,25 @@ pub enum Family {
 }
 
 impl Family {
-    /// The family of a resource: one with a limit to send is a semaphore.
+    /// Returns the family of a resource: if it has a limit to send, it is a semaphore.
     pub fn of(limit: Option<Limit>) -> Self {
         if limit.is_some() { Self::Semaphore } else { Self::Lock }
     }
 }
 
-/// One command with all that it carries.
+/// One command with its fields.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// `auth`: the first command on a server that has an auth token.
     Auth {
-        /// The token, as raw bytes. Never shown by anything in this crate.
+        /// The token, as raw bytes. This crate never shows it.
         token: Secret,
     },
-    /// `ping`: keeps a quiet connection open.
+    /// `ping`: keeps an idle connection open.
     Ping,
     /// `stats`: the server's table as JSON.
     Stats,
-    /// `l`, `sl`: take the key or wait for it.
+    /// `l`, `sl`: takes the key or waits for it.
     Acquire {
         /// The key.
         key: Key,
@@ -43,7 +43,7 @@ pub enum Request {
         /// The lease, at least 1 s; `None` for the server's default.
         lease: Option<Seconds>,
     },
-    /// `e`, `se`: take the key or a place in its queue, without waiting.
+    /// `e`, `se`: takes the key or a place in its queue, without waiting.
     Enqueue {
         /// The key.
         key: Key,
@@ -52,7 +52,7 @@ pub enum Request {
         /// The lease, at least 1 s; `None` for the server's default.
         lease: Option<Seconds>,
     },
-    /// `w`, `sw`: wait for the grant of an earlier enqueue.
+    /// `w`, `sw`: waits for the grant of an earlier enqueue.
     Wait {
         /// The key.
         key: Key,
@@ -61,7 +61,7 @@ pub enum Request {
         /// How the command is spelled.
         family: Family,
     },
-    /// `r`, `sr`: let go.
+    /// `r`, `sr`: releases a grant.
     Release {
         /// The key.
         key: Key,
@@ -70,7 +70,7 @@ pub enum Request {
         /// How the command is spelled.
         family: Family,
     },
-    /// `n`, `sn`: set the lease anew, counting from now.
+    /// `n`, `sn`: renews the lease, counting from now.
     Renew {
         /// The key.
         key: Key,
@@ -83,7 +83,7 @@ pub enum Request {
     },
 }
 
-/// Bytes that are never shown: `Debug` tells their number alone.
+/// Bytes that are never shown: `Debug` prints their number alone.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Secret(Vec<u8>);
 
@@ -93,7 +93,7 @@ impl Secret {
         Self(bytes.into())
     }
 
-    /// The bytes. Keep them out of logs.
+    /// Returns the bytes. Keep them out of logs.
     pub fn expose(&self) -> &[u8] {
         &self.0
     }
@@ -105,7 +105,7 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// Which replies a request can have: what [`Reply::parse`](super::Reply::parse) must know.
+/// The replies that a request can have, as [`Reply::parse`](super::Reply::parse) needs to know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Expect {
     /// `ok`
@@ -120,13 +120,13 @@ pub enum Expect {
     Stats,
 }
 
-/// Why three well-framed lines are no request. A server answers `error` and reads on.
+/// Why three well-framed lines are not a request. A server replies `error` and reads on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("malformed request: {0}")]
 pub struct Malformed(pub &'static str);
 
 impl Request {
-    /// The command's word on the wire.
+    /// Returns the command's word on the wire.
     pub fn command(&self) -> &'static str {
         let pick = |family, lock, semaphore| if family == Family::Lock { lock } else { semaphore };
         match self {
@@ -141,7 +141,7 @@ impl Request {
         }
     }
 
-    /// The key that the request is about, where it is about one.
+    /// Returns the request's key, if it has one.
     pub fn key(&self) -> Option<&Key> {
         match self {
             Self::Auth { .. } | Self::Ping | Self::Stats => None,
@@ -153,7 +153,7 @@ impl Request {
         }
     }
 
-    /// Which replies the request can have, besides an error.
+    /// Returns which replies the request can have, besides an error.
     pub fn expect(&self) -> Expect {
         match self {
             Self::Auth { .. } | Self::Ping | Self::Release { .. } => Expect::Done,
@@ -164,12 +164,13 @@ impl Request {
         }
     }
 
-    /// Whether the reply may be put off: the server then answers nothing that comes behind.
+    /// Returns `true` if the reply may be delayed: until then, the server handles none of the requests
+    /// behind it.
     pub fn may_wait(&self) -> bool {
         matches!(self, Self::Acquire { timeout, .. } | Self::Wait { timeout, .. } if *timeout != Seconds::ZERO)
     }
 
-    /// The third line.
+    /// Returns the third line.
     pub fn arg(&self) -> Vec<u8> {
         let mut arg = Vec::new();
         self.encode_arg(&mut arg);
@@ -206,10 +207,10 @@ impl Request {
         out.push(b'\n');
     }
 
-    /// Reads a request from its three lines, as a server does: the first fault found wins.
+    /// Parses a request from its three lines, as a server does. Returns the first fault that is found.
     ///
     /// # Errors
-    /// [`Malformed`], which a server answers with `error` while it keeps the connection.
+    /// [`Malformed`], to which a server replies `error` while it keeps the connection.
     pub fn parse(command: &[u8], key: &[u8], arg: &[u8]) -> Result<Self, Malformed> {
         let family = match command {
             b"auth" => return Ok(Self::Auth { token: Secret::new(arg) }),
@@ -223,7 +224,7 @@ impl Request {
         if let (b"r" | b"sr", Some(token)) = (command, Token::minted(arg)) {
             return Ok(Self::Release { token, key, family });
         }
-        // Bytes that are not UTF-8 are no white space and no number, which is all that matters here.
+        // Bytes that are not UTF-8 are neither whitespace nor part of a number.
         let arg = String::from_utf8_lossy(arg);
         let mut fields = Fields(arg.split_whitespace());
         let request = match command {
@@ -243,7 +244,7 @@ impl Request {
     }
 }
 
-/// Appends those that there are, with a space between.
+/// Appends the parts that are present, separated by spaces.
 fn fields(out: &mut Vec<u8>, parts: [Option<u64>; 3]) {
     for (at, part) in parts.into_iter().flatten().enumerate() {
         if at > 0 {
@@ -253,7 +254,7 @@ fn fields(out: &mut Vec<u8>, parts: [Option<u64>; 3]) {
     }
 }
 
-/// The fields of an `arg` line, taken one by one.
+/// The fields of an `arg` line, parsed one by one.
 struct Fields<'a>(std::str::SplitWhitespace<'a>);
 
 impl Fields<'_> {

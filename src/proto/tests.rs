@@ -81,7 +81,7 @@ fn replies() -> impl Strategy<Value = (Reply, Expect)> {
     ]
 }
 
-/// Cuts `bytes` at the given places, whatever they are.
+/// Cuts `bytes` at the given places, in any order.
 fn chunks<'a>(bytes: &'a [u8], cuts: &[usize]) -> Vec<&'a [u8]> {
     let mut cuts: Vec<usize> = cuts.iter().map(|cut| cut % (bytes.len() + 1)).collect();
     cuts.extend([0, bytes.len()]);
@@ -277,7 +277,7 @@ fn replies_that_do_not_fit_the_request_are_refused() {
 fn a_bad_reply_does_not_show_the_token_in_it() {
     let line = b"ok 0123456789abcdef0123456789abcdef never";
     let shown = Reply::parse(line, Expect::Grant).unwrap_err().to_string();
-    assert_eq!(shown, "a lease that is no number in a reply of 41 bytes that begins with \"ok\"");
+    assert_eq!(shown, "a lease that is not a number in a reply of 41 bytes that begins with \"ok\"");
 }
 
 #[test]

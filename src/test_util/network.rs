@@ -1,5 +1,5 @@
-//! The way between clients and a server inside a test: pipes that carry bytes late, close, or are
-//! reset, as the test says. Knows of no protocol.
+//! The network between clients and a server inside a test: pipes that deliver bytes late, close, or are
+//! reset, as the test requires.
 
 use std::io;
 use std::pin::Pin;
@@ -14,23 +14,23 @@ use tokio::task::AbortHandle;
 
 use crate::server::Server;
 
-/// How much a pipe holds, each way, before its writer must wait.
+/// How much a pipe buffers, each way, before its writer must wait.
 const PIPE_BYTES: usize = 64 * 1024;
 const CHUNK_BYTES: usize = 4 * 1024;
 
-/// One network: what befalls it befalls every connection over it.
+/// One network: its faults apply to every connection over it.
 pub(super) struct Network {
-    /// Whether what clients send arrives, and what servers do.
+    /// `true` while requests are delivered, and while replies are.
     requests: watch::Sender<bool>,
     replies: watch::Sender<bool>,
-    open: Mutex<Vec<Open>>,
+    open: Mutex<Vec<OpenConnection>>,
 }
 
-struct Open {
+struct OpenConnection {
     serving: AbortHandle,
-    ways: [AbortHandle; 2],
-    /// At the client's end, and at the server's.
-    faults: [Arc<Fault>; 2],
+    pumps: [AbortHandle; 2],
+    /// Of the client's end, and of the server's.
+    resets: [Arc<Reset>; 2],
 }
 
 impl Network {
@@ -38,13 +38,13 @@ impl Network {
         Self { requests: watch::Sender::new(true), replies: watch::Sender::new(true), open: Mutex::default() }
     }
 
-    /// Whether requests and replies arrive from now on.
-    pub(super) fn carry(&self, requests: bool, replies: bool) {
+    /// Sets whether requests and replies are delivered from now on.
+    pub(super) fn set_delivery(&self, requests: bool, replies: bool) {
         self.requests.send_replace(requests);
         self.replies.send_replace(replies);
     }
 
-    /// Waits until both ways are open, which a new connection needs.
+    /// Waits until both ways deliver, as a new connection needs.
     pub(super) async fn reachable(&self) {
         let (mut requests, mut replies) = (self.requests.subscribe(), self.replies.subscribe());
         while !(*requests.borrow_and_update() && *replies.borrow_and_update()) {
@@ -56,52 +56,52 @@ impl Network {
         }
     }
 
-    /// A new connection, its client's end.
-    pub(super) fn connect(&self, server: &Server) -> End {
+    /// Opens a connection; returns the client's end.
+    pub(super) fn connect(&self, server: &Server) -> PipeEnd {
         let (near, from_near) = tokio::io::duplex(PIPE_BYTES);
         let (to_far, far) = tokio::io::duplex(PIPE_BYTES);
         let (client_out, client_in) = tokio::io::split(from_near);
         let (server_out, server_in) = tokio::io::split(to_far);
         let ways = [
-            tokio::spawn(pass(client_out, server_in, self.requests.subscribe())).abort_handle(),
-            tokio::spawn(pass(server_out, client_in, self.replies.subscribe())).abort_handle(),
+            tokio::spawn(pump(client_out, server_in, self.requests.subscribe())).abort_handle(),
+            tokio::spawn(pump(server_out, client_in, self.replies.subscribe())).abort_handle(),
         ];
-        let [near, far] = [near, far].map(|pipe| End { pipe, fault: Arc::default() });
-        let faults = [near.fault.clone(), far.fault.clone()];
+        let [near, far] = [near, far].map(|pipe| PipeEnd { pipe, reset: Arc::default() });
+        let faults = [near.reset.clone(), far.reset.clone()];
         let server = server.clone();
         let serving = tokio::spawn(async move { server.serve_stream(far).await });
         let mut open = self.open();
         open.retain(|open| !open.serving.is_finished());
-        open.push(Open { serving: serving.abort_handle(), ways, faults });
+        open.push(OpenConnection { serving: serving.abort_handle(), pumps: ways, resets: faults });
         near
     }
 
-    /// Every connection breaks: the server sees that at once, and so do clients unless nothing gets
-    /// through to them.
+    /// Breaks every connection: the server sees that at once, and so do clients, unless replies are not
+    /// delivered.
     pub(super) fn cut(&self) {
         let heard = *self.replies.borrow();
         for open in self.open().drain(..) {
-            open.faults[1].strike();
+            open.resets[1].trigger();
             if heard {
-                open.ways.iter().for_each(AbortHandle::abort);
+                open.pumps.iter().for_each(AbortHandle::abort);
             }
         }
     }
 
-    /// Every connection fails at its client's end; the server hears of it when the client closes.
+    /// Makes every connection fail at its client's end; the server learns of it when the client closes.
     pub(super) fn reset(&self) {
-        self.open().iter().for_each(|open| open.faults[0].strike());
+        self.open().iter().for_each(|open| open.resets[0].trigger());
     }
 
-    fn open(&self) -> MutexGuard<'_, Vec<Open>> {
+    fn open(&self) -> MutexGuard<'_, Vec<OpenConnection>> {
         // Nothing panics while the list is locked.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Carries one way of a connection to its end. What comes while the way is shut waits, and so does
-/// the news that the sender has closed.
-async fn pass(
+/// Delivers the bytes of one way of a connection until it closes. While delivery is stopped, bytes wait,
+/// and so does the news that the sender has closed.
+async fn pump(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     mut carries: watch::Receiver<bool>,
@@ -113,7 +113,7 @@ async fn pass(
             return; // The network is gone, and its test with it.
         }
         if n == 0 {
-            // Whoever has closed as well needs no telling.
+            // A peer that has closed as well needs no notice.
             let _ = to.shutdown().await;
             return;
         }
@@ -123,23 +123,23 @@ async fn pass(
     }
 }
 
-/// Whether a connection was reset.
+/// The reset of one end of a connection.
 #[derive(Default)]
-struct Fault {
-    struck: AtomicBool,
+struct Reset {
+    triggered: AtomicBool,
     reader: AtomicWaker,
     writer: AtomicWaker,
 }
 
-impl Fault {
-    fn strike(&self) {
-        self.struck.store(true, Ordering::SeqCst);
+impl Reset {
+    fn trigger(&self) {
+        self.triggered.store(true, Ordering::SeqCst);
         self.reader.wake();
         self.writer.wake();
     }
 
     fn check(&self) -> io::Result<()> {
-        if self.struck.load(Ordering::SeqCst) {
+        if self.triggered.load(Ordering::SeqCst) {
             return Err(io::ErrorKind::ConnectionReset.into());
         }
         Ok(())
@@ -147,27 +147,27 @@ impl Fault {
 }
 
 /// An end of a connection.
-pub(super) struct End {
+pub(super) struct PipeEnd {
     pipe: DuplexStream,
-    fault: Arc<Fault>,
+    reset: Arc<Reset>,
 }
 
-impl AsyncRead for End {
+impl AsyncRead for PipeEnd {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
-        self.fault.reader.register(cx.waker());
-        self.fault.check()?;
+        self.reset.reader.register(cx.waker());
+        self.reset.check()?;
         Pin::new(&mut self.pipe).poll_read(cx, buf)
     }
 }
 
-impl AsyncWrite for End {
+impl AsyncWrite for PipeEnd {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        self.fault.writer.register(cx.waker());
-        self.fault.check()?;
+        self.reset.writer.register(cx.waker());
+        self.reset.check()?;
         Pin::new(&mut self.pipe).poll_write(cx, bytes)
     }
 

@@ -9,8 +9,9 @@ use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::{self, RootCertStore};
 
 use crate::error::shown;
+use crate::error::{Error, ErrorKind, Result};
+use crate::files;
 use crate::tls::mangled;
-use crate::{Error, ErrorKind, Result, files};
 
 /// What some editors put at the start of a file, to say that it is UTF-8.
 const BYTE_ORDER_MARK: &[u8] = b"\xef\xbb\xbf";

@@ -121,7 +121,7 @@ async fn a_grant_that_nobody_takes_in_time_is_told() {
 async fn a_grant_to_a_wait_that_the_close_ends_is_given_back_however_late_it_comes() {
     let config = ServerConfig { auto_release_on_disconnect: false, ..Default::default() };
     let server = TestServer::with(config).unwrap();
-    let (locks, rival) = (server.locks(), server.elsewhere().locks());
+    let (locks, rival) = (server.locks(), server.with_own_network().locks());
     let held = rival.lock("k").unwrap().acquire().await.unwrap();
     let lock = locks.lock("k").unwrap();
     let waiting = tokio::spawn(async move { lock.acquire_within(100 * S).await });
@@ -147,7 +147,7 @@ async fn a_ticket_leaves_the_queue_with_its_client() {
         for turn_has_come in [true, false] {
             let config = ServerConfig { auto_release_on_disconnect: frees, ..Default::default() };
             let server = TestServer::with(config).unwrap();
-            let (locks, rival) = (server.locks(), server.elsewhere().locks());
+            let (locks, rival) = (server.locks(), server.with_own_network().locks());
             let held = rival.lock("k").unwrap().acquire().await.unwrap();
             let Enqueued::Queued(ticket) = locks.lock("k").unwrap().enqueue().await.unwrap() else {
                 panic!("it is taken")

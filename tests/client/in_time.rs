@@ -104,7 +104,7 @@ async fn an_isolated_lock_that_is_cut_off_keeps_its_times(face: Face) {
 }
 
 async fn rival_holds(server: &TestServer) -> dflockd_client::LeaseGuard {
-    server.elsewhere().locks().lock("k").unwrap().acquire().await.unwrap()
+    server.with_own_network().locks().lock("k").unwrap().acquire().await.unwrap()
 }
 
 async fn a_wait_that_falls_silent_ends_in_time_and_leaves_the_queue(face: Face) {

@@ -70,7 +70,7 @@ async fn the_first_rejected_renewal_is_the_end(face: Face) {
     let seen = rejected.clone();
     let builder = builder.on_event(move |event| seen.lock().unwrap().push(format!("{:?}", event.kind)));
     let guard = hold(face, builder.renew_jitter(0.0), 10).await;
-    server.lose_lease("k");
+    server.expire_lease("k");
     let start = Instant::now();
     assert_eq!(guard.lost().await, LostReason::RenewalRejected);
     assert!(

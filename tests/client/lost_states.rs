@@ -76,7 +76,7 @@ async fn live_with_a_flaky_network(seed: u64) -> (LostReason, usize) {
     let builder = builder.on_event(move |event| seen.lock().unwrap().push(event.kind.clone()));
     let ttl = [2, 5, 10, 33, 120][dice.below(5) as usize];
     let guard = hold(builder.keepalive_interval(Duration::from_secs(2 + dice.below(8))), ttl).await;
-    let rival = server.elsewhere().locks().lock("k").unwrap();
+    let rival = server.with_own_network().locks().lock("k").unwrap();
     let mut rival = tokio::spawn(async move { rival.acquire_within(100_000 * S).await.unwrap() });
     let mut holds_up_until = Instant::now();
     let (mut before, mut samples, start) = (guard.state(), 0, Instant::now());

@@ -92,7 +92,7 @@ async fn a_grant_that_crosses_a_timeout_is_held_or_given_back() {
 #[tokio::test(start_paused = true)]
 async fn a_grant_whose_reply_comes_after_the_client_gave_up_is_given_back() {
     let server = TestServer::with(settings(false)).unwrap();
-    let (locks, rival) = (server.locks(), server.elsewhere().locks());
+    let (locks, rival) = (server.locks(), server.with_own_network().locks());
     let held = rival.lock("k").unwrap().acquire().await.unwrap();
     let waiter = tokio::spawn(async move { locks.lock("k").unwrap().acquire_within(2 * S).await });
     sleep(S).await;

@@ -394,7 +394,7 @@ async fn a_closed_client_ends_what_waits_and_lets_go_of_what_it_held() {
     for frees in [true, false] {
         let config = ServerConfig { auto_release_on_disconnect: frees, ..Default::default() };
         let server = TestServer::with(config).unwrap();
-        let (locks, rival) = (server.locks(), server.elsewhere().locks());
+        let (locks, rival) = (server.locks(), server.with_own_network().locks());
         let guards = hold(&locks, 0..20).await;
         let isolated = locks.lock("isolated").unwrap().isolated().acquire().await.unwrap();
         let forgotten = locks.lock("forgotten").unwrap().acquire().await.unwrap();
@@ -484,7 +484,7 @@ async fn a_grant_that_crosses_the_close_is_given_back() {
 #[tokio::test(start_paused = true)]
 async fn a_client_counts_what_it_does() {
     let server = TestServer::new();
-    let (locks, rival) = (server.locks(), server.elsewhere().locks());
+    let (locks, rival) = (server.locks(), server.with_own_network().locks());
     let one = locks.lock("one").unwrap().acquire().await.unwrap();
     let two = locks.lock("two").unwrap().acquire().await.unwrap();
     two.renew().await.unwrap();
@@ -511,7 +511,7 @@ async fn a_client_counts_what_it_does() {
 #[tokio::test(start_paused = true)]
 async fn a_client_tells_how_long_its_acquires_and_its_requests_took() {
     let server = TestServer::new();
-    let (locks, rival) = (server.locks(), server.elsewhere().locks());
+    let (locks, rival) = (server.locks(), server.with_own_network().locks());
     let free = locks.lock("free").unwrap().acquire().await.unwrap();
     let held = rival.lock("busy").unwrap().acquire().await.unwrap();
     let lock = locks.lock("busy").unwrap();

@@ -16,7 +16,7 @@ async fn hold(locks: &LockClient) -> LeaseGuard {
 
 /// Waits in the key's queue.
 async fn queued(server: &TestServer) -> JoinHandle<Result<LeaseGuard, Error>> {
-    let lock = server.elsewhere().locks().lock("k").unwrap();
+    let lock = server.with_own_network().locks().lock("k").unwrap();
     let waiter = tokio::spawn(async move { lock.acquire_within(1000 * S).await });
     while server.stats().locks.iter().all(|lock| lock.waiters == 0) {
         sleep(S / 1000).await;
@@ -29,7 +29,7 @@ async fn a_lease_that_is_taken_away_goes_to_the_next_in_line_and_is_lost_at_its_
     let server = TestServer::new();
     let guard = hold(&server.locks()).await;
     let waiter = queued(&server).await;
-    server.lose_lease("k");
+    server.expire_lease("k");
     assert!(guard.is_held(), "nobody has told the holder yet");
     let next = waiter.await.unwrap().unwrap();
     assert!(next.is_held() && next.fence() > guard.fence());
@@ -43,22 +43,22 @@ async fn all_holders_of_a_semaphore_lose_it_and_all_slots_are_free() {
     let server = TestServer::new();
     let exports = server.locks().semaphore("exports", 2).unwrap();
     let (one, two) = (exports.acquire().await.unwrap(), exports.acquire().await.unwrap());
-    server.lose_lease("exports");
+    server.expire_lease("exports");
     assert_eq!(one.renew().await.unwrap_err().kind(), ErrorKind::NotHeld);
     assert_eq!(two.lost().await, LostReason::RenewalRejected);
     assert!(exports.try_acquire().await.unwrap().is_some());
 }
 
 #[tokio::test(start_paused = true)]
-#[should_panic(expected = "nobody holds \"k\"")]
+#[should_panic(expected = "no client holds \"k\"")]
 async fn a_scripted_loss_of_what_nobody_holds_fails_the_test() {
-    TestServer::new().lose_lease("k");
+    TestServer::new().expire_lease("k");
 }
 
 #[tokio::test(start_paused = true)]
-#[should_panic(expected = "nobody took \"k\" within a minute")]
+#[should_panic(expected = "no client took \"k\" within a minute")]
 async fn waiting_for_a_holder_that_never_comes_fails_the_test() {
-    TestServer::new().held("k").await;
+    TestServer::new().wait_until_held("k").await;
 }
 
 #[tokio::test(start_paused = true)]
@@ -70,7 +70,7 @@ async fn a_holder_can_be_waited_for() {
         hold(&locks).await
     });
     let since = Instant::now();
-    server.held("k").await;
+    server.wait_until_held("k").await;
     assert!(since.elapsed() >= 20 * S);
     assert!(holder.await.unwrap().is_held());
 }
@@ -125,7 +125,7 @@ async fn nothing_connects_through_a_partition_until_it_heals() {
 #[tokio::test(start_paused = true)]
 async fn a_partition_of_one_network_leaves_the_other_alone() {
     let server = TestServer::new();
-    let other = server.elsewhere();
+    let other = server.with_own_network();
     let guard = hold(&other.locks()).await;
     server.partition();
     server.cut();
@@ -152,7 +152,7 @@ async fn a_restarted_server_knows_no_locks_grants_again_and_its_fences_grow() {
     let server = TestServer::new();
     let locks = server.locks();
     let guard = hold(&locks).await;
-    let elsewhere = server.elsewhere().locks().lock("other").unwrap().acquire().await.unwrap();
+    let elsewhere = server.with_own_network().locks().lock("other").unwrap().acquire().await.unwrap();
     server.drain();
     server.restart().unwrap();
     assert_eq!(elsewhere.lost().await, LostReason::ConnectionClosed);

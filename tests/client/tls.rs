@@ -410,9 +410,9 @@ fn a_key_of_another_certificate_is_refused() {
 #[tokio::test]
 async fn a_name_that_no_certificate_can_have_is_refused() {
     let ca = Ca::new("ca");
-    invalid(ca.trusted().server_name("no name").build(), "\"no name\" is no name");
+    invalid(ca.trusted().server_name("no name").build(), "\"no name\" is not a name");
     let client = ca.trusted().build().unwrap();
-    invalid(client.connect("", Box::new(duplex(1).0)).await, "\"\" is no name");
+    invalid(client.connect("", Box::new(duplex(1).0)).await, "\"\" is not a name");
 }
 
 #[test]

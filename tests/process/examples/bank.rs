@@ -28,8 +28,8 @@ async fn ask(app: &App, order: Order) -> Response {
 async fn under_way(server: &TestServer, app: &App) -> tokio::task::JoinHandle<StatusCode> {
     let app = app.clone();
     let transfer = tokio::spawn(async move { ask(&app, order("a", "b", HOUR)).await.status() });
-    server.held("account:a").await;
-    server.held("account:b").await;
+    server.wait_until_held("account:a").await;
+    server.wait_until_held("account:b").await;
     transfer
 }
 
@@ -58,7 +58,7 @@ async fn a_transfer_whose_lease_is_lost_is_409_and_moves_nothing() {
     let server = TestServer::new();
     let app = App::new(server.locks());
     let transfer = under_way(&server, &app).await;
-    server.lose_lease("account:b");
+    server.expire_lease("account:b");
     assert_eq!(transfer.await.unwrap(), StatusCode::CONFLICT);
     assert!(app.bank.accounts().is_empty());
 }
@@ -131,13 +131,13 @@ async fn one_instance_leads_and_another_takes_over_when_it_stops_or_loses_its_le
     let (one, two) = (App::new(server.locks()), App::new(server.locks()));
     let (stop, stops) = watch::channel(());
     let first = tokio::spawn(lead(one.clone(), stops.clone()));
-    server.held("interest").await;
+    server.wait_until_held("interest").await;
     tokio::spawn(lead(two.clone(), stops));
     let leads = |app: &App| app.leads.load(Relaxed);
     for (leader, other) in [(&one, &two), (&two, &one)] {
         sleep(Duration::from_secs(100)).await;
         assert!(leads(leader) && !leads(other));
-        server.lose_lease("interest");
+        server.expire_lease("interest");
         // It hears of it by its next renewal.
         sleep(Duration::from_secs(20)).await;
     }

@@ -25,7 +25,7 @@ async fn a_job_whose_lease_is_lost_is_aborted() {
     let server = TestServer::new();
     let mut steps = Jobs { locks: server.locks() }.run(job(1_000_000)).await.unwrap();
     steps.next().await.unwrap().unwrap();
-    server.lose_lease("job:report");
+    server.expire_lease("job:report");
     let end = loop {
         if let Err(status) = steps.next().await.expect("it does not end well") {
             break status;

@@ -1,5 +1,5 @@
-//! The client's stream after the handshake: a TLS 1.3 server judges the client's certificate only
-//! then, so its refusal arrives with a read. Names that refusal; else passes everything through.
+//! The client's stream after the handshake. A TLS 1.3 server checks the client's certificate only then,
+//! so its refusal arrives with a read: that error gets a name, and all else passes through.
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
@@ -8,25 +8,25 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::net::Stream;
-use crate::tls::fault::Side;
+use crate::tls::error::Side;
 
-pub(super) struct Late<S> {
+pub(super) struct AlertStream<S> {
     pub(super) stream: S,
     pub(super) side: Side,
 }
 
-impl<S: Stream> AsyncRead for Late<S> {
+impl<S: Stream> AsyncRead for AlertStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
         let side = self.side;
-        Pin::new(&mut self.stream).poll_read(cx, buf).map_err(|cause| side.explain_late(cause))
+        Pin::new(&mut self.stream).poll_read(cx, buf).map_err(|cause| side.explain_alert(cause))
     }
 }
 
-impl<S: Stream> AsyncWrite for Late<S> {
+impl<S: Stream> AsyncWrite for AlertStream<S> {
     fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
         Pin::new(&mut self.stream).poll_write(cx, buf)
     }

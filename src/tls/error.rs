@@ -1,12 +1,12 @@
-//! Why a handshake failed, in words that say what to look at. Knows of no config and no file.
+//! Explains why a handshake failed, in words that point to the cause.
 
 use std::io;
 
 use tokio_rustls::rustls::{self, AlertDescription as Alert, CertificateError as Cert};
 
-use crate::{Error, ErrorKind};
+use crate::error::{Error, ErrorKind};
 
-/// Which end of the handshake this is, and what its end of it makes likely.
+/// The end of the handshake that this side is, with what helps to explain a failure.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Side {
     Client { has_certificate: bool },
@@ -14,7 +14,7 @@ pub(super) enum Side {
 }
 
 impl Side {
-    /// The error of a handshake that ended in `cause`.
+    /// Returns the error of a handshake that failed with `cause`.
     pub(super) fn explain(self, cause: io::Error) -> Error {
         use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
         let fault = match cause.get_ref().and_then(|inner| inner.downcast_ref()) {
@@ -29,8 +29,8 @@ impl Side {
         Error::new(ErrorKind::Tls, fault).caused_by(cause)
     }
 
-    /// A failed read's error after the handshake: an alert becomes an [`Error`] inside the I/O error.
-    pub(super) fn explain_late(self, cause: io::Error) -> io::Error {
+    /// Explains a failed read after the handshake: an alert becomes an [`Error`] inside the I/O error.
+    pub(super) fn explain_alert(self, cause: io::Error) -> io::Error {
         match cause.get_ref().and_then(|inner| inner.downcast_ref()) {
             Some(rustls::Error::AlertReceived(_)) => self.explain(cause).into(),
             _ => cause,
@@ -79,8 +79,8 @@ impl Side {
     }
 }
 
-/// Returns `true` if a certificate is refused for being marked as a CA's. Its type is a dependency's
-/// dependency's, and has this name.
+/// Returns `true` if a certificate is refused because it is marked as a CA's. The error's type belongs to
+/// a transitive dependency, and is known by its text.
 fn is_of_ca(fault: &rustls::OtherError) -> bool {
     fault.0.to_string() == "CaUsedAsEndEntity"
 }
