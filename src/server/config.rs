@@ -1,4 +1,4 @@
-//! The server's settings, and what is wrong with those that cannot work. Knows of no flag.
+//! The server's settings, and their checks. Does not depend on flags or the environment.
 
 use std::io;
 use std::path::PathBuf;
@@ -25,29 +25,30 @@ pub struct ServerConfig {
     pub port: u16,
     /// The lease of requests that name none, in whole seconds, rounded up, at least 1 s. Defaults to 33 s.
     pub default_lease_ttl: Duration,
-    /// How often expired leases are swept up; above 0. Defaults to 1 s.
+    /// The interval at which expired leases are swept; above 0. Defaults to 1 s.
     pub lease_sweep_interval: Duration,
-    /// How often idle keys are collected; above 0. Defaults to 5 s.
+    /// The interval at which idle keys are collected; above 0. Defaults to 5 s.
     pub gc_interval: Duration,
-    /// How long a key may be idle before it is collected. Defaults to 60 s.
+    /// The time for which a key may be idle before it is collected. Defaults to 60 s.
     pub gc_max_idle: Duration,
-    /// How many keys may exist at once; at least 1. Defaults to 1024.
+    /// The maximum number of keys, in use or idle; at least 1. Defaults to 1024.
     pub max_locks: usize,
-    /// How many may wait for one key; 0 for no limit. Defaults to 0.
+    /// The maximum number of waiters for one key; 0 for no limit. Defaults to 0.
     pub max_waiters: usize,
-    /// How many connections may be open at once; 0 for no limit. Defaults to 0.
+    /// The maximum number of open connections; 0 for no limit. Defaults to 0.
     pub max_connections: usize,
-    /// How many connections one address may have open at once; 0 for no limit. Defaults to 0.
+    /// The maximum number of open connections from one address; 0 for no limit. Defaults to 0.
     pub max_connections_per_ip: usize,
-    /// How long a request line may take to come; above 0. Clients ping well within it. Defaults to 23 s.
+    /// The time within which a request line must arrive; above 0. Clients ping well within it. Defaults to
+    /// 23 s.
     pub read_timeout: Duration,
-    /// How long a peer may take to accept a reply, or 8 KB of a long one; above 0. Defaults to 5 s.
+    /// The time within which a peer must accept a reply, or 8 KB of a long one; above 0. Defaults to 5 s.
     pub write_timeout: Duration,
-    /// How long a graceful stop waits for holders to let go; 0 waits for all. Defaults to 30 s.
+    /// The time that a graceful stop waits for holders to release; 0 waits for all. Defaults to 30 s.
     pub shutdown_timeout: Duration,
-    /// Whether a closed connection frees what it holds. Defaults to true.
+    /// If `true`, a closed connection frees what it holds. Defaults to `true`.
     pub auto_release_on_disconnect: bool,
-    /// The file that keeps fences growing over crashes and clock steps. Defaults to none.
+    /// The file that keeps fences growing across crashes and clock steps. Defaults to none.
     pub fence_state_file: Option<PathBuf>,
     /// The certificate chain for TLS, PEM; needs `tls_key`. Defaults to none.
     pub tls_cert: Option<PathBuf>,
@@ -56,7 +57,7 @@ pub struct ServerConfig {
     /// The token that every connection must authenticate with, 1 byte to 64 KiB, no line break. Defaults
     /// to none.
     pub auth_token: Option<String>,
-    /// The file that holds the auth token; trailing white space is ignored. Defaults to none.
+    /// The file that holds the auth token; trailing whitespace is ignored. Defaults to none.
     pub auth_token_file: Option<PathBuf>,
 }
 
@@ -116,7 +117,7 @@ impl ServerConfig {
             return Err(Error::invalid(set, "is set alone: both --tls-cert and --tls-key must be provided"));
         }
         if self.auth_token.as_ref().is_some_and(|token| token.trim().is_empty()) {
-            // Not the same as none: a variable that a script forgot to fill must not open the door.
+            // Not the same as none: an empty variable in a script must not turn authentication off.
             return Err(Error::invalid("auth_token", "is empty"));
         }
         if self.auth_token.is_some() && self.auth_token_file.is_some() {
@@ -125,7 +126,7 @@ impl ServerConfig {
         Ok(())
     }
 
-    /// The auth token, from wherever it is set.
+    /// Returns the auth token, from the setting or its file.
     pub(super) fn read_auth_token(&self) -> Result<Option<String>> {
         let token = match (&self.auth_token_file, &self.auth_token) {
             (Some(path), _) => {

@@ -1,5 +1,5 @@
-//! The flags and environment variables of the binary: Go's one dash, what a value may be, one line for a
-//! fault, and the settings that come of it.
+//! The flags and environment variables of the binary, with Go's single dash, and the settings that they
+//! make.
 
 use std::error::Error as _;
 use std::ffi::OsString;
@@ -14,7 +14,7 @@ use clap::{ArgAction, Command, CommandFactory, FromArgMatches, Parser};
 use dflockd_client::MAX_SECONDS;
 use dflockd_client::server::ServerConfig;
 
-/// A flag beats its environment variable, which beats the default.
+/// A flag takes precedence over its environment variable, and that over the default.
 #[derive(Parser)]
 #[command(
     name = "dflockd",
@@ -22,7 +22,7 @@ use dflockd_client::server::ServerConfig;
     long_about = None,
     about = "A lock server: first-in-first-out locks and semaphores with leases and fencing tokens",
     after_help = "Flags are accepted with one dash too (-port 6388). SIGINT and SIGTERM stop the server gracefully; \
-                  SIGHUP has it read certificate, key and auth token file anew."
+                  SIGHUP reloads certificate, key and auth token file."
 )]
 pub(crate) struct Flags {
     /// Address or name to listen on, all addresses of a name; empty for every interface
@@ -40,73 +40,73 @@ pub(crate) struct Flags {
         value_parser = number::<u64>(1, MAX_SECONDS)
     )]
     default_lease_ttl: u64,
-    /// How often expired leases are swept up, in seconds
+    /// Interval at which expired leases are swept, in seconds
     #[arg(
         long, env = "DFLOCKD_LEASE_SWEEP_INTERVAL_S", default_value_t = 1, value_name = "SECONDS", allow_negative_numbers = true,
         value_parser = number::<u64>(1, MAX_SECONDS)
     )]
     lease_sweep_interval: u64,
-    /// How often idle keys are collected, in seconds
+    /// Interval at which idle keys are collected, in seconds
     #[arg(
         long, env = "DFLOCKD_GC_INTERVAL_S", default_value_t = 5, value_name = "SECONDS", allow_negative_numbers = true,
         value_parser = number::<u64>(1, MAX_SECONDS)
     )]
     gc_interval: u64,
-    /// How long a key may be idle before it is collected, in seconds
+    /// Time for which a key may be idle before it is collected, in seconds
     #[arg(
         long, env = "DFLOCKD_GC_MAX_IDLE_S", default_value_t = 60, value_name = "SECONDS", allow_negative_numbers = true,
         value_parser = number::<u64>(0, MAX_SECONDS)
     )]
     gc_max_idle: u64,
-    /// How many keys may exist at once
+    /// Maximum number of keys, in use or idle
     #[arg(
         long, env = "DFLOCKD_MAX_LOCKS", default_value_t = 1024, value_name = "N", allow_negative_numbers = true,
         value_parser = number::<usize>(1, usize::MAX as u64)
     )]
     max_locks: usize,
-    /// How many may wait for one key; 0 for no limit
+    /// Maximum number of waiters for one key; 0 for no limit
     #[arg(
         long, env = "DFLOCKD_MAX_WAITERS", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
         value_parser = number::<usize>(0, usize::MAX as u64)
     )]
     max_waiters: usize,
-    /// How many connections may be open at once; 0 for no limit
+    /// Maximum number of open connections; 0 for no limit
     #[arg(
         long, env = "DFLOCKD_MAX_CONNECTIONS", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
         value_parser = number::<usize>(0, usize::MAX as u64)
     )]
     max_connections: usize,
-    /// How many connections one address may have open at once; 0 for no limit
+    /// Maximum number of open connections from one address; 0 for no limit
     #[arg(
         long, env = "DFLOCKD_MAX_CONNECTIONS_PER_IP", default_value_t = 0, value_name = "N", allow_negative_numbers = true,
         value_parser = number::<usize>(0, usize::MAX as u64)
     )]
     max_connections_per_ip: usize,
-    /// How long a request line may take to come, in seconds
+    /// Time within which a request line must arrive, in seconds
     #[arg(
         long, env = "DFLOCKD_READ_TIMEOUT_S", default_value_t = 23, value_name = "SECONDS", allow_negative_numbers = true,
         value_parser = number::<u64>(1, MAX_SECONDS)
     )]
     read_timeout: u64,
-    /// How long a peer may take to accept a reply, or 8 KB of a long one, in seconds
+    /// Time within which a peer must accept a reply, or 8 KB of a long one, in seconds
     #[arg(
         long, env = "DFLOCKD_WRITE_TIMEOUT_S", default_value_t = 5, value_name = "SECONDS", allow_negative_numbers = true,
         value_parser = number::<u64>(1, MAX_SECONDS)
     )]
     write_timeout: u64,
-    /// How long a graceful stop waits for holders to let go, in seconds; 0 waits for all
+    /// Time that a graceful stop waits for holders to release, in seconds; 0 waits for all
     #[arg(
         long, env = "DFLOCKD_SHUTDOWN_TIMEOUT_S", default_value_t = 30, value_name = "SECONDS", allow_negative_numbers = true,
         value_parser = number::<u64>(0, MAX_SECONDS)
     )]
     shutdown_timeout: u64,
-    /// Whether a closed connection frees what it holds
+    /// Free what a connection holds when it closes
     #[arg(
         long, env = "DFLOCKD_AUTO_RELEASE_ON_DISCONNECT", default_value_t = true, default_missing_value = "true",
         num_args = 0..=1, require_equals = true, action = ArgAction::Set, value_name = "BOOL", value_parser = switch
     )]
     auto_release_on_disconnect: bool,
-    /// File that keeps fences growing over crashes and clock steps
+    /// File that keeps fences growing across crashes and clock steps
     #[arg(long, env = "DFLOCKD_FENCE_STATE_FILE", value_name = "FILE")]
     fence_state_file: Option<PathBuf>,
     /// Certificate chain for TLS, PEM; needs --tls-key
@@ -118,7 +118,7 @@ pub(crate) struct Flags {
     /// Token that every connection must authenticate with; prefer --auth-token-file
     #[arg(long, env = "DFLOCKD_AUTH_TOKEN", hide_env_values = true, value_name = "TOKEN")]
     auth_token: Option<String>,
-    /// File that holds the auth token; trailing white space is ignored
+    /// File that holds the auth token; trailing whitespace is ignored
     #[arg(long, env = "DFLOCKD_AUTH_TOKEN_FILE", value_name = "FILE")]
     auth_token_file: Option<PathBuf>,
     /// Log every connection and request error
@@ -130,9 +130,9 @@ pub(crate) struct Flags {
 }
 
 impl Flags {
-    /// Reads flags, the program's name first, and the environment, where an empty variable counts as
-    /// one that is not set. Prints and exits on `--help` and `--version` (with status 74 if that cannot
-    /// be written), and on a flag that cannot be read (with status 2); both say why in one line.
+    /// Reads flags, the program's name first, and the environment; an empty variable counts as not set.
+    /// Prints and exits on `--help` and `--version` (with status 74 if the output cannot be written), and
+    /// on an invalid flag (with status 2). Reports a fault in one line.
     pub(crate) fn from_args(args: impl Iterator<Item = OsString>) -> Self {
         parse(args).unwrap_or_else(|error| exit(&error))
     }
@@ -169,16 +169,16 @@ fn parse(args: impl Iterator<Item = OsString>) -> Result<Flags, clap::Error> {
     Flags::from_arg_matches_mut(&mut matches)
 }
 
-/// The arguments are wrong.
+/// The arguments are invalid.
 const USAGE: i32 = 2;
-/// What was asked for could not be written: `EX_IOERR`.
+/// The output could not be written: `EX_IOERR`.
 const OUTPUT: i32 = 74;
-/// The reader of a pipe has gone, as a shell shows it: 128 and the number of `SIGPIPE`.
+/// The reader of a pipe has closed it, as a shell shows it: 128 plus the number of `SIGPIPE`.
 const NO_READER: i32 = 141;
 
-/// Answers `--help` and `--version`, and says what is wrong with anything else.
+/// Prints the output of `--help` and `--version`, or the fault, and exits.
 fn exit(error: &clap::Error) -> ! {
-    // `eprintln!` panics where stderr is gone; the status says it all the same.
+    // `eprintln!` panics if stderr is closed. The status shows the fault without it.
     let say = |line: &str| drop(writeln!(io::stderr(), "dflockd: {line}"));
     if error.use_stderr() {
         say(&fault(error));
@@ -195,14 +195,14 @@ fn exit(error: &clap::Error) -> ! {
 }
 
 fn command() -> Command {
-    // An empty variable is how scripts and compose files say "not set".
+    // In scripts and compose files, an empty variable means "not set".
     Flags::command().mut_args(|arg| {
         let empty = |name| std::env::var_os(name).is_some_and(|value| value.is_empty());
         if arg.get_env().is_some_and(empty) { arg.env(Resettable::Reset) } else { arg }
     })
 }
 
-/// `-port` means `--port`; what has one letter, or is a number, stays as it is.
+/// Turns `-port` into `--port`. A flag of one letter and a number stay as they are.
 fn two_dashes(arg: OsString) -> OsString {
     match arg.as_encoded_bytes() {
         [b'-', b'a'..=b'z', _, ..] => {
@@ -214,7 +214,7 @@ fn two_dashes(arg: OsString) -> OsString {
     }
 }
 
-/// Takes a whole number from `least` to `most`.
+/// Returns a parser for whole numbers from `min` to `max`.
 fn number<T: TryFrom<u64>>(
     least: u64,
     most: u64,
@@ -234,8 +234,8 @@ fn switch(text: &str) -> Result<bool, String> {
     }
 }
 
-/// The fault in one line. No argument that is not a flag's name or a bad number is repeated: it
-/// might be a misplaced secret.
+/// Returns the fault in one line. Repeats no argument but a flag's name or a bad number: it might be a
+/// misplaced secret.
 fn fault(error: &clap::Error) -> String {
     let context = |kind| match error.get(kind) {
         Some(ContextValue::String(text)) => text.as_str(),
@@ -263,7 +263,7 @@ fn fault(error: &clap::Error) -> String {
     }
 }
 
-/// Returns `true` for what may be a flag, and is neither a key nor a token that begins with a dash.
+/// Returns `true` if the text may be a flag, and is not a key or a token that begins with a dash.
 fn is_flag(text: &str) -> bool {
     const LONGEST_FLAG: usize = 40;
     let name = text.trim_start_matches('-');
@@ -271,7 +271,7 @@ fn is_flag(text: &str) -> bool {
     text.starts_with('-') && plain && (1..=LONGEST_FLAG).contains(&name.len())
 }
 
-/// A bad value, unless it is long and no number: it might be a misplaced secret.
+/// Returns a bad value as text. Hides one that is long and not a number: it might be a misplaced secret.
 fn shown(value: &str) -> String {
     const LONGEST: usize = 19;
     let is_number = value.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'-' | b'.'));
@@ -281,7 +281,7 @@ fn shown(value: &str) -> String {
     format!("{value:?}")
 }
 
-/// The flag and its environment variable: the bad value may be in either.
+/// Returns the flag with its environment variable: either may have the bad value.
 fn with_variable(flag: &str) -> String {
     let command = Flags::command();
     let arg = command.get_arguments().find(|arg| arg.get_long() == flag.strip_prefix("--"));
