@@ -3,3 +3,7 @@
 #![cfg(feature = "file")]
 
 mod directory;
+mod dropped;
+mod engines;
+mod suite;
+mod threads;
