@@ -155,21 +155,26 @@ fn threads_take_it_as_well() {
 
 #[tokio::test]
 async fn closing_waits_until_every_file_is_gone() {
+    const KEYS: usize = 20;
     let dir = temp();
-    let locks = client(dir.path());
-    let lock = locks.lock("k").unwrap();
-    let guard = lock.acquire().await.unwrap();
-    let waiting = lock.clone();
-    let waits = tokio::spawn(async move { waiting.acquire_within(Duration::from_secs(60)).await });
-    while files(dir.path()).len() < 3 {
+    let (locks, others) = (client(dir.path()), client(dir.path()));
+    let guard = locks.lock("own").unwrap().acquire().await.unwrap();
+    let (mut held, mut waits) = (Vec::new(), Vec::new());
+    for n in 0..KEYS {
+        held.push(others.lock(format!("k{n}")).unwrap().acquire().await.unwrap());
+        let lock = locks.lock(format!("k{n}")).unwrap();
+        waits.push(tokio::spawn(async move { lock.acquire_within(Duration::from_secs(60)).await }));
+    }
+    // Lock files with their claims, and a claim of each waiter.
+    while files(dir.path()).len() < 2 + 3 * KEYS {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     locks.close().await.unwrap();
-    assert_eq!(files(dir.path()), Vec::<String>::new());
-    assert_eq!(waits.await.unwrap().unwrap_err().kind(), ErrorKind::ClientClosed);
-    assert!(!guard.is_held());
-    assert_eq!(lock.acquire().await.unwrap_err().kind(), ErrorKind::ClientClosed);
-    assert_eq!(lock.try_acquire().await.unwrap_err().kind(), ErrorKind::ClientClosed);
+    assert_eq!(files(dir.path()).len(), 2 * KEYS);
+    for waits in waits {
+        assert_eq!(waits.await.unwrap().unwrap_err().kind(), ErrorKind::ClientClosed);
+    }
+    assert!(!guard.is_held() && held.iter().all(|guard| guard.is_held()));
 }
 
 #[test]

@@ -80,7 +80,7 @@ impl Engine for Dflockd {
     }
 
     fn take_away(&self, key: &str) {
-        self.0.lose_lease(key);
+        self.0.expire_lease(key);
     }
 }
 
