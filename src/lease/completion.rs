@@ -1,4 +1,4 @@
-//! The outcome of a release, on its way to the log and to a waiting caller.
+//! Carries the outcome of a release to the log, the event handler and the waiting caller.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,10 +9,11 @@ use tokio::time::Instant;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::reporter::LeaseReporter;
 
-/// How long a caller waits for the reply to a release.
+/// The time that a caller waits for the reply to a release.
 pub(super) const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Where the outcome of a release goes: to the log, the counters and the event handler, and to a waiting caller.
+/// Reports the outcome of a release to the log, the counters and the event handler, and sends it to a waiting
+/// caller.
 pub(crate) struct ReleaseCompletion {
     reporter: Option<Arc<LeaseReporter>>,
     caller: Option<ReleaseWaiter>,
@@ -25,16 +26,17 @@ pub(crate) struct ReleaseWaiter {
 }
 
 impl ReleaseCompletion {
-    /// Drops the outcome.
+    /// Makes a completion that drops the outcome.
     pub(crate) fn ignored() -> Self {
         Self { reporter: None, caller: None }
     }
 
-    /// Reports the outcome, and sends it to the waiting caller, if there is one.
+    /// Makes a completion that reports the outcome, and sends it to the waiting caller, if there is one.
     pub(super) fn new(reporter: Arc<LeaseReporter>, caller: Option<ReleaseWaiter>) -> Self {
         Self { reporter: Some(reporter), caller }
     }
 
+    /// Delivers the outcome.
     pub(crate) fn complete(self, outcome: Result<()>) {
         if let Some(reporter) = self.reporter {
             reporter.released(&outcome);
@@ -51,7 +53,7 @@ impl ReleaseCompletion {
         self.caller.as_ref().map(|caller| caller.deadline)
     }
 
-    /// Sends a timeout to the waiting caller. The outcome is still reported when it comes.
+    /// Sends a timeout error to the waiting caller. The outcome is still reported when it comes.
     #[cfg(feature = "client")]
     pub(crate) fn time_out(&mut self) {
         if let (Some(caller), Some(reporter)) = (self.caller.take(), &self.reporter) {
@@ -61,8 +63,8 @@ impl ReleaseCompletion {
     }
 }
 
-/// The error of a release without a reply in time.
+/// Makes the error of a release that got no reply in time.
 pub(super) fn release_timed_out(reporter: &LeaseReporter) -> Error {
-    let detail = format!("no answer within {} s", RELEASE_TIMEOUT.as_secs());
+    let detail = format!("no reply within {} s", RELEASE_TIMEOUT.as_secs());
     reporter.error("release", ErrorKind::Timeout, detail)
 }

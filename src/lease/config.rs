@@ -1,12 +1,12 @@
-//! The settings of a lease, whatever the engine.
+//! The settings of a lease, the same for every backend.
 
 use std::sync::Arc;
 
+use crate::lease::counters::LeaseCounters;
 use crate::lease::event_handler::EventHandler;
 use crate::lease::renewal::RenewalPolicy;
-use crate::lease::reporter::LeaseCounters;
 
-/// How a lease is kept, whatever the grant.
+/// How a lease is renewed, and where its events and counts go.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LeaseConfig {
     pub(crate) renewal: RenewalPolicy,

@@ -1,4 +1,4 @@
-//! What can happen to a lease, as event handlers receive it.
+//! The events of a lease, as event handlers receive them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,45 +7,45 @@ use crate::error::Error;
 use crate::lease::LostReason;
 use crate::types::{Fence, Key};
 
-/// Something that happened to a lease; see [`Builder::on_event`](crate::Builder::on_event).
+/// An event of one lease; see [`Builder::on_event`](crate::Builder::on_event).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct LeaseEvent {
     /// The key that is, or was, held.
     pub key: Key,
-    /// The grant's fence; none from a server too old to fence, and none for a lock file.
+    /// The grant's fence; `None` from a server too old to fence, and for a lock file.
     pub fence: Option<Fence>,
-    /// Who granted: the server's `host:port`, or the path of the lock file.
+    /// The server that granted the lease, as `host:port`, or the path of the lock file.
     pub endpoint: Arc<str>,
     /// What happened.
     pub kind: LeaseEventKind,
 }
 
-/// What happened to a lease.
+/// The kind of a [`LeaseEvent`].
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum LeaseEventKind {
-    /// It began.
+    /// The lease was granted.
     Granted {
-        /// Its length, unless renewed.
+        /// The length of the lease unless it is renewed.
         ttl: Duration,
     },
-    /// It was renewed.
+    /// The lease was renewed.
     Renewed {
-        /// Its length from when the renewal was sent.
+        /// The length of the lease from when the renewal was sent.
         ttl: Duration,
     },
-    /// A renewal failed in a way that says nothing about the lease; it is tried again.
+    /// A renewal failed in a way that says nothing about the lease. It is tried again.
     RenewFailed(Error),
-    /// Little time is left because renewals are late, or its connection was lost and it may have
-    /// outlived that. A renewal heals it.
+    /// Little time is left because renewals are late, or the connection of the lease was lost and the
+    /// lease may have outlived it. A renewal that succeeds makes the lease healthy again.
     AtRisk,
-    /// It was lost.
+    /// The lease was lost.
     Lost(LostReason),
-    /// It was let go, and the server said so.
+    /// The lease was released, and the server confirmed it.
     Released,
-    /// Letting go failed: the lease runs out by itself, or has.
+    /// The release failed. The lease expires by itself, or has expired.
     ReleaseFailed(Error),
-    /// It is neither renewed nor released any more.
+    /// The lease is no longer renewed and will not be released.
     Forgotten,
 }

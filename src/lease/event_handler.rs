@@ -1,4 +1,4 @@
-//! A listener to events, called on a thread of its own: whatever it does, no lease waits for it.
+//! Calls an event handler on a dedicated thread, so that no lease waits for it.
 
 use std::fmt;
 use std::mem;
@@ -15,115 +15,115 @@ use tracing::dispatcher;
 use crate::failpoints;
 use crate::lease::event::LeaseEvent;
 
-/// How many events are kept for a listener that has not come to them yet.
-const MAX_KEPT: usize = 65_536;
-/// How long a warning of one kind keeps the next one back.
-const QUIET: Duration = Duration::from_secs(10);
+/// The most events that wait for the handler.
+const MAX_QUEUED: usize = 65_536;
+/// The least time between two warnings of one kind.
+const WARNING_INTERVAL: Duration = Duration::from_secs(10);
 
-type Listen = dyn Fn(&LeaseEvent) + Send + Sync;
+type EventFn = dyn Fn(&LeaseEvent) + Send + Sync;
 
-/// What listens to the leases of one client or lock file, if anything does. Clones share the thread, which
-/// begins with the first event, and ends when all clones are gone and every event was told.
+/// The event handler of the leases of one client or lock file, if there is one. Clones share the thread, which
+/// starts with the first event, and ends when all clones are dropped and every event was handled.
 #[derive(Clone, Default)]
 pub(crate) struct EventHandler(Option<Arc<Queue>>);
 
 impl EventHandler {
-    pub(crate) fn new(listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
+    pub(crate) fn new(handler: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
         Self(Some(Arc::new(Queue {
-            listen: Arc::new(listener),
-            events: OnceLock::new(),
-            kept: Arc::default(),
+            handler: Arc::new(handler),
+            sender: OnceLock::new(),
+            queued: Arc::default(),
             overflows: RateLimit::default(),
         })))
     }
 
-    /// Hands the event over, without waiting; `false` if there is no room for it.
-    pub(super) fn tell(&self, event: impl FnOnce() -> LeaseEvent) -> bool {
-        self.0.as_ref().is_none_or(|queue| queue.put(event()))
+    /// Queues the event without waiting. Returns `false` if the queue is full.
+    pub(super) fn send(&self, event: impl FnOnce() -> LeaseEvent) -> bool {
+        self.0.as_ref().is_none_or(|queue| queue.push(event()))
     }
 }
 
 impl fmt::Debug for EventHandler {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(if self.0.is_some() { "Listener" } else { "no Listener" })
+        f.write_str(if self.0.is_some() { "EventHandler" } else { "no EventHandler" })
     }
 }
 
 struct Queue {
-    listen: Arc<Listen>,
-    /// To the thread, once there was an event; none if it could not be started.
-    events: OnceLock<Option<Sender<LeaseEvent>>>,
-    kept: Arc<AtomicUsize>,
+    handler: Arc<EventFn>,
+    /// The channel to the thread, made by the first event; `None` if the thread could not be started.
+    sender: OnceLock<Option<Sender<LeaseEvent>>>,
+    queued: Arc<AtomicUsize>,
     overflows: RateLimit,
 }
 
 impl Queue {
-    fn put(&self, event: LeaseEvent) -> bool {
-        let has_room = self.kept.fetch_add(1, Ordering::Relaxed) < MAX_KEPT;
-        if has_room && let Some(events) = self.events.get_or_init(|| self.start()) {
+    fn push(&self, event: LeaseEvent) -> bool {
+        let has_room = self.queued.fetch_add(1, Ordering::Relaxed) < MAX_QUEUED;
+        if has_room && let Some(sender) = self.sender.get_or_init(|| self.start()) {
             failpoints::event_queued();
             // The thread outlives its sender.
-            return events.send(event).is_ok();
+            return sender.send(event).is_ok();
         }
-        self.kept.fetch_sub(1, Ordering::Relaxed);
-        if let Some(more) = self.overflows.comes() {
-            tracing::warn!(more, "the listener to lease events does not keep up: events are dropped");
+        self.queued.fetch_sub(1, Ordering::Relaxed);
+        if let Some(more) = self.overflows.admit() {
+            tracing::warn!(more, "the event handler is too slow: lease events are dropped");
         }
         false
     }
 
-    /// What the listener logs goes where the log of the first event goes.
+    /// Starts the thread. The handler's own log goes to the subscriber of the first event.
     fn start(&self) -> Option<Sender<LeaseEvent>> {
-        let (events, told) = channel();
-        let (listen, kept) = (self.listen.clone(), self.kept.clone());
-        let log = dispatcher::get_default(Clone::clone);
-        let listening = move || dispatcher::with_default(&log, || dispatch(&*listen, &told, &kept));
-        let started = thread::Builder::new().name("dflockd-events".into()).spawn(listening);
-        started.is_ok().then_some(events)
+        let (sender, receiver) = channel();
+        let (handler, queued) = (self.handler.clone(), self.queued.clone());
+        let subscriber = dispatcher::get_default(Clone::clone);
+        let run = move || dispatcher::with_default(&subscriber, || dispatch(&*handler, &receiver, &queued));
+        let started = thread::Builder::new().name("dflockd-events".into()).spawn(run);
+        started.is_ok().then_some(sender)
     }
 }
 
-/// Calls the listener with every event, in order.
-fn dispatch(listen: &Listen, told: &Receiver<LeaseEvent>, kept: &AtomicUsize) {
+/// Calls the handler with every event, in order.
+fn dispatch(handler: &EventFn, receiver: &Receiver<LeaseEvent>, queued: &AtomicUsize) {
     let panics = RateLimit::default();
-    for event in told {
-        let outcome = catch_unwind(AssertUnwindSafe(|| listen(&event)));
-        kept.fetch_sub(1, Ordering::Relaxed);
+    for event in receiver {
+        let outcome = catch_unwind(AssertUnwindSafe(|| handler(&event)));
+        queued.fetch_sub(1, Ordering::Relaxed);
         if let Err(payload) = outcome {
-            // What it panicked with may panic once more as it is dropped.
+            // The payload may panic as well when it is dropped.
             if let Err(payload) = catch_unwind(AssertUnwindSafe(|| drop(payload))) {
                 mem::forget(payload);
             }
-            if let Some(more) = panics.comes() {
-                tracing::error!(more, "the listener to lease events panicked");
+            if let Some(more) = panics.admit() {
+                tracing::error!(more, "the event handler panicked");
             }
         }
         failpoints::event_delivered();
     }
 }
 
-/// Something that is said once in a while, however often it comes.
+/// Admits one warning per [`WARNING_INTERVAL`], and counts those that it suppresses.
 #[derive(Default)]
-struct RateLimit(Mutex<Held>);
+struct RateLimit(Mutex<Suppressed>);
 
 #[derive(Default)]
-struct Held {
+struct Suppressed {
     until: Option<Instant>,
-    more: u64,
+    count: u64,
 }
 
 impl RateLimit {
-    /// How often it came unsaid since it was said last, if it is to be said now.
-    fn comes(&self) -> Option<u64> {
-        // Nothing panics while it is locked.
-        let mut held = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    /// Returns the number of warnings suppressed since the last one, if a warning is due now.
+    fn admit(&self) -> Option<u64> {
+        // Nothing panics under this lock.
+        let mut suppressed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
-        if held.until.is_some_and(|until| now < until) {
-            held.more += 1;
+        if suppressed.until.is_some_and(|until| now < until) {
+            suppressed.count += 1;
             return None;
         }
-        held.until = Some(now + QUIET);
-        Some(std::mem::take(&mut held.more))
+        suppressed.until = Some(now + WARNING_INTERVAL);
+        Some(std::mem::take(&mut suppressed.count))
     }
 }
 
@@ -135,39 +135,39 @@ mod tests {
 
     fn event(number: usize) -> LeaseEvent {
         let fence = Some(Fence::new(number as u64 + 1));
-        let (key, grantor) = (Key::parse("k").unwrap(), "here".into());
-        LeaseEvent { key, fence, endpoint: grantor, kind: LeaseEventKind::AtRisk }
+        let (key, endpoint) = (Key::parse("k").unwrap(), "here".into());
+        LeaseEvent { key, fence, endpoint, kind: LeaseEventKind::AtRisk }
     }
 
     #[test]
-    fn a_listener_that_is_stuck_costs_what_it_is_not_told_and_no_more() {
-        let (go, gone) = channel::<()>();
-        let (tell, told) = channel();
-        let gone = Mutex::new(gone);
-        let listener = EventHandler::new(move |event: &LeaseEvent| {
-            // Stuck until the test lets it go.
-            let _ = gone.lock().unwrap().recv();
-            tell.send(event.fence.map_or(0, |fence| fence.get() as usize)).unwrap();
+    fn a_handler_that_is_stuck_loses_the_events_over_the_limit_and_no_more() {
+        let (unblock, blocked) = channel::<()>();
+        let (sender, received) = channel();
+        let blocked = Mutex::new(blocked);
+        let handler = EventHandler::new(move |event: &LeaseEvent| {
+            // Blocks until the test drops the other end.
+            let _ = blocked.lock().unwrap().recv();
+            sender.send(event.fence.map_or(0, |fence| fence.get() as usize)).unwrap();
         });
-        let (most, more) = (MAX_KEPT, 1000);
-        let room = (0..most + more).filter(|number| listener.tell(|| event(*number))).count();
-        assert_eq!(room, most);
-        // It goes on, and all that was kept is told in order, though nobody has the listener any more.
-        drop((go, listener));
-        assert_eq!(told.iter().collect::<Vec<_>>(), (1..=most).collect::<Vec<_>>());
+        let (max, more) = (MAX_QUEUED, 1000);
+        let queued = (0..max + more).filter(|number| handler.send(|| event(*number))).count();
+        assert_eq!(queued, max);
+        // The thread handles every queued event in order, after the last handle on it was dropped.
+        drop((unblock, handler));
+        assert_eq!(received.iter().collect::<Vec<_>>(), (1..=max).collect::<Vec<_>>());
     }
 
     #[test]
-    fn there_is_room_again_for_what_comes_after() {
-        let (tell, told) = channel();
-        let listener = EventHandler::new(move |_: &LeaseEvent| tell.send(()).unwrap());
-        for number in 0..2 * MAX_KEPT {
-            assert!(listener.tell(|| event(number)));
-            told.recv().unwrap();
+    fn a_handled_event_makes_room_for_the_next() {
+        let (sender, received) = channel();
+        let handler = EventHandler::new(move |_: &LeaseEvent| sender.send(()).unwrap());
+        for number in 0..2 * MAX_QUEUED {
+            assert!(handler.send(|| event(number)));
+            received.recv().unwrap();
         }
     }
 
-    /// A panic's payload that panics as well when it is dropped, outside an unwinding.
+    /// A panic payload whose drop panics as well, unless the thread unwinds.
     struct Bomb;
 
     impl Drop for Bomb {
@@ -179,25 +179,25 @@ mod tests {
     }
 
     #[test]
-    fn a_listener_hears_of_what_comes_after_whatever_it_panics_with() {
-        let (tell, told) = channel();
-        let listener = EventHandler::new(move |_: &LeaseEvent| {
-            tell.send(()).unwrap();
+    fn a_handler_that_panics_receives_the_next_events() {
+        let (sender, received) = channel();
+        let handler = EventHandler::new(move |_: &LeaseEvent| {
+            sender.send(()).unwrap();
             std::panic::panic_any(Bomb);
         });
         for number in 0..5 {
-            assert!(listener.tell(|| event(number)));
+            assert!(handler.send(|| event(number)));
         }
-        drop(listener);
-        assert_eq!(told.iter().count(), 5);
+        drop(handler);
+        assert_eq!(received.iter().count(), 5);
     }
 
     #[tokio::test(start_paused = true)]
-    async fn what_is_said_seldom_counts_what_it_keeps_back() {
-        let seldom = RateLimit::default();
-        let said: Vec<_> = (0..5).map(|_| seldom.comes()).collect();
-        assert_eq!(said, [Some(0), None, None, None, None]);
-        tokio::time::advance(QUIET).await;
-        assert_eq!([seldom.comes(), seldom.comes()], [Some(4), None]);
+    async fn a_rate_limit_counts_what_it_suppresses() {
+        let limit = RateLimit::default();
+        let admitted: Vec<_> = (0..5).map(|_| limit.admit()).collect();
+        assert_eq!(admitted, [Some(0), None, None, None, None]);
+        tokio::time::advance(WARNING_INTERVAL).await;
+        assert_eq!([limit.admit(), limit.admit()], [Some(4), None]);
     }
 }

@@ -1,4 +1,4 @@
-//! What a holder keeps: the guard that releases on drop.
+//! The guard of a lease, which releases it on drop.
 
 use std::fmt;
 use std::ops::Deref;
@@ -19,15 +19,15 @@ use crate::lease::task;
 use crate::suspend;
 use crate::types::{Fence, Key, Token};
 
-/// A lease that is released when dropped. Everything to ask of it stands on [`Lease`].
+/// A lease that is released when dropped. Its other methods are those of [`Lease`].
 ///
-/// Dropping queues the release without waiting for it and without needing a runtime; a failure
-/// then goes to the log. Await [`release`](Self::release) to hear of it.
+/// Dropping it queues the release without waiting and without a runtime. A release that fails then is logged.
+/// To receive the error, await [`release`](Self::release).
 #[must_use = "the lease is released as soon as the guard is dropped"]
 pub struct LeaseGuard(Option<Lease>);
 
 impl LeaseGuard {
-    /// Takes charge of a grant made by a request sent at `sent`: spawns the renewal task.
+    /// Makes the guard of a grant whose request was sent at `sent`, and spawns its renewal task.
     pub(crate) fn new(
         held: impl HeldLease,
         key: Key,
@@ -36,22 +36,22 @@ impl LeaseGuard {
         (sent, now): (Instant, Instant),
         ttl: Duration,
     ) -> Self {
-        let renewal =
+        let schedule =
             RenewalSchedule::new(config.renewal, sent.into_std(), ttl, now.into_std(), fastrand::f64());
         let reporter = LeaseReporter::new(key, fence, held.endpoint(), config);
         let span = reporter.span.clone();
-        let shared = Arc::new(LeaseInner::new(held, token, reporter, renewal));
-        shared.set_task(tokio::spawn(task::run(shared.clone()).instrument(span)));
-        Self(Some(Lease(shared)))
+        let lease = Arc::new(LeaseInner::new(held, token, reporter, schedule));
+        lease.set_task(tokio::spawn(task::run(lease.clone()).instrument(span)));
+        Self(Some(Lease(lease)))
     }
 
-    /// Lets go (`r`, `sr`) and reports; see [`Lease::release`].
+    /// Releases the lease (`r`, `sr`) and returns the outcome; see [`Lease::release`].
     ///
     /// # Errors
     /// As [`Lease::release`].
     ///
     /// # Cancel safety
-    /// The lease is released whether or not the future is polled to its end.
+    /// The lease is released even if the future is dropped.
     ///
     /// # Examples
     /// ```
@@ -66,12 +66,12 @@ impl LeaseGuard {
     pub async fn release(self) -> Result<()> {
         let lease = Lease::clone(&self);
         lease.release().await
-        // `self` drops here, or wherever the future is dropped: its release is then the second
-        // one, and does nothing.
+        // If the future is dropped before its first poll, the drop of `self` releases the lease. Later that
+        // drop does nothing, since the release was claimed.
     }
 
-    /// Lets the lease outlive this guard: it is renewed until it is released through the handle,
-    /// lost, or the runtime ends. Nothing releases it on drop any more.
+    /// Detaches the lease from this guard: it is renewed until it is released through the handle, lost, or
+    /// the runtime shuts down. No drop releases it then.
     ///
     /// # Examples
     /// ```
@@ -88,9 +88,9 @@ impl LeaseGuard {
         self.take()
     }
 
-    /// Stops renewing and releases nothing: the key stays taken until the lease runs out.
+    /// Stops renewing and releases nothing: the key stays taken until the lease expires.
     ///
-    /// The connection is kept open until then, since a server frees what a closed one held.
+    /// The client keeps the connection open until then, since a server frees what a closed connection held.
     ///
     /// # Examples
     /// ```
@@ -99,7 +99,7 @@ impl LeaseGuard {
     /// # let locks = TestServer::new().locks();
     /// let lock = locks.lock("once-an-hour")?;
     /// lock.acquire().await?.forget();
-    /// assert!(lock.try_acquire().await?.is_none()); // until the lease runs out
+    /// assert!(lock.try_acquire().await?.is_none()); // until the lease expires
     /// # Ok(()) }
     /// ```
     pub fn forget(mut self) {
@@ -124,7 +124,7 @@ impl Drop for LeaseGuard {
     fn drop(&mut self) {
         let Some(lease) = self.0.take() else { return };
         if !lease.0.is_ours() {
-            // Its parts have locks, and nobody here would release them.
+            // Dropping its parts could wait for locks that no thread of this process holds.
             return std::mem::forget(lease);
         }
         if !lease.0.is_kept() {
@@ -162,21 +162,21 @@ mod tests {
     use crate::error::ErrorKind;
     use crate::lease::completion::ReleaseCompletion;
     use crate::lease::held::Change;
-    use crate::lease::{LeaseState, LostReason, Outcome};
+    use crate::lease::{LeaseState, LostReason, LostSignal, Outcome};
     use crate::process::in_a_fork;
 
     const S: Duration = Duration::from_secs(1);
 
-    /// Counts what is asked of it.
-    struct Counts(Arc<AtomicUsize>);
+    /// Counts its calls.
+    struct CountedCalls(Arc<AtomicUsize>);
 
-    impl Counts {
+    impl CountedCalls {
         fn count(&self) {
             self.0.fetch_add(1, Ordering::Relaxed);
         }
     }
 
-    impl HeldLease for Counts {
+    impl HeldLease for CountedCalls {
         fn endpoint(&self) -> Arc<str> {
             "here".into()
         }
@@ -205,17 +205,17 @@ mod tests {
         }
     }
 
-    impl Drop for Counts {
+    impl Drop for CountedCalls {
         fn drop(&mut self) {
             self.count();
         }
     }
 
-    fn guard(asked: &Arc<AtomicUsize>) -> LeaseGuard {
+    fn guard(calls: &Arc<AtomicUsize>) -> LeaseGuard {
         let (key, token) = (Key::parse("k").unwrap(), Token::parse("t").unwrap());
         let now = Instant::now();
         LeaseGuard::new(
-            Counts(asked.clone()),
+            CountedCalls(calls.clone()),
             key,
             (token, None),
             &LeaseConfig::default(),
@@ -224,12 +224,12 @@ mod tests {
         )
     }
 
-    /// All that a forked child can do with a lease of its parent's, while its locks are held by a thread
-    /// that the child does not have.
-    fn live_on(
+    /// Does all that a forked child can do with a lease of its parent, while the locks of the lease are held by a
+    /// thread that the child does not have.
+    fn use_in_child(
         guard: LeaseGuard,
         other: LeaseGuard,
-        mut watch: crate::LostSignal,
+        mut watch: LostSignal,
         risk: impl Future<Output = ()>,
     ) {
         let forked = LostReason::Forked;
@@ -252,21 +252,21 @@ mod tests {
 
     #[tokio::test]
     async fn a_forked_process_has_no_part_in_a_lease_and_takes_no_lock_of_it() {
-        let asked = Arc::default();
-        let [guard, other] = [guard(&asked), guard(&asked)];
+        let calls = Arc::default();
+        let [guard, other] = [guard(&calls), guard(&calls)];
         let leases = [Lease::clone(&guard), Lease::clone(&other)];
         let (mut watch, mut risk) = (guard.lost(), Box::pin(guard.at_risk()));
         assert_eq!(((&mut watch).now_or_never(), (&mut risk).now_or_never()), (None, None));
-        let before = asked.load(Ordering::Relaxed);
-        let locks = leases.each_ref().map(|Lease(lease)| (lease.renewal(), lease.reporter.state.lock()));
+        let before = calls.load(Ordering::Relaxed);
+        let locks = leases.each_ref().map(|Lease(lease)| (lease.schedule(), lease.reporter.state.lock()));
         let (done, is_done) = mpsc::channel();
         let child = thread::spawn(move || {
-            in_a_fork(|| live_on(guard, other, watch, risk));
+            in_a_fork(|| use_in_child(guard, other, watch, risk));
             done.send(()).unwrap();
         });
-        is_done.recv_timeout(60 * S).expect("nothing panics, and no lock is waited for");
+        is_done.recv_timeout(60 * S).expect("the child neither panics nor waits for a lock");
         child.join().unwrap();
-        assert_eq!(asked.load(Ordering::Relaxed), before, "the child asked something of the engine");
+        assert_eq!(calls.load(Ordering::Relaxed), before, "the child called the backend");
         drop(locks);
         assert!(leases.iter().all(|lease| lease.is_held()), "the parent has lost them");
     }

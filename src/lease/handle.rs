@@ -1,4 +1,4 @@
-//! The handle on a lease: everything there is to ask of it, without the duty to release it.
+//! The handle on a lease: its state, renewal and release, without the duty to release it.
 
 use std::fmt;
 use std::future::poll_fn;
@@ -23,43 +23,43 @@ use crate::lease::{LeaseState, LostReason};
 use crate::suspend;
 use crate::types::{Fence, Key, Token};
 
-/// How [`Lease::run`] ended.
+/// The outcome of [`Lease::run`].
 #[must_use = "the lease may have been lost before the work was done"]
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome<T> {
     /// The work finished while the lease was held.
     Completed(T),
-    /// The lease was lost or released first, and the work was dropped where it stood.
+    /// The lease was lost or released first, and the unfinished work was dropped.
     Lost(LostReason),
 }
 
-/// A handle on a lease that is held, renewed in the background. Cloning is cheap; dropping a
-/// handle releases nothing (a [`LeaseGuard`](crate::LeaseGuard) does that).
+/// A handle on a lease, which is renewed in the background. Cloning is cheap. Dropping a handle releases nothing
+/// (a [`LeaseGuard`](crate::LeaseGuard) does that).
 ///
-/// All handles see the same lease. If one releases it, it is over for each of them, at once: it is
+/// All handles share one lease. If one handle releases it, it is released for all of them at once: the state is
 /// [`Released`](LeaseState::Released), [`lost`](Self::lost) and [`at_risk`](Self::at_risk) resolve, and
-/// work that [runs](Self::run) under it stops.
+/// work that [runs](Self::run) under the lease stops.
 #[derive(Clone)]
 pub struct Lease(pub(super) Arc<LeaseInner>);
 
 impl Lease {
-    /// The key that is held.
+    /// Returns the key that is held.
     pub fn key(&self) -> &Key {
         &self.0.reporter.key
     }
 
-    /// The grant's token, as the server spelled it. Keep it out of logs.
+    /// Returns the grant's token, as the server sent it. Keep it out of logs.
     pub fn token(&self) -> &Token {
         &self.0.token
     }
 
-    /// Who granted: the server's `host:port`, or the path of the lock file.
+    /// Returns what granted the lease: the server's `host:port`, or the path of the lock file.
     pub fn endpoint(&self) -> Arc<str> {
         self.0.reporter.endpoint.clone()
     }
 
-    /// The grant's fence, to be checked by whatever the lease protects; `None` from servers too
-    /// old to fence (1.x: they do not know `ping`), and for lock files.
+    /// Returns the grant's fence, which the resource that the lease protects should check. Returns `None` for
+    /// servers too old to fence (1.x, which do not know `ping`), and for lock files.
     ///
     /// # Examples
     /// ```
@@ -78,13 +78,13 @@ impl Lease {
         self.0.reporter.fence
     }
 
-    /// The lease's length, as the server last set it.
+    /// Returns the length of the lease, as the server last set it.
     pub fn ttl(&self) -> Duration {
         self.0.read(RenewalSchedule::ttl).unwrap_or_default()
     }
 
-    /// The instant up to which the lease is proven: when the last successful acquire or renewal
-    /// was *sent*, plus the ttl. Never later than the server's own deadline.
+    /// Returns the instant up to which the lease is proven: when the last successful acquire or renewal
+    /// was *sent*, plus the ttl. It is never later than the server's own deadline.
     ///
     /// # Examples
     /// ```
@@ -100,13 +100,13 @@ impl Lease {
         self.0.deadline().unwrap_or_else(Instant::now)
     }
 
-    /// How the lease stands right now, by this process's clock.
+    /// Returns the current state of the lease, by this process's clock.
     pub fn state(&self) -> LeaseState {
         self.0.state()
     }
 
-    /// Whether the lease is held and neither released nor forgotten. Never true past the
-    /// [`deadline`](Self::deadline), even if the renewal task was starved.
+    /// Returns `true` if the lease is held, and neither released nor forgotten. Never returns `true` past
+    /// the [`deadline`](Self::deadline), even if the renewal task was starved.
     ///
     /// # Examples
     /// ```
@@ -126,12 +126,12 @@ impl Lease {
         self.state().lost().is_none()
     }
 
-    /// Resolves when the lease is not held any more, with the reason: it is lost, or it was let go
-    /// ([`LostReason::Released`]). The future borrows nothing and can be cloned: hand it to other
-    /// tasks.
+    /// Resolves when the lease is no longer held, with the reason: it is lost, or it was released
+    /// ([`LostReason::Released`]). The future borrows nothing and can be cloned, so that other tasks can
+    /// await it.
     ///
     /// # Cancel safety
-    /// Dropping it loses nothing; a later call resolves at once if the lease is lost by then.
+    /// Dropping it loses nothing. If the lease is lost by then, a later call resolves at once.
     ///
     /// # Examples
     /// ```
@@ -153,33 +153,34 @@ impl Lease {
 
     /// Resolves when little time is left because renewals are late (a quarter of the ttl, see
     /// [`Builder::at_risk_ratio`](crate::Builder::at_risk_ratio)), when the lease is in doubt (see
-    /// [`Builder::on_disconnect`](crate::Builder::on_disconnect)), or when it is lost or let go: time to
-    /// wind down. A renewal that gets through heals the lease, so [`state`](Self::state) may be healthy
-    /// again afterwards.
+    /// [`Builder::on_disconnect`](crate::Builder::on_disconnect)), or when it is lost or released: time to
+    /// wind down. A renewal that succeeds makes the lease healthy again, and [`state`](Self::state) returns
+    /// that then.
     ///
     /// # Cancel safety
     /// Dropping it loses nothing.
     pub fn at_risk(&self) -> impl Future<Output = ()> + Send + 'static {
-        let standing = self.0.reporter.state.clone();
-        Watch::new(standing, |state| (state != LeaseState::Healthy).then_some(()))
+        let state = self.0.reporter.state.clone();
+        Watch::new(state, |state| (state != LeaseState::Healthy).then_some(()))
     }
 
-    /// Waits until the lease is in such a state.
+    /// Waits until `predicate` returns `true` for the state of the lease.
     #[cfg(feature = "blocking")]
-    pub(crate) async fn wait_until(self, is_such: fn(LeaseState) -> bool) {
-        self.0.reporter.state.wait_for(|state| is_such(state).then_some(())).await;
+    pub(crate) async fn wait_until(self, predicate: fn(LeaseState) -> bool) {
+        self.0.reporter.state.wait_for(|state| predicate(state).then_some(())).await;
     }
 
-    /// Renews now (`n`, `sn`), whatever the schedule says, and answers the new ttl.
+    /// Renews now (`n`, `sn`), ahead of the schedule, and returns the new ttl.
     ///
     /// # Errors
-    /// [`ErrorKind::LeaseLost`] when the lease was lost before the answer came;
-    /// [`ErrorKind::NotHeld`] when it was released or forgotten, or when the server rejects the
-    /// renewal, which loses the lease; otherwise what kept the answer away, which does not;
-    /// [`ErrorKind::InvalidInput`] outside a tokio runtime, where it is a server's lease.
+    /// - [`ErrorKind::LeaseLost`] if the lease was lost before the reply came.
+    /// - [`ErrorKind::NotHeld`] if it was released or forgotten, or if the server rejects the renewal, which
+    ///   loses the lease.
+    /// - [`ErrorKind::InvalidInput`] outside a tokio runtime, for a server's lease.
+    /// - Otherwise the error of the request, which does not lose the lease.
     ///
     /// # Cancel safety
-    /// A renewal that was sent may still take effect; the deadline then stays the earlier one.
+    /// A renewal that was sent may still take effect. The deadline then stays the earlier one.
     ///
     /// # Examples
     /// ```
@@ -206,17 +207,15 @@ impl Lease {
         }
     }
 
-    /// Runs `work` while the lease is held; drops it where it stands when the lease is lost, or let go
-    /// through another handle: from then on the next holder may be at work, and nothing protects this
-    /// one.
+    /// Runs `work` while the lease is held. Drops the unfinished work when the lease is lost, or released
+    /// through another handle, because the next holder may be at work from then on.
     ///
-    /// Work that ends after that counts as lost, whatever it came to; for a release the reason is
-    /// [`LostReason::Released`]. Work that ended before the release is completed. Work that has started
-    /// a blocking call or spawned a task goes on beyond the drop: the [`fence`](Self::fence) is for
-    /// those.
+    /// Work that ends after that counts as lost, even if it returned a value; for a release the reason is
+    /// [`LostReason::Released`]. Work that ended before the release is completed. A blocking call or a spawned
+    /// task that `work` has started goes on after the drop: the [`fence`](Self::fence) is for those.
     ///
     /// # Cancel safety
-    /// Dropping the future drops `work`; the lease stays held.
+    /// Dropping the future drops `work`. The lease stays held.
     ///
     /// # Examples
     /// ```
@@ -238,7 +237,7 @@ impl Lease {
                 return Poll::Ready(Outcome::Lost(reason));
             }
             if let Poll::Ready(value) = work.as_mut().poll(cx) {
-                // Whatever took the work long, the clock tells whether the lease was held till now.
+                // The work may have blocked this task, so the clock decides whether the lease is still held.
                 let lost = self.state().lost();
                 return Poll::Ready(lost.map_or_else(|| Outcome::Completed(value), Outcome::Lost));
             }
@@ -247,18 +246,18 @@ impl Lease {
         .await
     }
 
-    /// Lets go (`r`, `sr`) and reports. Attempted once, whoever comes first; a second call is
-    /// told [`ErrorKind::NotHeld`].
+    /// Releases the lease (`r`, `sr`) and returns the outcome. The release is attempted once, by the first
+    /// caller on any handle. A second call fails with [`ErrorKind::NotHeld`].
     ///
     /// # Errors
-    /// [`ErrorKind::LeaseLost`] when the lease was lost before (the server is told all the same);
-    /// [`ErrorKind::NotHeld`] when the server knows no such holder any more, or the lease was
-    /// released before; otherwise what kept the answer away: the lease then runs out by itself;
-    /// [`ErrorKind::InvalidInput`] outside a tokio runtime, where its answer cannot be waited for: it is
-    /// sent all the same.
+    /// - [`ErrorKind::LeaseLost`] if the lease was lost before. The release is sent all the same.
+    /// - [`ErrorKind::NotHeld`] if the server no longer knows the holder, or the lease was released before.
+    /// - [`ErrorKind::InvalidInput`] outside a tokio runtime, where the reply cannot be awaited. The release is
+    ///   sent all the same.
+    /// - Otherwise the error of the request: the lease then expires by itself.
     ///
     /// # Cancel safety
-    /// Once polled, the release is on its way even if the future is dropped.
+    /// Once the future was polled, the release is sent even if the future is dropped.
     ///
     /// # Examples
     /// ```
@@ -283,22 +282,21 @@ impl Lease {
             self.0.release_lost(now);
             return Err(self.0.over_error("release", reason));
         }
-        let (tell, told) = oneshot::channel();
-        let waiter = ReleaseWaiter { sender: tell, deadline: now + RELEASE_TIMEOUT };
-        let until = waiter.deadline;
-        let minds_the_time = self.0.held.enforces_release_deadline();
-        self.0.release(now, Some(waiter));
+        let (sender, outcome) = oneshot::channel();
+        let deadline = now + RELEASE_TIMEOUT;
+        let backend_times_out = self.0.held.enforces_release_deadline();
+        self.0.release(now, Some(ReleaseWaiter { sender, deadline }));
         if Handle::try_current().is_err() {
-            let unheard = "it is on its way, but no tokio runtime runs this, so its answer is not waited for";
-            return Err(self.0.reporter.error("release", ErrorKind::InvalidInput, unheard));
+            let detail = "no tokio runtime runs this: the release is sent, but its reply is not awaited";
+            return Err(self.0.reporter.error("release", ErrorKind::InvalidInput, detail));
         }
-        let outcome = if minds_the_time {
-            told.await.ok()
+        let outcome = if backend_times_out {
+            outcome.await.ok()
         } else {
-            Box::pin(timeout_at(until, told)).await.ok().and_then(std::result::Result::ok)
+            Box::pin(timeout_at(deadline, outcome)).await.ok().and_then(std::result::Result::ok)
         };
         outcome.unwrap_or_else(|| {
-            if Instant::now() >= until {
+            if Instant::now() >= deadline {
                 return Err(release_timed_out(&self.0.reporter));
             }
             Err(self.0.reporter.error("release", ErrorKind::ConnectionClosed, "the runtime is shut down"))
@@ -306,7 +304,7 @@ impl Lease {
     }
 }
 
-/// A handle that keeps nothing alive.
+/// A handle that does not keep the lease alive.
 #[cfg(feature = "client")]
 pub(crate) struct WeakLease(Weak<LeaseInner>);
 
@@ -319,7 +317,7 @@ impl WeakLease {
 
 #[cfg(feature = "client")]
 impl Lease {
-    /// How the lease, which is new, stands at a `now` that was looked at a moment ago.
+    /// Returns the state of a new lease at `now`, which was read a moment ago.
     pub(crate) fn state_at(&self, now: Instant) -> LeaseState {
         self.0.state_at(now)
     }
@@ -328,8 +326,8 @@ impl Lease {
         WeakLease(Arc::downgrade(&self.0))
     }
 
-    /// Ends the lease from this side: it is lost for this reason, and let go. `caller` is dropped
-    /// where it was let go or forgotten before.
+    /// Marks the lease as lost for this reason, and releases it. Drops `caller` if the lease was released or
+    /// forgotten before.
     pub(crate) fn end(&self, reason: LostReason, now: Instant, caller: ReleaseWaiter) {
         self.0.lose(reason);
         if self.0.claim_release() {

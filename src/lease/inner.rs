@@ -1,4 +1,4 @@
-//! What the guard, its handles and the renewal task share: one lease and how it stands.
+//! One lease, shared by its guard, its handles and its renewal task.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -16,100 +16,125 @@ use crate::lease::reporter::LeaseReporter;
 use crate::suspend;
 use crate::types::Token;
 
-pub(super) struct LeaseInner<E: HeldLease + ?Sized = dyn HeldLease> {
+pub(super) struct LeaseInner<H: HeldLease + ?Sized = dyn HeldLease> {
     pub(super) token: Token,
     pub(super) reporter: Arc<LeaseReporter>,
-    renewal: Mutex<RenewalSchedule>,
-    phase: AtomicU8,
-    /// Wakes the renewal task when others than itself have changed the schedule.
+    schedule: Mutex<RenewalSchedule>,
+    disposition: DispositionCell,
+    /// Wakes the renewal task after a change of the schedule that it did not make itself.
     pub(super) schedule_changed: Notify,
     task: Mutex<Option<JoinHandle<()>>>,
-    pub(super) held: E,
+    pub(super) held: H,
 }
 
-/// The lease is renewed and will be released.
-const KEPT: u8 = 0;
-/// The lease is neither renewed nor released: it runs out by itself.
-const FORGOTTEN: u8 = 1;
-/// The one release was attempted.
-const RELEASED: u8 = 2;
+/// What the holder has decided about the lease.
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Disposition {
+    /// The lease is renewed and will be released.
+    Kept,
+    /// The lease is neither renewed nor released. It expires by itself.
+    Forgotten,
+    /// The one release was attempted.
+    Released,
+}
 
-impl<E: HeldLease> LeaseInner<E> {
-    pub(super) fn new(engine: E, token: Token, teller: LeaseReporter, renewal: RenewalSchedule) -> Self {
-        teller.granted(renewal.ttl());
+/// A disposition that can leave [`Disposition::Kept`] once.
+struct DispositionCell(AtomicU8);
+
+impl DispositionCell {
+    fn new() -> Self {
+        Self(AtomicU8::new(Disposition::Kept as u8))
+    }
+
+    fn is_kept(&self) -> bool {
+        self.0.load(Ordering::Acquire) == Disposition::Kept as u8
+    }
+
+    /// Sets the disposition. Returns `false`, and changes nothing, if it was set before.
+    fn set(&self, disposition: Disposition) -> bool {
+        let (kept, new) = (Disposition::Kept as u8, disposition as u8);
+        self.0.compare_exchange(kept, new, Ordering::AcqRel, Ordering::Acquire).is_ok()
+    }
+}
+
+impl<H: HeldLease> LeaseInner<H> {
+    pub(super) fn new(held: H, token: Token, reporter: LeaseReporter, schedule: RenewalSchedule) -> Self {
+        reporter.granted(schedule.ttl());
         Self {
             token,
-            reporter: Arc::new(teller),
-            renewal: Mutex::new(renewal),
-            phase: AtomicU8::new(KEPT),
+            reporter: Arc::new(reporter),
+            schedule: Mutex::new(schedule),
+            disposition: DispositionCell::new(),
             schedule_changed: Notify::new(),
             task: Mutex::new(None),
-            held: engine,
+            held,
         }
     }
 }
 
-impl<E: HeldLease + ?Sized> LeaseInner<E> {
+impl<H: HeldLease + ?Sized> LeaseInner<H> {
     pub(super) fn set_task(&self, task: JoinHandle<()>) {
         *self.task.lock().unwrap_or_else(PoisonError::into_inner) = Some(task);
     }
 
-    pub(super) fn renewal(&self) -> MutexGuard<'_, RenewalSchedule> {
-        // Nothing panics while the schedule is locked; if it did, its numbers are still whole.
-        self.renewal.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn schedule(&self) -> MutexGuard<'_, RenewalSchedule> {
+        // No panic under this lock leaves the schedule half changed.
+        self.schedule.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether it was not let go.
+    /// Returns `true` until the lease is released or forgotten.
     pub(super) fn is_kept(&self) -> bool {
-        self.phase.load(Ordering::Acquire) == KEPT
+        self.disposition.is_kept()
     }
 
     pub(super) fn is_ours(&self) -> bool {
         self.reporter.state.is_ours()
     }
 
-    /// Reads the schedule; in a forked process only if it was not locked at the fork.
+    /// Reads the schedule. In a forked process, returns `None` if the schedule was locked at the fork.
     pub(super) fn read<T>(&self, read: impl FnOnce(&RenewalSchedule) -> T) -> Option<T> {
-        let renewal = if self.is_ours() { Some(self.renewal()) } else { self.renewal.try_lock().ok() };
-        renewal.map(|renewal| read(&renewal))
+        let schedule = if self.is_ours() { Some(self.schedule()) } else { self.schedule.try_lock().ok() };
+        schedule.map(|schedule| read(&schedule))
     }
 
-    /// When the lease runs out by the runtime's clock, unless the machine is suspended meanwhile.
+    /// Returns when the lease expires by the runtime's clock, unless the machine is suspended before.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        self.read(|renewal| {
-            let deadline = Instant::from(renewal.deadline());
-            deadline.checked_sub(slept(renewal)).unwrap_or_else(|| renewal.sent().into())
+        self.read(|schedule| {
+            let deadline = Instant::from(schedule.deadline());
+            deadline.checked_sub(suspended(schedule)).unwrap_or_else(|| schedule.sent().into())
         })
     }
 
-    /// Asks the schedule and publishes how the lease stands.
+    /// Polls the schedule and publishes the state of the lease.
     pub(super) fn poll_schedule(&self, now: Instant, in_flight: bool) -> RenewalAction {
-        let step = {
-            let mut renewal = self.renewal();
-            let slept = slept(&renewal);
-            match renewal.poll((now + slept).into_std(), in_flight) {
+        let action = {
+            let mut schedule = self.schedule();
+            let suspended = suspended(&schedule);
+            match schedule.poll((now + suspended).into_std(), in_flight) {
                 RenewalAction::Wait(until) => {
-                    RenewalAction::Wait(until.checked_sub(slept).unwrap_or(now.into_std()))
+                    RenewalAction::Wait(until.checked_sub(suspended).unwrap_or(now.into_std()))
                 }
-                step => step,
+                action => action,
             }
         };
         self.publish();
-        step
+        action
     }
 
-    /// Books the outcome of a renewal sent at `sent`. One that a release has overtaken is no news.
+    /// Applies the outcome of a renewal sent at `sent`. Does not report one that comes after a release.
     pub(super) fn apply_renewal(&self, sent: Instant, outcome: &Result<Duration>) {
         let now = suspend::now();
         match outcome {
             Ok(ttl) => {
-                let held = {
-                    let mut renewal = self.renewal();
-                    let by = lease_time(&renewal, now);
-                    renewal.renewed(sent.into_std(), *ttl, by, fastrand::f64());
-                    renewal.state(lease_time(&renewal, now)).lost().is_none()
+                let is_held = {
+                    let mut schedule = self.schedule();
+                    let received = lease_time(&schedule, now);
+                    schedule.renewed(sent.into_std(), *ttl, received, fastrand::f64());
+                    // Computed again: the suspended time now counts from the renewal.
+                    schedule.state(lease_time(&schedule, now)).lost().is_none()
                 };
-                if held && self.is_kept() {
+                if is_held && self.is_kept() {
                     self.reporter.renewed(*ttl);
                 }
                 self.publish();
@@ -119,65 +144,65 @@ impl<E: HeldLease + ?Sized> LeaseInner<E> {
             }
             Err(error) if self.is_kept() => {
                 self.reporter.renew_failed(error);
-                let mut renewal = self.renewal();
-                let now = lease_time(&renewal, now);
-                renewal.failed(now, fastrand::f64());
+                let mut schedule = self.schedule();
+                let now = lease_time(&schedule, now);
+                schedule.failed(now, fastrand::f64());
             }
             Err(_) => {}
         }
-        // The deadline may be an earlier one now.
+        // The deadline may be earlier now.
         self.schedule_changed.notify_one();
     }
 
+    /// Puts the lease in doubt: only a renewal can decide whether it is held.
     #[cfg(feature = "client")]
-    /// What keeps the lease is in doubt.
     pub(super) fn doubt(&self) {
         {
-            let mut renewal = self.renewal();
-            let now = lease_time(&renewal, Instant::now());
-            renewal.doubt(now);
+            let mut schedule = self.schedule();
+            let now = lease_time(&schedule, Instant::now());
+            schedule.doubt(now);
         }
         self.publish();
     }
 
-    /// Whether only a renewal can tell how the lease stands.
+    /// Returns `true` if only a renewal can decide whether the lease is held.
     pub(super) fn is_in_doubt(&self) -> bool {
-        self.renewal().is_in_doubt()
+        self.schedule().is_in_doubt()
     }
 
-    /// Tells everyone how the lease stands, once per change; never again after a loss or a release.
+    /// Publishes the state of the lease, once per change. Does nothing after a loss or a release.
     fn publish(&self) {
-        let news = self.reporter.state.update(|current| {
+        let new_state = self.reporter.state.update(|current| {
             if current.lost().is_some() {
                 return None;
             }
-            // Looked up in here, so that of two who publish at a time the later look wins.
+            // Read under the lock of the state, so that of two concurrent calls the later one wins.
             let state = self.state_by_schedule(Instant::now());
             (current != state).then_some(state)
         });
-        match news {
+        match new_state {
             Some(LeaseState::AtRisk) => self.reporter.at_risk(),
             Some(LeaseState::Lost(reason)) => self.reporter.lost(reason),
             Some(LeaseState::Healthy | LeaseState::Released) | None => {}
         }
     }
 
-    /// The lease is lost, unless it was let go before. The first reason stands.
+    /// Marks the lease as lost, unless it was released or forgotten before. The first reason stands.
     pub(super) fn lose(&self, reason: LostReason) {
         // A forked process may drop the renewal task with the runtime.
         if self.is_kept() && self.is_ours() {
-            self.renewal().lose(reason);
+            self.schedule().lose(reason);
             self.publish();
             self.schedule_changed.notify_one();
         }
     }
 
-    /// How the lease stands now, in whichever process asks. Once seen as over, it stays that.
+    /// Returns the current state, in any process. A lease that was reported as lost stays lost.
     pub(super) fn state(&self) -> LeaseState {
         if self.is_ours() { self.state_at(suspend::now()) } else { self.reporter.state.seen() }
     }
 
-    /// How the lease stands at a `now` that was looked at a moment ago, in the process that holds it.
+    /// Returns the state at `now`, which was read a moment ago, in the process that holds the lease.
     pub(super) fn state_at(&self, now: Instant) -> LeaseState {
         if !self.is_kept() {
             return self.reporter.state.get();
@@ -189,8 +214,8 @@ impl<E: HeldLease + ?Sized> LeaseInner<E> {
     }
 
     fn state_by_schedule(&self, now: Instant) -> LeaseState {
-        let renewal = self.renewal();
-        renewal.state(lease_time(&renewal, now))
+        let schedule = self.schedule();
+        schedule.state(lease_time(&schedule, now))
     }
 
     fn abort_task(&self) {
@@ -200,9 +225,9 @@ impl<E: HeldLease + ?Sized> LeaseInner<E> {
         }
     }
 
-    /// Claims the one release; `false` where it was claimed before or given up.
+    /// Claims the one release. Returns `false` if the lease was released or forgotten before.
     pub(super) fn claim_release(&self) -> bool {
-        let claimed = self.dispose(RELEASED);
+        let claimed = self.dispose(Disposition::Released);
         if claimed {
             self.abort_task();
         }
@@ -211,49 +236,49 @@ impl<E: HeldLease + ?Sized> LeaseInner<E> {
 
     /// Gives up renewing and releasing.
     pub(super) fn forget(&self) {
-        if self.is_ours() && self.dispose(FORGOTTEN) {
+        if self.is_ours() && self.dispose(Disposition::Forgotten) {
             self.reporter.forgotten();
             self.schedule_changed.notify_one();
         }
     }
 
-    /// Ends the lease for every handle on it, before anything of that is sent: work that ends later
-    /// finds it released, and work that ended before finds it held. A loss before it stands.
-    fn dispose(&self, how: u8) -> bool {
+    /// Ends the lease for every handle on it, before anything is sent: work that ends later finds the lease
+    /// released, and work that ended before finds it held. A loss before this stands. Returns `false` if the
+    /// lease was released or forgotten before.
+    fn dispose(&self, disposition: Disposition) -> bool {
         let mut is_first = false;
         self.reporter.state.update(|current| {
-            let claimed = self.phase.compare_exchange(KEPT, how, Ordering::AcqRel, Ordering::Acquire);
-            is_first = claimed.is_ok();
+            is_first = self.disposition.set(disposition);
             (is_first && current.lost().is_none()).then_some(LeaseState::Released)
         });
         is_first
     }
 
-    /// Lets go, and tells `caller` how it went.
+    /// Starts the release, and sends its outcome to `caller`.
     pub(super) fn release(&self, now: Instant, caller: Option<ReleaseWaiter>) {
         self.held.release(now, ReleaseCompletion::new(self.reporter.clone(), caller));
     }
 
-    /// Lets go of what is lost: the server is told in case it is not.
+    /// Starts the release of a lost lease, which the server may still hold.
     pub(super) fn release_lost(&self, now: Instant) {
         self.held.release(now, ReleaseCompletion::ignored());
     }
 
-    /// What an operation on a lease comes to that is not held any more.
+    /// Makes the error of an operation on a lease that is no longer held.
     pub(super) fn over_error(&self, operation: &'static str, reason: LostReason) -> Error {
-        let was_let_go = reason == LostReason::Released;
-        let kind = if was_let_go { ErrorKind::NotHeld } else { ErrorKind::LeaseLost };
+        let was_released = reason == LostReason::Released;
+        let kind = if was_released { ErrorKind::NotHeld } else { ErrorKind::LeaseLost };
         self.reporter.error(operation, kind, reason.to_string())
     }
 }
 
-/// For how long the machine was suspended since the request was sent that the deadline counts from: the
-/// lease ran on, and the runtime's clock stood still.
-fn slept(renewal: &RenewalSchedule) -> Duration {
-    suspend::since(renewal.sent().into())
+/// Returns how long the machine was suspended since the request was sent that the deadline counts from. The lease
+/// ran on meanwhile, and the runtime's clock stood still.
+fn suspended(schedule: &RenewalSchedule) -> Duration {
+    suspend::since(schedule.sent().into())
 }
 
-/// The runtime's time as the lease's schedule counts it.
-fn lease_time(renewal: &RenewalSchedule, now: Instant) -> std::time::Instant {
-    (now + slept(renewal)).into_std()
+/// Converts the runtime's time to the time that the schedule counts.
+fn lease_time(schedule: &RenewalSchedule, now: Instant) -> std::time::Instant {
+    (now + suspended(schedule)).into_std()
 }

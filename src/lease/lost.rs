@@ -1,5 +1,4 @@
-//! The loss of a lease as something to wait for: a future that borrows nothing, can be cloned, and
-//! may be handed to any task.
+//! The loss of a lease as a future, which borrows nothing, can be cloned, and may be moved to any task.
 
 use std::fmt;
 use std::pin::Pin;
@@ -11,14 +10,14 @@ use futures::future::{BoxFuture, FutureExt};
 use crate::lease::state_cell::StateCell;
 use crate::lease::{LeaseState, LostReason};
 
-/// Resolves when a lease is not held any more, with the reason: it was lost, or let go
+/// Resolves when a lease is no longer held, with the reason: the lease was lost, or it was released
 /// ([`LostReason::Released`]). Made by [`Lease::lost`](crate::Lease::lost).
 ///
-/// Clone it into child tasks, as one would a cancellation token: each clone resolves by itself, and
-/// can be awaited again after it has resolved. It keeps no lease alive.
+/// Clone it into child tasks, like a cancellation token: each clone resolves by itself, and can be awaited
+/// again after it has resolved. It keeps no lease alive.
 ///
 /// # Cancel safety
-/// Dropping it loses nothing; a later one resolves at once if the lease is over by then.
+/// Dropping it loses nothing. If the lease is lost or released by then, a later one resolves at once.
 ///
 /// # Examples
 /// ```
@@ -43,21 +42,21 @@ use crate::lease::{LeaseState, LostReason};
 pub struct LostSignal(Watch<LostReason>);
 
 impl LostSignal {
-    pub(super) fn new(standing: Arc<StateCell>) -> Self {
-        Self(Watch::new(standing, LeaseState::lost))
+    pub(super) fn new(state: Arc<StateCell>) -> Self {
+        Self(Watch::new(state, LeaseState::lost))
     }
 
-    /// Returns the reason, if the lease is known to be lost, or was let go. Unlike
-    /// [`Lease::is_held`](crate::Lease::is_held) it looks at no clock.
+    /// Returns the reason, if the lease is known to be lost, or was released. Unlike
+    /// [`Lease::is_held`](crate::Lease::is_held) it reads no clock.
     pub fn reason(&self) -> Option<LostReason> {
         self.0.seen()
     }
 
-    /// Runs `work` until the lease is lost or let go; drops it where it stands then. Work that is done in
-    /// the same instant as that counts as lost.
+    /// Runs `work` until the lease is lost or released, and drops the unfinished work then. Work that finishes
+    /// in that instant counts as lost.
     ///
     /// # Errors
-    /// The reason.
+    /// The reason why the lease is no longer held.
     ///
     /// # Cancel safety
     /// Dropping the future drops `work`.
@@ -84,26 +83,26 @@ impl fmt::Debug for LostSignal {
     }
 }
 
-/// Resolves once the lease is in a state that something is made of; borrows nothing.
+/// Resolves once `select` returns a value for the state of the lease. Borrows nothing.
 pub(super) struct Watch<T> {
-    standing: Arc<StateCell>,
-    found: fn(LeaseState) -> Option<T>,
+    state: Arc<StateCell>,
+    select: fn(LeaseState) -> Option<T>,
     waiting: Option<BoxFuture<'static, T>>,
 }
 
 impl<T> Watch<T> {
-    pub(super) fn new(standing: Arc<StateCell>, found: fn(LeaseState) -> Option<T>) -> Self {
-        Self { standing, found, waiting: None }
+    pub(super) fn new(state: Arc<StateCell>, select: fn(LeaseState) -> Option<T>) -> Self {
+        Self { state, select, waiting: None }
     }
 
     fn seen(&self) -> Option<T> {
-        (self.found)(self.standing.seen())
+        (self.select)(self.state.seen())
     }
 
-    /// Leaves the list of those who wait; a forked process must not touch its lock.
+    /// Leaves the list of watchers. A forked process must not take the lock of that list.
     fn stop_waiting(&mut self) {
         let waiting = self.waiting.take();
-        if waiting.is_some() && !self.standing.is_ours() {
+        if waiting.is_some() && !self.state.is_ours() {
             std::mem::forget(waiting);
         }
     }
@@ -117,8 +116,8 @@ impl<T: 'static> Future for Watch<T> {
             self.stop_waiting();
             return Poll::Ready(value);
         }
-        let (standing, found) = (self.standing.clone(), self.found);
-        let waiting = async move { standing.wait_for(found).await };
+        let (state, select) = (self.state.clone(), self.select);
+        let waiting = async move { state.wait_for(select).await };
         self.waiting.get_or_insert_with(|| waiting.boxed()).poll_unpin(cx)
     }
 }
@@ -131,6 +130,6 @@ impl<T> Drop for Watch<T> {
 
 impl<T> Clone for Watch<T> {
     fn clone(&self) -> Self {
-        Self::new(self.standing.clone(), self.found)
+        Self::new(self.state.clone(), self.select)
     }
 }

@@ -1,5 +1,5 @@
-//! A key held for a limited time: when to renew it, when it is at risk, when it is lost, and the guard that a
-//! user keeps. Does not depend on an engine.
+//! A key held for a limited time: its renewal schedule, its state, its events, and the guard that a caller keeps.
+//! Does not depend on a backend.
 
 pub mod renewal;
 
@@ -7,6 +7,8 @@ pub mod renewal;
 mod completion;
 #[cfg(any(feature = "client", feature = "file"))]
 mod config;
+#[cfg(any(feature = "client", feature = "file"))]
+mod counters;
 #[cfg(any(feature = "client", feature = "file"))]
 mod event;
 #[cfg(any(feature = "client", feature = "file"))]
@@ -38,7 +40,7 @@ pub(crate) use {
     held::{Change, HeldLease},
 };
 #[cfg(feature = "client")]
-pub(crate) use {completion::ReleaseWaiter, handle::WeakLease, reporter::LeaseCounters};
+pub(crate) use {completion::ReleaseWaiter, counters::LeaseCounters, handle::WeakLease};
 #[cfg(any(feature = "client", feature = "file"))]
 pub use {
     event::{LeaseEvent, LeaseEventKind},

@@ -1,5 +1,5 @@
-//! The schedule of one lease, without a clock: when to renew next, when the lease is at risk, when
-//! it is lost. Time is an argument. Knows of no runtime and no engine.
+//! The schedule of one lease: when to renew next, when the lease is at risk, when it is lost. Takes the time as an
+//! argument. Does not depend on a runtime or a clock.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -10,31 +10,31 @@ use crate::failpoints::{Rule, is_broken};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LostReason {
-    /// The connection that the grant is bound to closed; the server may have handed the key on.
+    /// The connection that the grant is bound to closed. The server may have granted the key again.
     ConnectionClosed,
-    /// The connection closed after the server had said that it was shutting down.
+    /// The connection closed after the server had announced its shutdown.
     ServerDraining,
-    /// The server answered nothing for two keepalive intervals: it may have dropped the connection
-    /// by now, and handed the key on.
+    /// The server sent no reply for two keepalive intervals. It may have dropped the connection by now, and
+    /// granted the key again.
     KeepaliveTimeout,
-    /// The server answered a renewal with `error`: it knows no such holder any more.
+    /// The server rejected a renewal with `error`: it no longer knows the holder.
     RenewalRejected,
-    /// No renewal got through before the deadline. Where the system counts it, the time for which this
-    /// machine was suspended is counted.
+    /// No renewal succeeded before the deadline. If the system counts the time for which this machine was
+    /// suspended, that time is included.
     DeadlinePassed,
     /// The runtime that renewed the lease was shut down.
     RuntimeShutdown,
-    /// The lock file was removed: somebody broke the lock or deleted the file, or its claim, or gave
+    /// The lock file was removed: another process broke the lock or deleted the file, or its claim, or gave
     /// it a third link.
     FileRemoved,
-    /// Another file stands in the lock file's place: somebody broke the lock, and took it.
+    /// Another file stands in the lock file's place: another process broke the lock, and took it.
     FileReplaced,
-    /// The client was closed, which let go of the lease.
+    /// The client was closed, which released the lease.
     ClientClosed,
-    /// This process was forked from the one that holds the lease, and has no part in it.
+    /// This process was forked from the one that holds the lease, and does not hold it.
     Forked,
-    /// It was let go on this side, through this handle or another: released, dropped with its guard,
-    /// or forgotten. No loss, but no handle holds it any more either.
+    /// The lease was released on this side, through any handle: released, dropped with its guard, or
+    /// forgotten. That is no loss, but no handle holds the lease any longer.
     Released,
 }
 
@@ -43,7 +43,7 @@ impl fmt::Display for LostReason {
         f.write_str(match self {
             Self::ConnectionClosed => "its connection closed",
             Self::ServerDraining => "the server shut down",
-            Self::KeepaliveTimeout => "the server answered nothing for too long",
+            Self::KeepaliveTimeout => "the server sent no reply for too long",
             Self::RenewalRejected => "the server rejected its renewal",
             Self::DeadlinePassed => "its deadline passed without a renewal",
             Self::RuntimeShutdown => "the runtime that renewed it shut down",
@@ -56,7 +56,7 @@ impl fmt::Display for LostReason {
     }
 }
 
-/// How a lease stands, the same for every handle on it.
+/// The state of a lease, the same for every handle on it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum LeaseState {
@@ -64,15 +64,15 @@ pub enum LeaseState {
     Healthy,
     /// Held, but renewals are late: little time is left.
     AtRisk,
-    /// Not held any more, for good.
+    /// No longer held. Final.
     Lost(LostReason),
-    /// Let go before it was lost: released, dropped with its guard, or forgotten. It stays so.
+    /// Released before it was lost: by a call, with its guard, or by `forget`. Final.
     Released,
 }
 
 impl LeaseState {
-    /// Returns why the lease is not held any more; `None` while it is held. For
-    /// [`Released`](Self::Released) that is [`LostReason::Released`].
+    /// Returns why the lease is no longer held, or `None` while it is held. For
+    /// [`Released`](Self::Released) the reason is [`LostReason::Released`].
     pub fn lost(self) -> Option<LostReason> {
         match self {
             Self::Lost(reason) => Some(reason),
@@ -82,7 +82,7 @@ impl LeaseState {
     }
 }
 
-/// The pace of renewals.
+/// The policy that spaces renewals.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct RenewalPolicy {
     /// The share of the remaining time after which to renew, above 0 and below 1.
@@ -99,96 +99,104 @@ impl Default for RenewalPolicy {
     }
 }
 
-/// What to do next.
+/// The next action of the renewal task.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RenewalAction {
     /// Send a renewal now.
     Renew,
-    /// Nothing until this instant.
+    /// Wait until this instant.
     Wait(Instant),
     /// Stop: the lease is lost.
     Lost(LostReason),
 }
 
-/// Renewals are spaced by at least this much, however little time is left.
-const LEAST_PAUSE: Duration = Duration::from_millis(20);
-/// A renewal that failed is made again after this much at the latest.
-const RETRY_PAUSE: Duration = Duration::from_secs(2);
+/// The least time between two renewals, even if little time is left.
+const MIN_PAUSE: Duration = Duration::from_millis(20);
+/// The most time before a failed renewal is tried again.
+const MAX_RETRY_PAUSE: Duration = Duration::from_secs(2);
 
-/// One lease's schedule. The deadline counts from the instant before the last successful request
+/// The schedule of one lease. The deadline counts from the instant before the last successful request
 /// was *sent*, so it is never later than the server's.
 #[derive(Clone, Debug)]
 pub struct RenewalSchedule {
-    pace: RenewalPolicy,
+    policy: RenewalPolicy,
     ttl: Duration,
-    /// When the request was sent that the deadline counts from.
+    /// The instant before the last successful request was sent. The deadline counts from it.
     sent: Instant,
     deadline: Instant,
-    next: Instant,
-    /// Something happened that only a renewal can clear up.
-    doubtful: bool,
+    next_renewal: Instant,
+    /// Only a renewal can decide whether the lease is held.
+    in_doubt: bool,
     lost: Option<LostReason>,
 }
 
 impl RenewalSchedule {
-    /// A lease of `ttl`, granted by a request sent at `sent`. `luck` (0 to 1) picks the jitter.
-    pub fn new(pace: RenewalPolicy, sent: Instant, ttl: Duration, now: Instant, luck: f64) -> Self {
-        let mut renewal = Self { pace, ttl, sent, deadline: sent, next: sent, doubtful: false, lost: None };
-        renewal.extend(sent, ttl, now, luck);
-        renewal
+    /// Makes the schedule of a lease of `ttl`, granted by a request sent at `sent`. `jitter_sample` (0 to 1)
+    /// picks the jitter.
+    pub fn new(
+        policy: RenewalPolicy,
+        sent: Instant,
+        ttl: Duration,
+        now: Instant,
+        jitter_sample: f64,
+    ) -> Self {
+        let (deadline, next_renewal) = (sent, sent);
+        let mut schedule = Self { policy, ttl, sent, deadline, next_renewal, in_doubt: false, lost: None };
+        schedule.extend(sent, ttl, now, jitter_sample);
+        schedule
     }
 
-    /// A renewal sent at `sent` succeeded. Says nothing to a lease that is already lost, and one
-    /// that is heard of only at [`lost_at`](Self::lost_at) or later is lost: so it has been said.
+    /// Applies the success of a renewal sent at `sent`. Does not revive a lost lease: if the reply comes at
+    /// [`lost_at`](Self::lost_at) or later, the lease is lost, as [`state`](Self::state) has returned.
     /// Of two renewals, the one sent later counts.
-    pub fn renewed(&mut self, sent: Instant, ttl: Duration, now: Instant, luck: f64) {
+    pub fn renewed(&mut self, sent: Instant, ttl: Duration, now: Instant, jitter_sample: f64) {
         if now >= self.lost_at() {
             self.lose(LostReason::DeadlinePassed);
         }
         if sent >= self.sent {
-            self.extend(sent, ttl, now, luck);
+            self.extend(sent, ttl, now, jitter_sample);
         }
     }
 
-    fn extend(&mut self, sent: Instant, ttl: Duration, now: Instant, luck: f64) {
-        (self.sent, self.ttl, self.doubtful) = (sent, ttl, false);
-        // A ttl past the clock's end is as good as one that ends there.
+    fn extend(&mut self, sent: Instant, ttl: Duration, now: Instant, jitter_sample: f64) {
+        (self.sent, self.ttl, self.in_doubt) = (sent, ttl, false);
+        // A ttl past the end of the clock is cut to a value that fits.
         self.deadline = sent.checked_add(ttl).unwrap_or_else(|| sent + Duration::from_secs(u32::MAX.into()));
-        self.plan(now, luck);
+        self.plan(now, jitter_sample);
     }
 
-    /// A renewal failed in a way that says nothing about the lease: plan the next try.
-    pub fn failed(&mut self, now: Instant, luck: f64) {
-        self.plan(now, luck);
-        self.next = self.next.min(now + RETRY_PAUSE);
+    /// Plans the next try after a renewal that failed in a way that says nothing about the lease.
+    pub fn failed(&mut self, now: Instant, jitter_sample: f64) {
+        self.plan(now, jitter_sample);
+        self.next_renewal = self.next_renewal.min(now + MAX_RETRY_PAUSE);
     }
 
-    /// Something happened that leaves the lease in doubt: it is at risk, and renewed at once.
+    /// Puts the lease in doubt: it is at risk, and renewed at once.
     pub fn doubt(&mut self, now: Instant) {
-        self.doubtful = true;
-        self.next = now;
+        self.in_doubt = true;
+        self.next_renewal = now;
     }
 
-    /// The lease is lost. The first reason stands.
+    /// Marks the lease as lost. The first reason stands.
     pub fn lose(&mut self, reason: LostReason) {
         self.lost.get_or_insert(reason);
     }
 
-    /// Plans the next renewal: after a share of what remains, and while there is still time for it.
-    fn plan(&mut self, now: Instant, luck: f64) {
+    /// Plans the next renewal: after a share of the remaining time, and early enough to succeed.
+    fn plan(&mut self, now: Instant, jitter_sample: f64) {
         let remaining = self.deadline.saturating_duration_since(now);
-        let early = 1.0 - self.pace.jitter * luck.clamp(0.0, 1.0);
-        let pause = remaining.mul_f64((self.pace.ratio * early).clamp(0.0, 1.0));
+        let early = 1.0 - self.policy.jitter * jitter_sample.clamp(0.0, 1.0);
+        let pause = remaining.mul_f64((self.policy.ratio * early).clamp(0.0, 1.0));
         let latest = remaining.saturating_sub((self.ttl / 4).min(Duration::from_millis(250)));
-        self.next = now + pause.min(latest).max(LEAST_PAUSE);
+        self.next_renewal = now + pause.min(latest).max(MIN_PAUSE);
     }
 
-    /// Whether something happened that only a renewal can clear up.
+    /// Returns `true` if only a renewal can decide whether the lease is held.
     pub fn is_in_doubt(&self) -> bool {
-        self.doubtful
+        self.in_doubt
     }
 
-    /// What to do at `now`; `in_flight` when a renewal is under way.
+    /// Returns what to do at `now`. `in_flight` is `true` while a renewal waits for its reply.
     pub fn poll(&mut self, now: Instant, in_flight: bool) -> RenewalAction {
         if now >= self.lost_at() {
             self.lose(LostReason::DeadlinePassed);
@@ -196,7 +204,7 @@ impl RenewalSchedule {
         if let Some(reason) = self.lost {
             return RenewalAction::Lost(reason);
         }
-        if !in_flight && now >= self.next {
+        if !in_flight && now >= self.next_renewal {
             return RenewalAction::Renew;
         }
         let mut wake = self.lost_at();
@@ -204,38 +212,38 @@ impl RenewalSchedule {
             wake = wake.min(self.at_risk_at());
         }
         if !in_flight {
-            wake = wake.min(self.next);
+            wake = wake.min(self.next_renewal);
         }
         RenewalAction::Wait(wake)
     }
 
-    /// How the lease stands at `now`.
+    /// Returns the state of the lease at `now`.
     pub fn state(&self, now: Instant) -> LeaseState {
         match self.lost {
             Some(reason) => LeaseState::Lost(reason),
             None if now >= self.lost_at() => LeaseState::Lost(LostReason::DeadlinePassed),
-            None if self.doubtful || now >= self.at_risk_at() => LeaseState::AtRisk,
+            None if self.in_doubt || now >= self.at_risk_at() => LeaseState::AtRisk,
             None => LeaseState::Healthy,
         }
     }
 
-    /// When the request was sent that the deadline counts from.
+    /// Returns the instant before the last successful request was sent. The deadline counts from it.
     pub fn sent(&self) -> Instant {
         self.sent
     }
 
-    /// When the lease runs out, by this process's clock, unless renewed.
+    /// Returns when the lease expires, by this process's clock, unless it is renewed.
     pub fn deadline(&self) -> Instant {
         self.deadline
     }
 
-    /// The lease's length as last set.
+    /// Returns the length of the lease, as last set.
     pub fn ttl(&self) -> Duration {
         self.ttl
     }
 
-    /// When the lease counts as lost: a margin (2 % of the ttl, at most 500 ms) ahead of its
-    /// deadline, for the time that hearing of it takes.
+    /// Returns when the lease counts as lost: a margin (2 % of the ttl, at most 500 ms) before its deadline,
+    /// for the time until the holder notices.
     pub fn lost_at(&self) -> Instant {
         if is_broken(Rule::Deadline) {
             return self.deadline + Duration::from_secs(3600);
@@ -244,7 +252,7 @@ impl RenewalSchedule {
     }
 
     fn at_risk_at(&self) -> Instant {
-        self.deadline - self.ttl.mul_f64(self.pace.at_risk.clamp(0.0, 1.0))
+        self.deadline - self.ttl.mul_f64(self.policy.at_risk.clamp(0.0, 1.0))
     }
 }
 
@@ -279,7 +287,7 @@ mod tests {
     }
 
     #[test]
-    fn the_deadline_counts_from_sending_and_never_from_hearing() {
+    fn the_deadline_counts_from_the_request_and_never_from_its_reply() {
         let (start, mut lease) = lease(10 * S);
         lease.renewed(start + S, 10 * S, start + 9 * S, 0.0);
         assert_eq!(lease.deadline(), start + 11 * S);
@@ -288,10 +296,10 @@ mod tests {
     #[test]
     fn jitter_only_makes_it_earlier() {
         let start = Instant::now();
-        for luck in [0.0, 0.3, 1.0, 7.0] {
-            let mut lease = RenewalSchedule::new(RenewalPolicy::default(), start, 10 * S, start, luck);
+        for sample in [0.0, 0.3, 1.0, 7.0] {
+            let mut lease = RenewalSchedule::new(RenewalPolicy::default(), start, 10 * S, start, sample);
             let RenewalAction::Wait(next) = lease.poll(start, false) else { panic!("renewed at once") };
-            assert!(next <= start + 5 * S && next >= start + 9 * S / 2, "{luck}");
+            assert!(next <= start + 5 * S && next >= start + 9 * S / 2, "{sample}");
         }
     }
 
@@ -299,8 +307,8 @@ mod tests {
     fn a_one_second_lease_is_renewed_in_time_at_any_ratio() {
         let start = Instant::now();
         for ratio in [0.001, 0.5, 0.999] {
-            let pace = RenewalPolicy { ratio, ..RenewalPolicy::default() };
-            let mut lease = RenewalSchedule::new(pace, start, S, start, 0.0);
+            let policy = RenewalPolicy { ratio, ..RenewalPolicy::default() };
+            let mut lease = RenewalSchedule::new(policy, start, S, start, 0.0);
             let mut now = start;
             let renew_at = loop {
                 match lease.poll(now, false) {
@@ -356,7 +364,7 @@ mod tests {
     }
 
     #[test]
-    fn a_renewal_heard_of_too_late_does_not_revive_the_lease() {
+    fn a_renewal_whose_reply_comes_too_late_does_not_revive_the_lease() {
         let (start, mut lease) = lease(10 * S);
         let late = lease.lost_at();
         assert_eq!(lease.state(late), LeaseState::Lost(LostReason::DeadlinePassed));
@@ -373,7 +381,7 @@ mod tests {
     }
 
     #[test]
-    fn a_lease_in_doubt_is_at_risk_until_a_renewal_clears_it_up() {
+    fn a_lease_in_doubt_is_at_risk_until_a_renewal_succeeds() {
         let (start, mut lease) = lease(10 * S);
         lease.doubt(start + S);
         assert_eq!(lease.state(start + S), LeaseState::AtRisk);

@@ -1,7 +1,7 @@
-//! Reports what happens to a lease.
+//! Reports the events of one lease.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use tracing::Span;
@@ -9,39 +9,13 @@ use tracing::Span;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::LostReason;
 use crate::lease::config::LeaseConfig;
+use crate::lease::counters::LeaseCounters;
 use crate::lease::event::{LeaseEvent, LeaseEventKind};
 use crate::lease::event_handler::EventHandler;
 use crate::lease::state_cell::StateCell;
 use crate::types::{Fence, Key, printable};
 
-/// Counts what happens to many leases.
-#[derive(Debug, Default)]
-pub(crate) struct LeaseCounters {
-    pub(crate) granted: AtomicU64,
-    pub(crate) renewed: AtomicU64,
-    pub(crate) renew_failed: AtomicU64,
-    pub(crate) lost: AtomicU64,
-    pub(crate) released: AtomicU64,
-    pub(crate) release_failed: AtomicU64,
-    pub(crate) dropped_events: AtomicU64,
-}
-
-impl LeaseCounters {
-    fn count(&self, change: &LeaseEventKind) {
-        let counter = match change {
-            LeaseEventKind::Granted { .. } => &self.granted,
-            LeaseEventKind::Renewed { .. } => &self.renewed,
-            LeaseEventKind::RenewFailed(_) => &self.renew_failed,
-            LeaseEventKind::Lost(_) => &self.lost,
-            LeaseEventKind::Released => &self.released,
-            LeaseEventKind::ReleaseFailed(_) => &self.release_failed,
-            LeaseEventKind::AtRisk | LeaseEventKind::Forgotten => return,
-        };
-        counter.fetch_add(1, Ordering::Relaxed);
-    }
-}
-
-/// Reports what happens to one lease: to the log, the counters, the event handler, and the watchers of its state.
+/// Reports the events of one lease to the log, the counters and the event handler, and has its published state.
 pub(crate) struct LeaseReporter {
     pub(super) key: Key,
     pub(super) fence: Option<Fence>,
@@ -55,9 +29,9 @@ pub(crate) struct LeaseReporter {
 impl LeaseReporter {
     pub(super) fn new(key: Key, fence: Option<Fence>, endpoint: Arc<str>, config: &LeaseConfig) -> Self {
         // A lease may outlive the task that acquired it, so its span has no parent.
-        let number = fence.map(Fence::get);
-        let span =
-            tracing::info_span!(parent: None, "lease", %key, server = %printable(&endpoint), fence = number);
+        let fence_number = fence.map(Fence::get);
+        let server = printable(&endpoint);
+        let span = tracing::info_span!(parent: None, "lease", %key, %server, fence = fence_number);
         if !span.is_disabled() {
             span.follows_from(Span::current());
         }
@@ -67,59 +41,59 @@ impl LeaseReporter {
 
     pub(super) fn granted(&self, ttl: Duration) {
         tracing::debug!(parent: &self.span, ?ttl, "lease granted");
-        self.tell(LeaseEventKind::Granted { ttl });
+        self.report(LeaseEventKind::Granted { ttl });
     }
 
     pub(super) fn renewed(&self, ttl: Duration) {
         tracing::debug!(parent: &self.span, ?ttl, "lease renewed");
-        self.tell(LeaseEventKind::Renewed { ttl });
+        self.report(LeaseEventKind::Renewed { ttl });
     }
 
     pub(super) fn renew_failed(&self, error: &Error) {
         tracing::debug!(parent: &self.span, %error, "renewal failed");
-        self.tell(LeaseEventKind::RenewFailed(error.clone()));
+        self.report(LeaseEventKind::RenewFailed(error.clone()));
     }
 
     pub(super) fn at_risk(&self) {
         tracing::warn!(parent: &self.span, key = %self.key, "lease at risk: renewals are late");
-        self.tell(LeaseEventKind::AtRisk);
+        self.report(LeaseEventKind::AtRisk);
     }
 
     pub(super) fn lost(&self, reason: LostReason) {
         tracing::warn!(parent: &self.span, key = %self.key, %reason, "lease lost");
-        self.tell(LeaseEventKind::Lost(reason));
+        self.report(LeaseEventKind::Lost(reason));
     }
 
     pub(super) fn released(&self, outcome: &Result<()>) {
         match outcome {
             Ok(()) => {
                 tracing::debug!(parent: &self.span, "lease released");
-                self.tell(LeaseEventKind::Released);
+                self.report(LeaseEventKind::Released);
             }
             Err(error) => {
                 tracing::warn!(parent: &self.span, key = %self.key, %error, "release failed");
-                self.tell(LeaseEventKind::ReleaseFailed(error.clone()));
+                self.report(LeaseEventKind::ReleaseFailed(error.clone()));
             }
         }
     }
 
     pub(super) fn forgotten(&self) {
         tracing::debug!(parent: &self.span, "lease forgotten");
-        self.tell(LeaseEventKind::Forgotten);
+        self.report(LeaseEventKind::Forgotten);
     }
 
-    /// An error that names the operation, the key and who granted it.
+    /// Makes an error that names the operation, the key and the endpoint.
     pub(super) fn error(&self, operation: &'static str, kind: ErrorKind, detail: impl Into<String>) -> Error {
         Error::new(kind, detail).during(operation).for_key(&self.key).on_server(&self.endpoint)
     }
 
-    fn tell(&self, kind: LeaseEventKind) {
+    fn report(&self, kind: LeaseEventKind) {
         self.counters.count(&kind);
         let event = || {
             let (key, endpoint) = (self.key.clone(), self.endpoint.clone());
             LeaseEvent { key, fence: self.fence, endpoint, kind }
         };
-        if !self.handler.tell(event) {
+        if !self.handler.send(event) {
             self.counters.dropped_events.fetch_add(1, Ordering::Relaxed);
         }
     }

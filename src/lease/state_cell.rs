@@ -1,5 +1,4 @@
-//! How one lease stands, and who waits to hear that it has changed. Small, because there is one for
-//! each lease. Knows of no schedule.
+//! The published state of one lease, and the tasks that watch it. Small, because each lease has one.
 
 use std::sync::{Mutex, PoisonError};
 
@@ -19,31 +18,32 @@ impl StateCell {
         Self { state: Mutex::new(LeaseState::Healthy), state_changed: Notify::new(), origin: Origin::here() }
     }
 
-    /// Whether this is the process that holds the lease. In one that was forked from it no lock may be
-    /// taken, since the thread that would release it may not be there.
+    /// Returns `true` in the process that holds the lease. A process that was forked from it must take no
+    /// lock, since it may not have the thread that would release the lock.
     pub(super) fn is_ours(&self) -> bool {
         self.origin.is_here()
     }
 
-    /// How it stands, in whichever process asks.
+    /// Returns the state, in any process.
     pub(super) fn seen(&self) -> LeaseState {
         if self.is_ours() { self.get() } else { LeaseState::Lost(LostReason::Forked) }
     }
 
+    /// Returns the state, in the process that holds the lease.
     pub(super) fn get(&self) -> LeaseState {
-        // Nothing panics while it is locked that leaves it half changed.
+        // No panic under this lock leaves the state half changed.
         *self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Asks for the state that follows this one, if any does, and tells everyone who waits. Of two
-    /// who do so at a time, the second is asked with what the first has answered.
+    /// Replaces the state by the one that `next` makes of it, if any, and wakes all watchers. Concurrent
+    /// updates run one after the other: the second receives the state that the first has set.
     pub(super) fn update(&self, next: impl FnOnce(LeaseState) -> Option<LeaseState>) -> Option<LeaseState> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let news = next(*state)?;
-        *state = news;
+        let new_state = next(*state)?;
+        *state = new_state;
         drop(state);
         self.state_changed.notify_waiters();
-        Some(news)
+        Some(new_state)
     }
 
     #[cfg(test)]
@@ -51,12 +51,12 @@ impl StateCell {
         self.state.lock().unwrap()
     }
 
-    /// Waits for a state that this makes something of.
-    pub(super) async fn wait_for<T>(&self, found: impl Fn(LeaseState) -> Option<T>) -> T {
+    /// Waits for a state for which `select` returns a value.
+    pub(super) async fn wait_for<T>(&self, select: impl Fn(LeaseState) -> Option<T>) -> T {
         loop {
-            // Listens before it looks, so that no change falls between.
+            // Registers before it reads the state, so that no change is missed between the two.
             let changed = self.state_changed.notified();
-            if let Some(value) = found(self.seen()) {
+            if let Some(value) = select(self.seen()) {
                 return value;
             }
             changed.await;

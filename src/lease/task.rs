@@ -1,5 +1,5 @@
-//! The renewal task: asks the schedule what to do, does it, and tells the lease. Ends when the
-//! lease is lost; aborted when it is released.
+//! The renewal task: polls the schedule, renews, and applies the outcome to the lease. Ends when the lease is
+//! lost. Aborted when the lease is released.
 
 use std::pin::pin;
 use std::sync::Arc;
@@ -15,86 +15,87 @@ use crate::lease::inner::LeaseInner;
 use crate::lease::renewal::RenewalAction;
 use crate::suspend;
 
-/// How long one renewal may take before it counts as failed and is tried again.
+/// The time after which a renewal without a reply counts as failed and is tried again.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Marks the lease lost if the task is dropped with the runtime, not by a release.
-struct LoseOnDrop<E: HeldLease>(Arc<LeaseInner<E>>);
+/// Marks the lease as lost if the task is dropped with its runtime. After a release that does nothing.
+struct LoseOnDrop<H: HeldLease>(Arc<LeaseInner<H>>);
 
-impl<E: HeldLease> Drop for LoseOnDrop<E> {
+impl<H: HeldLease> Drop for LoseOnDrop<H> {
     fn drop(&mut self) {
         self.0.lose(LostReason::RuntimeShutdown);
     }
 }
 
-/// Keeps the lease until it is lost.
-pub(super) fn run<E: HeldLease>(shared: Arc<LeaseInner<E>>) -> impl Future<Output = ()> + Send {
-    // Made here, since a task may be dropped before it is ever polled.
-    let dropped = LoseOnDrop(shared);
-    // Boxed, so that the task is small where its lease is let go before it has run.
-    async move { Box::pin(run_until_expiry(&dropped.0)).await }
+/// Keeps the lease until it is lost, or until a forgotten one has expired.
+pub(super) fn run<H: HeldLease>(lease: Arc<LeaseInner<H>>) -> impl Future<Output = ()> + Send {
+    // Made outside the future, since a task may be dropped before its first poll.
+    let lease = LoseOnDrop(lease);
+    // Boxed, so that the task is small if its lease is released before it has run.
+    async move { Box::pin(run_until_expiry(&lease.0)).await }
 }
 
-async fn run_until_expiry<E: HeldLease>(shared: &LeaseInner<E>) {
-    drive(shared).await;
-    // What is forgotten stays taken to its very end: its connection must not close before.
-    while !shared.is_kept() {
-        match shared.deadline() {
-            Some(end) if suspend::now() < end => sleep_until(end).await,
+async fn run_until_expiry<H: HeldLease>(lease: &LeaseInner<H>) {
+    drive(lease).await;
+    // A forgotten lease stays taken until its deadline, so its connection must not close before.
+    while !lease.is_kept() {
+        match lease.deadline() {
+            Some(deadline) if suspend::now() < deadline => sleep_until(deadline).await,
             _ => return,
         }
     }
 }
 
-/// Renews until the lease is lost or forgotten. A renewal that is under way then is still heard, since it
-/// tells when the server's lease ends.
-async fn drive<E: HeldLease>(shared: &LeaseInner<E>) {
-    // None while a doubt is not cleared up.
-    let mut incident = pin!(OptionFuture::from(Some(shared.held.changed())));
+/// Renews until the lease is lost or forgotten. Still awaits the reply to a renewal that is in flight then, since
+/// that decides when the server's lease expires.
+async fn drive<H: HeldLease>(lease: &LeaseInner<H>) {
+    // `None` while the lease is in doubt.
+    let mut changed = pin!(OptionFuture::from(Some(lease.held.changed())));
     let mut in_doubt = false;
     let mut renewing: Option<BoxFuture<'_, (Instant, Result<Duration>)>> = None;
     loop {
-        if in_doubt && !shared.is_in_doubt() {
+        if in_doubt && !lease.is_in_doubt() {
             in_doubt = false;
-            incident.set(Some(shared.held.changed()).into());
+            changed.set(Some(lease.held.changed()).into());
         }
         let now = suspend::now();
-        if renewing.is_none() && !shared.is_kept() {
+        if renewing.is_none() && !lease.is_kept() {
             return;
         }
-        let until = match shared.poll_schedule(now, renewing.is_some()) {
-            RenewalAction::Lost(reason) => return shared.lose(reason),
+        let until = match lease.poll_schedule(now, renewing.is_some()) {
+            RenewalAction::Lost(reason) => return lease.lose(reason),
             RenewalAction::Renew => {
-                renewing = Some(renew_once(shared, now).boxed());
+                renewing = Some(renew_once(lease, now).boxed());
                 continue;
             }
             RenewalAction::Wait(until) => until,
         };
         tokio::select! {
             biased;
-            Some(what) = incident.as_mut() => match what {
-                Change::Lost(reason) => return shared.lose(reason),
+            Some(change) = changed.as_mut() => match change {
+                Change::Lost(reason) => return lease.lose(reason),
                 #[cfg(feature = "client")]
                 Change::InDoubt => {
                     in_doubt = true;
-                    incident.set(None.into());
-                    // A renewal that is under way goes by what is in doubt.
+                    changed.set(None.into());
+                    // A renewal in flight uses the connection that is in doubt.
                     renewing = None;
-                    shared.doubt();
+                    lease.doubt();
                 }
             },
             Some((sent, outcome)) = OptionFuture::from(renewing.as_mut()) => {
                 renewing = None;
-                shared.apply_renewal(sent, &outcome);
+                lease.apply_renewal(sent, &outcome);
             }
-            () = shared.schedule_changed.notified() => {}
+            () = lease.schedule_changed.notified() => {}
             () = sleep_until(until.into()) => {}
         }
     }
 }
 
-async fn renew_once<E: HeldLease>(shared: &LeaseInner<E>, sent: Instant) -> (Instant, Result<Duration>) {
-    let outcome = timeout(RENEW_TIMEOUT, shared.held.renew()).await;
-    let silent = || Error::new(ErrorKind::Timeout, format!("no answer within {} s", RENEW_TIMEOUT.as_secs()));
-    (sent, outcome.unwrap_or_else(|_| Err(silent().during("renew").for_key(&shared.reporter.key))))
+async fn renew_once<H: HeldLease>(lease: &LeaseInner<H>, sent: Instant) -> (Instant, Result<Duration>) {
+    let outcome = timeout(RENEW_TIMEOUT, lease.held.renew()).await;
+    let no_reply =
+        || Error::new(ErrorKind::Timeout, format!("no reply within {} s", RENEW_TIMEOUT.as_secs()));
+    (sent, outcome.unwrap_or_else(|_| Err(no_reply().during("renew").for_key(&lease.reporter.key))))
 }

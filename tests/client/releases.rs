@@ -51,7 +51,7 @@ async fn a_release_behind_a_way_that_is_full_ends_after_its_time() {
     let start = Instant::now();
     let error = first.release().await.unwrap_err();
     assert_eq!((error.kind(), start.elapsed()), (ErrorKind::Timeout, 5 * S), "{error}");
-    assert_eq!(error.to_string(), "release of \"key-0\" on 127.0.0.1:6388: timed out: no answer within 5 s");
+    assert_eq!(error.to_string(), "release of \"key-0\" on 127.0.0.1:6388: timed out: no reply within 5 s");
     for waiting in others {
         assert!(waiting.await.unwrap().is_err());
     }

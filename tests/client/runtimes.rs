@@ -214,7 +214,7 @@ fn a_lease_whose_runtime_is_not_driven_is_not_renewed_and_its_release_says_that_
         assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
         let error = guard.release().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
-        assert_eq!(error.to_string().matches("no answer within 5 s").count(), 1, "{error}");
+        assert_eq!(error.to_string().matches("no reply within 5 s").count(), 1, "{error}");
     });
     assert_eq!(house.server.stats().locks.len(), 1);
     // What was queued goes out once the runtime runs.

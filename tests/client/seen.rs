@@ -360,7 +360,7 @@ async fn a_listener_that_panics_does_the_lease_no_harm() {
     guard.release().await.unwrap();
     await_event_handlers();
     // Once, however often it does.
-    assert_eq!(log.lines(&["ERROR", "the listener to lease events panicked"]).len(), 1);
+    assert_eq!(log.lines(&["ERROR", "the event handler panicked"]).len(), 1);
 }
 
 #[tokio::test(start_paused = true)]

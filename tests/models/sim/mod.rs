@@ -42,7 +42,7 @@ const EVENTS: &[&str] = &[
     "lost: DeadlinePassed",
     "lost: RenewalRejected",
     "lost: ServerDraining",
-    "lost: ServerSilent",
+    "lost: KeepaliveTimeout",
     "release: Dropped",
     "renew: Dropped",
     "stats: Dropped",
