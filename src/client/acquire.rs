@@ -1,4 +1,4 @@
-//! An acquire, whatever the engine: a try, the local queue, the wait, retries, and the guard.
+//! An acquire, for every backend: the try, the local queue, the wait, the retries, and the guard.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -13,14 +13,14 @@ use crate::client::any::with_backend;
 use crate::client::inner::ClientInner;
 use crate::client::lease_options::{LeaseOptions, LockOptions};
 use crate::client::local_queue::LocalPlace;
-use crate::client::registry::Registered;
+use crate::client::registered::Registered;
 use crate::client::retry::is_retryable;
 use crate::error::{Error, ErrorKind, Result};
 use crate::lease::{HeldLease, LeaseGuard, LostReason};
 use crate::suspend;
 use crate::types::{Key, Limit, Seconds};
 
-/// A key with all that is needed to take it.
+/// A key, with the client and the settings that acquire it.
 #[derive(Clone)]
 pub(crate) struct Resource {
     pub(crate) client: Arc<ClientInner>,
@@ -45,25 +45,25 @@ impl Resource {
         Ok(self)
     }
 
-    /// The same with other settings for its leases.
-    pub(crate) fn with(&self, settings: LockOptions) -> Result<Self> {
-        let lease = self.lease.clone().with(settings)?;
+    /// Returns the same resource with other settings for its leases.
+    pub(crate) fn with_options(&self, options: LockOptions) -> Result<Self> {
+        let lease = self.lease.clone().with_options(options)?;
         let request = AcquireRequest { ttl: lease.ttl, ..self.request.clone() };
         Self { client: self.client.clone(), request, lease }.checked()
     }
 
-    /// The same with leases that share no connection.
+    /// Returns the same resource with leases that share no connection.
     pub(crate) fn isolated(&self) -> Self {
         let request = AcquireRequest { isolated: true, ..self.request.clone() };
         Self { request, ..self.clone() }
     }
 
-    /// Takes the key, or waits for it up to the acquire timeout.
+    /// Acquires the key, and waits for it up to the acquire timeout.
     pub(crate) async fn acquire(&self) -> Result<LeaseGuard> {
         self.acquire_by(&self.deadline(self.lease.acquire_timeout)).await
     }
 
-    /// Takes the key, or waits for it up to `timeout`.
+    /// Acquires the key, and waits for it up to `timeout`.
     pub(crate) async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
         Seconds::ceil("timeout", timeout)?;
         self.acquire_by(&self.deadline(timeout)).await
@@ -84,14 +84,14 @@ impl Resource {
         }
     }
 
-    /// Takes the key if it is free. Returns `None` if it is busy, or its queue is full.
+    /// Acquires the key if it is free. Returns `None` if it is busy, or its queue is full.
     pub(crate) async fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
         let deadline = &self.deadline(Duration::ZERO);
-        let tried = with_backend!(&self.client.backend, backend => {
+        let outcome = with_backend!(&self.client.backend, backend => {
             let acquire = Acquire::new(self, backend)?;
             acquire.instrumented(acquire.try_once(true, deadline)).await?
         });
-        Ok(match tried {
+        Ok(match outcome {
             Try::Acquired(guard) => {
                 self.client.counters.acquired(deadline.began().elapsed());
                 Some(guard)
@@ -100,7 +100,7 @@ impl Resource {
         })
     }
 
-    /// The deadline of an operation that begins now and may wait for the key up to `timeout`.
+    /// Returns the deadline of an operation that begins now and may wait for the key up to `timeout`.
     pub(crate) fn deadline(&self, timeout: Duration) -> Deadline {
         let now = suspend::now();
         if timeout.is_zero() {
@@ -111,13 +111,13 @@ impl Resource {
     }
 }
 
-/// What a try returns.
+/// The outcome of a try.
 enum Try {
     Acquired(LeaseGuard),
     Busy(Error),
 }
 
-/// One acquire at one backend.
+/// One acquire on one backend.
 pub(crate) struct Acquire<'a, B> {
     resource: &'a Resource,
     backend: &'a B,
@@ -141,7 +141,7 @@ impl<'a, B: Backend> Acquire<'a, B> {
         &self.resource.client
     }
 
-    /// Traces the work, and names and counts its failure.
+    /// Runs `work` in a span, and names and counts its failure.
     fn instrumented<T>(&self, work: impl Future<Output = Result<T>>) -> impl Future<Output = Result<T>> {
         let (key, server) = (&self.resource.request.key, self.backend.endpoint(self.endpoint));
         let span = tracing::info_span!("acquire", %key, %server);
@@ -154,62 +154,67 @@ impl<'a, B: Backend> Acquire<'a, B> {
         work.instrument(span)
     }
 
-    /// Takes a free key at once. All that comes after that is boxed, here and elsewhere, since it is rare:
-    /// an acquire is moved when it is made, and should be small.
+    /// Acquires a free key with the first try. Boxes every later step, which is rare: callers move the future
+    /// of an acquire, so it should be small.
     async fn run(&self, deadline: &Deadline) -> Result<LeaseGuard> {
         if self.skips_try(deadline) {
             return Box::pin(self.with_retry(deadline, None)).await;
         }
-        let tried = match self.try_once(true, deadline).await {
+        let first_try = match self.try_once(true, deadline).await {
             Ok(Try::Acquired(guard)) => return Ok(guard),
-            tried => tried,
+            first_try => first_try,
         };
-        Box::pin(self.with_retry(deadline, Some(tried))).await
+        Box::pin(self.with_retry(deadline, Some(first_try))).await
     }
 
     fn skips_try(&self, deadline: &Deadline) -> bool {
         deadline.waits() && self.backend.skips_try(&self.resource.request)
     }
 
-    /// Waits for a key that was found busy, and retries by the policy, until the deadline.
-    async fn with_retry(&self, deadline: &Deadline, mut tried: Option<Result<Try>>) -> Result<LeaseGuard> {
+    /// Acquires the key, and retries by the policy until the deadline. The first attempt begins with the outcome
+    /// of `first_try`, if there was one.
+    async fn with_retry(
+        &self,
+        deadline: &Deadline,
+        mut first_try: Option<Result<Try>>,
+    ) -> Result<LeaseGuard> {
         let mut attempt = 0;
         loop {
-            let outcome = self.attempt(deadline, tried.take()).await;
+            let outcome = self.attempt(deadline, first_try.take()).await;
             let (error, policy) = match (outcome, self.resource.lease.retry) {
                 (Err(error), Some(policy)) if is_retryable(&error) => (error, policy),
                 (outcome, _) => return outcome,
             };
-            let again = Instant::now() + policy.pause(attempt, fastrand::f64());
-            if again >= deadline.wait_ends() {
+            let next_attempt = Instant::now() + policy.pause(attempt, fastrand::f64());
+            if next_attempt >= deadline.wait_ends() {
                 return Err(error);
             }
             tracing::debug!(%error, attempt, "acquire is tried again");
-            sleep_until(again).await;
+            sleep_until(next_attempt).await;
             attempt += 1;
         }
     }
 
-    /// Tries, unless the caller has, and waits for a key that is busy.
-    async fn attempt(&self, deadline: &Deadline, tried: Option<Result<Try>>) -> Result<LeaseGuard> {
+    /// Tries the key, unless the caller has, and waits for it if it is busy.
+    async fn attempt(&self, deadline: &Deadline, first_try: Option<Result<Try>>) -> Result<LeaseGuard> {
         if self.skips_try(deadline) {
             return Box::pin(self.client().unless_closed(self.wait(deadline, None))).await;
         }
-        let tried = match tried {
-            Some(tried) => tried,
+        let outcome = match first_try {
+            Some(outcome) => outcome,
             None => self.try_once(false, deadline).await,
         };
-        match tried? {
+        match outcome? {
             Try::Acquired(guard) => return Ok(guard),
             Try::Busy(error) if !deadline.waits() => return Err(error),
             Try::Busy(_) => {}
         }
-        let _waits = self.client().counters.waits();
+        let _waiting = self.client().counters.waits();
         Box::pin(self.client().unless_closed(self.wait_in_local_queue(deadline))).await
     }
 
-    /// Takes the key if it is free. Overtakes no waiter of this client. The first try is made as soon as the
-    /// deadline has begun, and spares a look at the clock.
+    /// Acquires the key if it is free. Overtakes no waiter of this client. The first try comes at the instant
+    /// when the deadline began, and so does not read the clock again.
     async fn try_once(&self, is_first: bool, deadline: &Deadline) -> Result<Try> {
         let Resource { client, request, .. } = self.resource;
         let AcquireRequest { key, limit, isolated, .. } = request;
@@ -217,7 +222,7 @@ impl<'a, B: Backend> Acquire<'a, B> {
             return Ok(Try::Busy(busy()));
         }
         let now = if is_first { deadline.began() } else { suspend::now() };
-        // The grant is not kept over an await, which would make the future larger.
+        // A grant that lived across an await would make the future larger.
         let completing = match self.backend.try_acquire(request, self.endpoint, now, deadline).await? {
             Attempt::Acquired(grant) => self.complete(grant, deadline),
             Attempt::Busy(error) => return Ok(Try::Busy(error)),
@@ -228,29 +233,30 @@ impl<'a, B: Backend> Acquire<'a, B> {
     /// Waits behind the other tasks of this client, and then in the backend's queue.
     async fn wait_in_local_queue(&self, deadline: &Deadline) -> Result<LeaseGuard> {
         let AcquireRequest { key, limit, .. } = &self.resource.request;
-        let mut place = LocalPlace::join(self.client(), key, *limit)?;
+        let mut place = self.client().queues.join(key, *limit)?;
         timeout_at(deadline.wait_ends(), place.reach_head()).await.map_err(|_| busy())?;
         self.wait(deadline, Some(place)).await
     }
 
-    /// Waits in the backend's queue. Once the key is granted, the next in the local queue may ask.
-    async fn wait(&self, deadline: &Deadline, place: Option<LocalPlace>) -> Result<LeaseGuard> {
+    /// Waits in the backend's queue. Gives up the place in the local queue once the key is granted, so that the
+    /// next task may wait at the backend.
+    async fn wait(&self, deadline: &Deadline, place: Option<LocalPlace<'_>>) -> Result<LeaseGuard> {
         let grant = self.backend.acquire(&self.resource.request, self.endpoint, deadline).await?;
         drop(place);
         self.complete(grant, deadline).await
     }
 
-    /// Makes a guard of a grant: at once, but for a grant that took long to come.
+    /// Makes the guard of a grant. Renews once before, if the grant took long to arrive.
     ///
-    /// The ttl counts from when the request was sent. A grant that took long has little or nothing of it
-    /// left, and its connection went unproven for as long; one renewal makes both count from now.
+    /// The ttl counts from when the request was sent. A grant that took long has little or none of it
+    /// left, and its connection was unproven for as long. One renewal makes both count from now.
     pub(crate) fn complete<'b>(
         &'b self,
         grant: Grant<B::Lease>,
         deadline: &'b Deadline,
     ) -> Either<Ready<Result<LeaseGuard>>, BoxFuture<'b, Result<LeaseGuard>>> {
         let Grant { sent, received, ttl, .. } = grant;
-        // The holders of a semaphore have different fences at one time.
+        // The holders of a semaphore have different fences at the same time.
         if self.resource.request.limit.is_none_or(|limit| limit.get() == 1) {
             let endpoint = self.backend.endpoint(self.endpoint);
             self.client().fences.granted(&self.resource.request.key, grant.fence, (sent, received), endpoint);
@@ -278,13 +284,13 @@ impl<'a, B: Backend> Acquire<'a, B> {
         let Grant { lease, token, fence, ttl, sent, received } = grant;
         let registered = Registered::new(lease.claim(), self.client());
         let number = registered.number();
-        let (key, terms) = (self.resource.request.key.clone(), &self.resource.lease.terms);
-        let guard = LeaseGuard::new(registered, key, (token, fence), terms, (sent, received), ttl);
-        // Dropped, the guard releases the lease.
+        let (key, config) = (self.resource.request.key.clone(), &self.resource.lease.config);
+        let guard = LeaseGuard::new(registered, key, (token, fence), config, (sent, received), ttl);
+        // On an error, the drop of the guard releases the lease.
         if let Some(reason) = guard.state_at(received).lost() {
             let has_expired = reason == LostReason::DeadlinePassed;
             let kind = if has_expired { ErrorKind::LeaseExpired } else { ErrorKind::ConnectionClosed };
-            return Err(Error::new(kind, format!("lost as it came: {reason}")));
+            return Err(Error::new(kind, format!("lost on arrival: {reason}")));
         }
         if self.client().registry.insert(number, &guard) { Ok(guard) } else { Err(client_closed()) }
     }

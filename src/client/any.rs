@@ -1,4 +1,4 @@
-//! The engines that this build has, and the one place that tells them apart.
+//! The backends that this build has, and the one place that distinguishes them.
 
 #[cfg(feature = "file")]
 use std::convert::Infallible;
@@ -10,7 +10,7 @@ use crate::backend::dflockd::{Dflockd, DflockdBackend, Options};
 use crate::backend::directory::{Directory, DirectoryBackend};
 use crate::error::Result;
 
-/// An engine with its settings, for [`Builder::backend`](crate::Builder::backend).
+/// A backend with its settings, for [`Builder::backend`](crate::Builder::backend).
 pub trait IntoBackend: sealed::Sealed {
     #[doc(hidden)]
     fn into_backend(self, request_timeout: Duration) -> Result<AnyBackend>;
@@ -42,7 +42,7 @@ pub(crate) enum AnyPlace {
     Dflockd(<DflockdBackend as Backend>::Place),
 }
 
-/// What the client asks of a backend: its places can be kept as those of any.
+/// A backend whose places convert to and from [`AnyPlace`].
 pub(crate) trait KnownBackend: Backend {
     fn keep(place: Self::Place) -> AnyPlace;
 
@@ -72,7 +72,7 @@ impl KnownBackend for DirectoryBackend {
     }
 }
 
-/// Evaluates an expression with `$backend` bound to the client's backend, whichever it is.
+/// Evaluates an expression with `$backend` bound to the backend of the client.
 macro_rules! with_backend {
     ($any:expr, $backend:ident => $body:expr) => {
         match $any {
@@ -90,7 +90,7 @@ pub(crate) use with_backend;
 mod sealed {
     use super::Dflockd;
 
-    /// Keeps the engines to this crate's own.
+    /// Restricts the backends to this crate.
     pub trait Sealed {}
     impl Sealed for Dflockd {}
     #[cfg(feature = "file")]

@@ -1,4 +1,4 @@
-//! Whether fences grow, as far as this client has seen. Knows of no connection.
+//! Warns of a lock's fence that falls, as far as this client has seen.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::{Mutex, PoisonError};
@@ -7,10 +7,10 @@ use tokio::time::Instant;
 
 use crate::types::{Fence, Key};
 
-/// How many keys are remembered; the oldest are forgotten first.
+/// The most keys that are remembered. The oldest key is forgotten first.
 const MAX_KEYS: usize = 4096;
 
-/// Remembers the highest fence of the keys that were last granted for the first time.
+/// Remembers the highest fence of each key, for the keys whose first grant is most recent.
 #[derive(Default)]
 pub(crate) struct FenceMonitor(Mutex<Seen>);
 
@@ -22,46 +22,46 @@ struct Seen {
 
 struct Highest {
     fence: Fence,
-    /// When it was heard of.
-    heard: Instant,
+    /// When its grant was received.
+    received: Instant,
     reported: bool,
 }
 
 impl FenceMonitor {
-    /// Notes the grant of a key that one holds at a time, asked for at `sent` and heard of at `now`, and
-    /// warns, once per key, of a fence below an earlier one: a store that checks fences will refuse this
-    /// holder.
+    /// Records the grant of a lock, requested at `sent` and received at `received`. Warns, once per key, of a
+    /// fence below an earlier one: a store that checks fences will reject this holder.
     pub(crate) fn granted(
         &self,
         key: &Key,
         fence: Option<Fence>,
-        (sent, now): (Instant, Instant),
+        (sent, received): (Instant, Instant),
         server: &str,
     ) {
         let Some(fence) = fence else { return };
-        let fell_from = self.note(key, fence, sent, now);
+        let fell_from = self.record(key, fence, sent, received);
         if let Some(highest) = fell_from {
             let (fence, highest) = (fence.get(), highest.get());
             tracing::warn!(%key, server, fence, highest, "the fence fell: the server may have lost its fence state");
         }
     }
 
-    /// The earlier fence that this one fell from, the first time that one does.
+    /// Records a fence. Returns the higher one that was received before, if the fence fell, the first time for
+    /// its key.
     ///
-    /// Replies over two connections may be heard in another order than they were given in. So a fence has
-    /// fallen only if its grant was asked for when the higher one was known already.
-    fn note(&self, key: &Key, fence: Fence, sent: Instant, now: Instant) -> Option<Fence> {
-        // Nothing panics while the map is locked.
+    /// Replies over two connections may arrive in another order than the server sent them in. So a fence has
+    /// fallen only if its grant was requested after the higher one was received.
+    fn record(&self, key: &Key, fence: Fence, sent: Instant, received: Instant) -> Option<Fence> {
+        // Nothing panics under this lock.
         let mut seen = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(highest) = seen.keys.get_mut(key) {
             if fence >= highest.fence {
-                (highest.fence, highest.heard) = (fence, now);
+                (highest.fence, highest.received) = (fence, received);
                 return None;
             }
-            let fell = sent > highest.heard;
-            let is_news = fell && !highest.reported;
+            let fell = sent > highest.received;
+            let is_first_report = fell && !highest.reported;
             highest.reported |= fell;
-            return is_news.then_some(highest.fence);
+            return is_first_report.then_some(highest.fence);
         }
         if seen.order.len() == MAX_KEYS
             && let Some(oldest) = seen.order.pop_front()
@@ -69,7 +69,7 @@ impl FenceMonitor {
             seen.keys.remove(&oldest);
         }
         seen.order.push_back(key.clone());
-        seen.keys.insert(key.clone(), Highest { fence, heard: now, reported: false });
+        seen.keys.insert(key.clone(), Highest { fence, received, reported: false });
         None
     }
 }
@@ -84,49 +84,49 @@ mod tests {
         Key::parse(name).unwrap()
     }
 
-    /// The fence that this one fell from, asked for and heard of so many seconds after `start`.
-    fn note(
-        watch: &FenceMonitor,
+    /// Records a fence that was requested and received this many seconds after `start`.
+    fn record(
+        monitor: &FenceMonitor,
         name: &str,
         fence: u64,
         start: Instant,
-        (sent, now): (u64, u64),
+        (sent, received): (u64, u64),
     ) -> Option<u64> {
         let at = |seconds| start + Duration::from_secs(seconds);
-        watch.note(&key(name), Fence::new(fence), at(sent), at(now)).map(Fence::get)
+        monitor.record(&key(name), Fence::new(fence), at(sent), at(received)).map(Fence::get)
     }
 
     #[test]
     fn a_fence_that_falls_is_reported_once_per_key() {
-        let (watch, start) = (FenceMonitor::default(), Instant::now());
+        let (monitor, start) = (FenceMonitor::default(), Instant::now());
         let grants = [("a", 7), ("a", 9), ("b", 1), ("a", 8), ("a", 3), ("b", 2), ("b", 1)];
-        let notes: Vec<_> = (1..)
+        let falls: Vec<_> = (1..)
             .zip(grants)
-            .map(|(n, (name, fence))| note(&watch, name, fence, start, (2 * n, 2 * n + 1)))
+            .map(|(n, (name, fence))| record(&monitor, name, fence, start, (2 * n, 2 * n + 1)))
             .collect();
-        assert_eq!(notes, [None, None, None, Some(9), None, None, Some(2)]);
+        assert_eq!(falls, [None, None, None, Some(9), None, None, Some(2)]);
     }
 
     #[test]
-    fn a_grant_that_was_asked_for_before_the_higher_one_was_heard_of_has_only_crossed_it() {
-        let (watch, start) = (FenceMonitor::default(), Instant::now());
-        // Asked for together, over two connections, and the later grant is read first.
-        assert_eq!(note(&watch, "a", 9, start, (1, 5)), None);
-        assert_eq!(note(&watch, "a", 8, start, (1, 6)), None);
-        assert_eq!(note(&watch, "a", 8, start, (5, 7)), None, "in the same instant");
-        // Asked for afterwards: here it did fall, and what crossed has not used up the warning.
-        assert_eq!(note(&watch, "a", 8, start, (6, 7)), Some(9));
-        assert_eq!(note(&watch, "a", 7, start, (8, 9)), None, "once per key");
+    fn a_grant_requested_before_the_higher_one_was_received_is_no_fall() {
+        let (monitor, start) = (FenceMonitor::default(), Instant::now());
+        // Both are requested together, over two connections, and the later grant is read first.
+        assert_eq!(record(&monitor, "a", 9, start, (1, 5)), None);
+        assert_eq!(record(&monitor, "a", 8, start, (1, 6)), None);
+        assert_eq!(record(&monitor, "a", 8, start, (5, 7)), None, "in the same instant");
+        // This one is requested afterwards, so the fence did fall. The grants above have not used up the warning.
+        assert_eq!(record(&monitor, "a", 8, start, (6, 7)), Some(9));
+        assert_eq!(record(&monitor, "a", 7, start, (8, 9)), None, "once per key");
     }
 
     #[test]
-    fn what_is_remembered_has_a_limit() {
-        let (watch, start) = (FenceMonitor::default(), Instant::now());
+    fn the_number_of_remembered_keys_has_a_limit() {
+        let (monitor, start) = (FenceMonitor::default(), Instant::now());
         for n in 0..=MAX_KEYS {
-            assert_eq!(note(&watch, &n.to_string(), 5, start, (0, 0)), None);
+            assert_eq!(record(&monitor, &n.to_string(), 5, start, (0, 0)), None);
         }
-        assert_eq!(watch.0.lock().unwrap().keys.len(), MAX_KEYS);
-        assert_eq!(note(&watch, "0", 1, start, (1, 1)), None, "it was forgotten");
-        assert_eq!(note(&watch, "2", 1, start, (1, 1)), Some(5));
+        assert_eq!(monitor.0.lock().unwrap().keys.len(), MAX_KEYS);
+        assert_eq!(record(&monitor, "0", 1, start, (1, 1)), None, "it was forgotten");
+        assert_eq!(record(&monitor, "2", 1, start, (1, 1)), Some(5));
     }
 }

@@ -1,4 +1,4 @@
-//! What the clones of one client share.
+//! One client, shared by its clones, its locks and its leases.
 
 use std::mem;
 use std::sync::Arc;
@@ -27,7 +27,7 @@ pub(crate) struct ClientInner {
     origin: Origin,
 }
 
-/// A forked process takes no lock of what it finds here.
+/// A forked process must not take the lock of the channel.
 impl Drop for ClientInner {
     fn drop(&mut self) {
         if !self.origin.is_here() {
@@ -37,24 +37,24 @@ impl Drop for ClientInner {
 }
 
 impl ClientInner {
-    pub(crate) fn new(backend: AnyBackend, tally: Arc<LeaseCounters>) -> Arc<Self> {
+    pub(crate) fn new(backend: AnyBackend, lease_counters: Arc<LeaseCounters>) -> Arc<Self> {
         Arc::new(Self {
             backend,
             registry: LeaseRegistry::default(),
             fences: FenceMonitor::default(),
             queues: LocalQueues::default(),
-            counters: ClientCounters::new(tally),
+            counters: ClientCounters::new(lease_counters),
             closed: watch::Sender::new(false),
             origin: Origin::here(),
         })
     }
 
-    /// Returns `true` in the process that built the client, and not in one that was forked from it.
+    /// Returns `true` in the process that built the client, and `false` in one that was forked from it.
     pub(crate) fn is_ours(&self) -> bool {
         self.origin.is_here()
     }
 
-    /// A forked process has the client's memory, but not the tasks that work on it.
+    /// Fails in a forked process, which has the client's memory but not its tasks.
     pub(crate) fn check_process(&self) -> Result<()> {
         let forked = |fault| Err(Error::new(ErrorKind::ConnectionClosed, fault));
         self.origin.fault().map_or(Ok(()), forked)
@@ -64,7 +64,7 @@ impl ClientInner {
         if *self.closed.borrow() { Err(client_closed()) } else { Ok(()) }
     }
 
-    /// Does the work, unless the client is closed before it is done. Drops the work then.
+    /// Runs `work` until it is done or the client is closed. Drops the unfinished work then.
     pub(crate) async fn unless_closed<T>(&self, work: impl Future<Output = Result<T>>) -> Result<T> {
         let mut closed = self.closed.subscribe();
         tokio::select! {
@@ -84,7 +84,7 @@ impl ClientInner {
         self.counters.read(gauges, self.registry.len())
     }
 
-    /// Refuses new work, ends what waits, releases every lease, and waits until the backend has nothing left.
+    /// Refuses new work, ends every wait, releases every lease, and closes the backend.
     pub(crate) async fn close(&self) -> Result<()> {
         self.check_process()?;
         here().map_err(|error| error.during("close"))?;

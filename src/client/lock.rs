@@ -1,4 +1,4 @@
-//! The lock as a user has it.
+//! The lock: the public handle, and its builder's target.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,12 +14,12 @@ use crate::types::Key;
 
 /// A lock on one key: one holder at a time in the whole fleet, first in, first out.
 ///
-/// It is a recipe, not a holding: cheap to clone, safe to share, good for any number of acquires.
-/// Each [`LeaseGuard`] that it gives is a lease of its own, renewed in the background, released on
-/// drop. Locks are not reentrant: a second acquire waits for the first to let go.
+/// The value itself holds nothing: it is cheap to clone, can be shared, and makes any number of acquires.
+/// Each [`LeaseGuard`] that it returns is a lease of its own, renewed in the background, released on
+/// drop. Locks are not reentrant: a second acquire waits until the first lease is released.
 ///
-/// Made alone it is a [`LockClient`] with one lock in it; a service that takes many locks makes
-/// one client and asks that for locks.
+/// Built alone it is a [`LockClient`] with one lock in it. A service that uses many locks builds
+/// one client, which makes them.
 ///
 /// ```
 /// use std::time::Duration;
@@ -42,17 +42,17 @@ use crate::types::Key;
 pub struct AsyncDistributedLock(pub(super) Resource);
 
 impl AsyncDistributedLock {
-    /// Starts a lock on `key`: 1 to 256 bytes without white space.
+    /// Returns the builder of a lock on `key`: 1 to 256 bytes without whitespace.
     pub fn builder(key: impl Into<String>) -> Builder<LockTarget> {
         Builder::new(LockTarget { key: key.into() })
     }
 
-    /// The key.
+    /// Returns the key.
     pub fn key(&self) -> &Key {
         &self.0.request.key
     }
 
-    /// The same lock with other settings for its leases.
+    /// Returns the same lock with other settings for its leases.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
@@ -62,22 +62,22 @@ impl AsyncDistributedLock {
     /// # use dflockd_client::test_util::TestServer;
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
     /// # let locks = TestServer::new().locks();
-    /// use dflockd_client::Settings;
+    /// use dflockd_client::LockOptions;
     /// use std::time::Duration;
-    /// let lock = locks.lock("deploy-job")?.with(Settings::new().lease_ttl(Duration::from_secs(5)))?;
+    /// let options = LockOptions::new().lease_ttl(Duration::from_secs(5));
+    /// let lock = locks.lock("deploy-job")?.with_options(options)?;
     /// assert_eq!(lock.acquire().await?.ttl(), Duration::from_secs(5));
     /// # Ok(()) }
     /// ```
-    pub fn with_options(&self, settings: LockOptions) -> Result<Self> {
-        self.0.with(settings).map(Self)
+    pub fn with_options(&self, options: LockOptions) -> Result<Self> {
+        self.0.with_options(options).map(Self)
     }
 
-    /// The same lock with a connection of its own for each lease, which is taken for the acquire
-    /// and kept until the release.
+    /// Returns the same lock with an exclusive connection for each lease, from the acquire to the release.
     ///
-    /// Other leases share a connection: it costs them nothing but that they share its fate, so that
-    /// one connection's end loses all of them. For the few whose loss is dear, and for servers whose
-    /// administrators end connections by hand, this parts them from the rest.
+    /// Other leases share a connection. That costs nothing, but if the connection closes, all of them are lost.
+    /// Use this for the few leases whose loss is expensive, and for servers whose administrators close
+    /// connections by hand.
     ///
     /// # Examples
     /// ```
@@ -85,7 +85,7 @@ impl AsyncDistributedLock {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
     /// # let locks = TestServer::new().locks();
     /// let many = locks.lock("account:17")?.acquire().await?;
-    /// let dear = locks.lock("leader")?.isolated().acquire().await?;
+    /// let leader = locks.lock("leader")?.isolated().acquire().await?;
     /// assert_eq!(locks.metrics().connections, 2);
     /// # Ok(()) }
     /// ```
@@ -93,22 +93,23 @@ impl AsyncDistributedLock {
         Self(self.0.isolated())
     }
 
-    /// Waits for the lock, up to the acquire timeout that was built in (`l`).
+    /// Acquires the lock, and waits for it up to the acquire timeout that was built in (`l`).
     ///
     /// # Errors
-    /// [`Timeout`](crate::ErrorKind::Timeout) when the key stays busy
-    /// ([`is_busy`](crate::Error::is_busy)), or the server cannot be reached or does not answer in that
-    /// time;
-    /// [`MaxLocks`](crate::ErrorKind::MaxLocks), [`MaxWaiters`](crate::ErrorKind::MaxWaiters),
-    /// [`LimitMismatch`](crate::ErrorKind::LimitMismatch) (the key is a semaphore's),
-    /// [`Draining`](crate::ErrorKind::Draining),
-    /// [`PermissionDenied`](crate::ErrorKind::PermissionDenied) or
-    /// [`Auth`](crate::ErrorKind::Auth); [`Io`](crate::ErrorKind::Io),
-    /// [`Tls`](crate::ErrorKind::Tls), [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed)
-    /// or [`Protocol`](crate::ErrorKind::Protocol) from the connection.
+    /// - [`Timeout`](crate::ErrorKind::Timeout) if the key stays busy
+    ///   ([`is_busy`](crate::Error::is_busy)), or if the server cannot be reached or does not reply in that
+    ///   time.
+    /// - [`MaxLocks`](crate::ErrorKind::MaxLocks), [`MaxWaiters`](crate::ErrorKind::MaxWaiters),
+    ///   [`LimitMismatch`](crate::ErrorKind::LimitMismatch) (the key is a semaphore's),
+    ///   [`Draining`](crate::ErrorKind::Draining),
+    ///   [`PermissionDenied`](crate::ErrorKind::PermissionDenied) or
+    ///   [`Auth`](crate::ErrorKind::Auth) from the server.
+    /// - [`Io`](crate::ErrorKind::Io), [`Tls`](crate::ErrorKind::Tls),
+    ///   [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed) or [`Protocol`](crate::ErrorKind::Protocol)
+    ///   from the connection.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the queue; a grant that crosses the drop is released.
+    /// Dropping the future leaves the queue. A late grant is released.
     ///
     /// # Examples
     /// ```
@@ -124,9 +125,9 @@ impl AsyncDistributedLock {
         self.0.acquire().await
     }
 
-    /// Waits for the lock, up to `timeout` (`l`), and ends within a second more, connecting
-    /// included, whether or not the server answers: it counts in whole seconds, rounded up. With no
-    /// time it is a try, which has the [request timeout](crate::Builder::request_timeout).
+    /// Acquires the lock, and waits for it up to `timeout` (`l`). Returns within one more second, connecting
+    /// included, even if the server does not reply: the server counts in whole seconds, rounded up. A timeout of
+    /// 0 makes it a try, which has the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire); [`InvalidInput`](crate::ErrorKind::InvalidInput) for a
@@ -151,11 +152,11 @@ impl AsyncDistributedLock {
         self.0.acquire_within(timeout).await
     }
 
-    /// Takes the lock if it is free; `None` when it is busy (`l` with timeout 0).
-    /// Ends within the [request timeout](crate::Builder::request_timeout).
+    /// Acquires the lock if it is free. Returns `None` if it is busy (`l` with timeout 0).
+    /// Returns within the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire), without the key that stays busy.
+    /// As [`acquire`](Self::acquire), except for a busy key.
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
@@ -174,12 +175,12 @@ impl AsyncDistributedLock {
         self.0.try_acquire().await
     }
 
-    /// Takes the lock or a place in its queue, without waiting (`e`). Ends
+    /// Acquires the lock or a place in its queue, without waiting (`e`). Returns
     /// within the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire), without the key that stays busy;
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) where the engine has no such places.
+    /// As [`acquire`](Self::acquire), except for a busy key;
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the backend has no wait queue.
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).

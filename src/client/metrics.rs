@@ -1,5 +1,4 @@
-//! What a client has done and how long it took, counted as it happens and read at any time. Knows of
-//! no connection.
+//! The metrics of a client: its counters, and the snapshot that a caller reads.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
@@ -9,8 +8,8 @@ use crate::backend::Gauges;
 use crate::latency::{Latency, SharedLatency};
 use crate::lease::LeaseCounters;
 
-/// Figures of one [`LockClient`](crate::LockClient): some of this moment, some counted since it was
-/// built. Made by [`LockClient::metrics`](crate::LockClient::metrics).
+/// Metrics of one [`LockClient`](crate::LockClient): some are current values, the other ones count since the
+/// client was built. Returned by [`LockClient::metrics`](crate::LockClient::metrics).
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Metrics {
@@ -18,18 +17,18 @@ pub struct Metrics {
     pub connections: usize,
     /// Leases held now, lost ones included until their guards are dropped.
     pub leases: usize,
-    /// Requests that were sent and not answered yet.
+    /// Requests in flight now: sent, and without a reply.
     pub in_flight: usize,
-    /// Acquires that wait now: in the client's own line for a key, or at the server.
+    /// Acquires that wait now: in the client's local queue for a key, or in the server's.
     pub waiting: usize,
-    /// Connections made.
+    /// Connections opened.
     pub connects: u64,
     /// Grants.
     pub acquires: u64,
-    /// Acquires that had to wait because the key was busy, whatever came of it.
+    /// Acquires that had to wait because the key was busy, successful or not.
     pub waits: u64,
-    /// Acquires and enqueues that ended in an error, as they do when the key stays busy; a try that
-    /// finds it busy does not.
+    /// Acquires and enqueues that failed, which includes a key that stayed busy. A try that finds the key busy
+    /// does not count.
     pub failures: u64,
     /// Renewals that succeeded.
     pub renewals: u64,
@@ -37,22 +36,22 @@ pub struct Metrics {
     pub renewal_failures: u64,
     /// Leases lost.
     pub losses: u64,
-    /// Leases let go.
+    /// Leases released.
     pub releases: u64,
     /// Leases whose release failed.
     pub release_failures: u64,
-    /// Events that the [listener](crate::Builder::on_event) was not told, because 65,536 waited for it
-    /// already.
+    /// Events that the [event handler](crate::Builder::on_event) did not receive, because 65,536 events waited
+    /// for it.
     pub dropped_events: u64,
-    /// From the call of an acquire to its guard, waiting included.
+    /// The time from the call of an acquire to its guard, waiting included.
     pub acquire_latency: Latency,
-    /// From making a request that the server answers at once to its answer.
+    /// The time from a request to its reply, for requests to which the server replies at once.
     pub round_trip_latency: Latency,
 }
 
 /// The counters of one client.
 pub(crate) struct ClientCounters {
-    tally: Arc<LeaseCounters>,
+    leases: Arc<LeaseCounters>,
     waits: AtomicU64,
     waiting: AtomicUsize,
     failures: AtomicU64,
@@ -60,9 +59,9 @@ pub(crate) struct ClientCounters {
 }
 
 impl ClientCounters {
-    pub(crate) fn new(tally: Arc<LeaseCounters>) -> Self {
+    pub(crate) fn new(leases: Arc<LeaseCounters>) -> Self {
         Self {
-            tally,
+            leases,
             waits: AtomicU64::new(0),
             waiting: AtomicUsize::new(0),
             failures: AtomicU64::new(0),
@@ -74,7 +73,7 @@ impl ClientCounters {
         self.failures.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Counts a caller as waiting for as long as the guard lives.
+    /// Counts a caller as waiting until the guard is dropped.
     pub(crate) fn waits(&self) -> WaitingGuard<'_> {
         self.waits.fetch_add(1, Ordering::Relaxed);
         self.waiting.fetch_add(1, Ordering::Relaxed);
@@ -87,29 +86,29 @@ impl ClientCounters {
 
     pub(crate) fn read(&self, gauges: Gauges, leases: usize) -> Metrics {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let tally = &self.tally;
+        let counters = &self.leases;
         Metrics {
             connections: gauges.connections,
             leases,
             in_flight: gauges.in_flight,
             waiting: self.waiting.load(Ordering::Relaxed),
             connects: gauges.connects,
-            acquires: count(&tally.granted),
+            acquires: count(&counters.granted),
             waits: count(&self.waits),
             failures: count(&self.failures),
-            renewals: count(&tally.renewed),
-            renewal_failures: count(&tally.renew_failed),
-            losses: count(&tally.lost),
-            releases: count(&tally.released),
-            release_failures: count(&tally.release_failed),
-            dropped_events: count(&tally.dropped_events),
+            renewals: count(&counters.renewed),
+            renewal_failures: count(&counters.renew_failed),
+            losses: count(&counters.lost),
+            releases: count(&counters.released),
+            release_failures: count(&counters.release_failed),
+            dropped_events: count(&counters.dropped_events),
             acquire_latency: self.acquires.read(),
             round_trip_latency: gauges.round_trips,
         }
     }
 }
 
-/// One caller that waits.
+/// Counts one caller that waits, until it is dropped.
 pub(crate) struct WaitingGuard<'a>(&'a AtomicUsize);
 
 impl Drop for WaitingGuard<'_> {

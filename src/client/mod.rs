@@ -1,5 +1,5 @@
-//! The async client: [`LockClient`], the locks and semaphores that it makes, and the plumbing
-//! below them. Knows nothing of the embedded server.
+//! The async client: [`LockClient`], the locks and semaphores that it makes, and the acquires and leases of these.
+//! Does not depend on the embedded server, and names a backend in two places alone, `any` and `builder`.
 
 mod acquire;
 mod any;
@@ -10,6 +10,7 @@ mod lease_options;
 mod local_queue;
 mod lock;
 mod metrics;
+mod registered;
 mod registry;
 mod retry;
 mod semaphore;
@@ -43,28 +44,27 @@ pub use target::Target;
 pub(crate) use target::sealed;
 pub use ticket::{Enqueued, Ticket};
 
-/// What a service keeps in its state: makes locks and semaphores that share its connections.
+/// A client, which a service keeps in its state. Makes locks and semaphores that share its connections.
 ///
-/// Cheap to clone; clones share everything. Connections that carry no lease are kept for the next
-/// acquire, and pinged while they wait for it.
+/// Cheap to clone; clones share everything. The client keeps connections that carry no lease for the next
+/// acquire, and pings them meanwhile.
 ///
 /// # Runtimes
 /// Each operation needs a tokio runtime with time and I/O enabled, and fails with
-/// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside any. One client serves any number of runtimes:
-/// in a static, say, for many `#[tokio::test]` functions. Each runtime uses connections of its own, which
+/// [`InvalidInput`](crate::ErrorKind::InvalidInput) outside a runtime. One client serves any number of runtimes:
+/// in a static, for example, for many `#[tokio::test]` functions. Each runtime uses connections of its own, which
 /// close with it; [`max_connections`](Builder::max_connections) counts them all.
 ///
-/// A lease belongs to the runtime that acquired it. It is renewed there, and its renewals by hand and
-/// its release go out there, whichever runtime or thread asks: on a current-thread runtime, only while
-/// that is driven. Where it is not, `renew` and `release` fail with
-/// [`Timeout`](crate::ErrorKind::Timeout) after 5 s, a guard that is dropped queues its release, and the
-/// lease is lost at its deadline. Where that runtime is shut down, its leases are lost at once.
-/// [`close`](Self::close) closes the connections of all runtimes, and fails with `Timeout` where
-/// one of these is not driven.
+/// A lease belongs to the runtime that acquired it. That runtime sends its renewals and its release, on behalf of
+/// callers on any runtime or thread. A current-thread runtime does so only while it is driven. If it is not
+/// driven, `renew` and `release` fail with [`Timeout`](crate::ErrorKind::Timeout) after 5 s, a guard that is
+/// dropped queues its release, and the lease is lost at its deadline. If that runtime is shut down, its leases are
+/// lost at once. [`close`](Self::close) closes the connections of all runtimes, and fails with `Timeout` if
+/// one of them is not driven.
 ///
-/// Tasks of one runtime that wait for the same key get it in order; between runtimes, as between processes,
-/// the server keeps the order. A wait on a runtime that is not driven may be granted without being taken:
-/// the key is then held until the server's ttl has passed.
+/// Tasks of one runtime that wait for the same key acquire it in order. Between runtimes, as between processes,
+/// the server keeps the order. If a runtime is not driven, a wait on it may be granted although no task takes
+/// the grant: the key is then held until the server's ttl has passed.
 ///
 /// # Examples
 /// ```
@@ -87,12 +87,12 @@ pub struct LockClient {
 }
 
 impl LockClient {
-    /// Starts a client. Its lease settings are the defaults of every lock that it makes.
+    /// Returns a builder. Its lease settings are the defaults of every lock that the client makes.
     pub fn builder() -> Builder<ClientTarget> {
         Builder::new(ClientTarget(()))
     }
 
-    /// A lock on `key`: 1 to 256 bytes without white space. Connects to nothing yet.
+    /// Makes a lock on `key`: 1 to 256 bytes without whitespace. Does no I/O.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a key that cannot be sent.
@@ -111,7 +111,7 @@ impl LockClient {
         self.resource(Key::parse(key.as_ref())?, None).map(AsyncDistributedLock)
     }
 
-    /// A semaphore on `key` with `limit` slots (1 to 2^63 - 1). Connects to nothing yet.
+    /// Makes a semaphore on `key` with `limit` slots (1 to 2^63 - 1). Does no I/O.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a key or limit that cannot be sent;
@@ -131,7 +131,7 @@ impl LockClient {
         self.resource(key, Some(limit)).map(AsyncDistributedSemaphore)
     }
 
-    /// Returns what the client's engine can do.
+    /// Returns what the client's backend can do.
     ///
     /// # Examples
     /// ```
@@ -145,17 +145,16 @@ impl LockClient {
         with_backend!(&self.inner.backend, backend => backend.capabilities())
     }
 
-    /// What each server holds right now (`stats`), in the order of the servers, within the
+    /// Returns what each server holds now (`stats`), in the order of the servers, within the
     /// [request timeout](Builder::request_timeout).
     ///
-    /// Each server is asked over a connection that is opened for that and closed again: a table can
-    /// be so long that a server gives up the connection before it was read, and with it every lease
-    /// there.
+    /// Sends each request over a new connection, and closes that afterwards: a table can be so long that a server
+    /// drops the connection before the client has read it, and frees every lease on that connection.
     ///
     /// # Errors
-    /// The first failure; it names its server. [`Protocol`](crate::ErrorKind::Protocol) when an
-    /// answer is longer than [`max_stats_bytes`](Builder::max_stats_bytes) or not the JSON that it
-    /// should be; [`Unsupported`](crate::ErrorKind::Unsupported) where the engine has no servers.
+    /// The first failure, which names its server. [`Protocol`](crate::ErrorKind::Protocol) if a reply is longer
+    /// than [`max_stats_bytes`](Builder::max_stats_bytes) or not the expected JSON.
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the backend has no servers.
     ///
     /// # Cancel safety
     /// Dropping the future loses nothing.
@@ -174,7 +173,7 @@ impl LockClient {
         self.inner.stats().await
     }
 
-    /// What this client has open, has done, and how long that took: for a metrics endpoint.
+    /// Returns the client's gauges, counters and latencies, for a metrics endpoint.
     ///
     /// # Examples
     /// ```
@@ -192,24 +191,26 @@ impl LockClient {
         self.inner.metrics()
     }
 
-    /// Closes the client and all its clones, in order: what waits ends, and what comes later is
-    /// refused, with [`ClientClosed`](crate::ErrorKind::ClientClosed); every lease is lost, for the
-    /// reason [`ClientClosed`](crate::LostReason::ClientClosed), and let go; so is each grant that
-    /// crosses this, and each place in a queue given up; then the connections close. Takes 5 s at most.
+    /// Closes the client and all its clones, in this order. Takes 5 s at most.
     ///
-    /// It need not be called: connections also close when the client, its locks and their guards are
-    /// all gone.
+    /// 1. Every wait, and every later operation, fails with [`ClientClosed`](crate::ErrorKind::ClientClosed).
+    /// 2. Every lease is lost, for the reason [`ClientClosed`](crate::LostReason::ClientClosed), and released. So
+    ///    is each late grant. Each place in a queue is given up.
+    /// 3. The connections close.
+    ///
+    /// Calling it is optional: connections also close once the client, its locks and their guards are dropped.
     ///
     /// # Errors
-    /// The first release that failed, or [`Timeout`](crate::ErrorKind::Timeout) when the server did
-    /// not answer in time, when the runtime of a connection is not driven, or when a future that has been
-    /// granted a lease is neither polled nor dropped; [`InvalidInput`](crate::ErrorKind::InvalidInput)
-    /// outside a tokio runtime, with nothing closed. Otherwise the client is closed all the same; a lease that
-    /// could not be let go runs out by itself.
+    /// - The first release that failed.
+    /// - [`Timeout`](crate::ErrorKind::Timeout) if the server did not reply in time, if the runtime of a
+    ///   connection is not driven, or if a future that has been granted a lease is neither polled nor dropped.
+    /// - [`InvalidInput`](crate::ErrorKind::InvalidInput) outside a tokio runtime, with nothing closed.
+    ///
+    /// After every other error the client is closed. A lease whose release failed expires by itself.
     ///
     /// # Cancel safety
-    /// Once polled, the client is closed. Dropping the future leaves connections open until the
-    /// guards on them are gone; call it again.
+    /// Once the future was polled, the client is closed. Dropping the future leaves connections open until the
+    /// guards on them are dropped; a second call closes them.
     ///
     /// # Examples
     /// ```
@@ -230,7 +231,7 @@ impl LockClient {
 
     fn from_parts(parts: BuilderParts) -> Self {
         let BuilderParts { backend, lease } = parts;
-        Self { inner: ClientInner::new(backend, lease.terms.counters.clone()), lease }
+        Self { inner: ClientInner::new(backend, lease.config.counters.clone()), lease }
     }
 
     fn resource(&self, key: Key, limit: Option<Limit>) -> Result<Resource> {
@@ -268,7 +269,7 @@ mod tests {
     use crate::{AsyncConn, Enqueued, ErrorKind};
 
     #[tokio::test(start_paused = true)]
-    async fn what_a_forked_process_drops_is_neither_sent_nor_closed() {
+    async fn a_drop_in_a_forked_process_sends_and_closes_nothing() {
         let server = TestServer::new();
         let locks = server.locks();
         let lock = |key| locks.lock(key).unwrap();
@@ -278,7 +279,7 @@ mod tests {
         let (conn, far) = tokio::io::duplex(64);
         let conn = AsyncConn::new(conn);
         let before = server.stats();
-        let (again, asked) = (lock("again"), locks.clone());
+        let (again, client) = (lock("again"), locks.clone());
         let errors = in_a_fork(|| {
             drop((shared, isolated, ticket, conn, locks));
             use futures::FutureExt;
@@ -286,8 +287,8 @@ mod tests {
                 again.acquire().now_or_never().map(|outcome| outcome.map(drop)),
                 again.try_acquire().now_or_never().map(|outcome| outcome.map(drop)),
                 again.enqueue().now_or_never().map(|outcome| outcome.map(drop)),
-                asked.stats().now_or_never().map(|outcome| outcome.map(drop)),
-                asked.close().now_or_never(),
+                client.stats().now_or_never().map(|outcome| outcome.map(drop)),
+                client.close().now_or_never(),
             ]
         });
         for outcome in errors {
@@ -295,14 +296,14 @@ mod tests {
             assert_eq!(error.kind(), ErrorKind::ConnectionClosed, "{error}");
             assert!(error.to_string().contains("forked"), "{error}");
         }
-        in_a_fork(|| drop((again, asked)));
-        // Longer than any lease: the parent's tasks go on.
+        in_a_fork(|| drop((again, client)));
+        // Longer than any lease, so the parent's tasks must still renew.
         tokio::time::sleep(Duration::from_secs(100)).await;
         let after = server.stats();
         assert_eq!(after.connections, before.connections);
-        let held = |stats: &crate::StatsResult| stats.locks.iter().map(|lock| lock.waiters).sum::<u64>();
-        assert_eq!((after.locks.len(), held(&after)), (2, 1), "{after:?}");
-        assert_eq!((before.locks.len(), held(&before)), (2, 1));
+        let waiters = |stats: &crate::StatsResult| stats.locks.iter().map(|lock| lock.waiters).sum::<u64>();
+        assert_eq!((after.locks.len(), waiters(&after)), (2, 1), "{after:?}");
+        assert_eq!((before.locks.len(), waiters(&before)), (2, 1));
         let mut far = far;
         let mut byte = [0];
         let read = tokio::io::AsyncReadExt::read(&mut far, &mut byte);

@@ -1,23 +1,21 @@
-//! When a failed acquire is worth another try, and how long to pause before it. Knows of no
-//! connection.
+//! The retry policy of an acquire: which errors are retried, and after which pause.
 
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
 use crate::validate::{check_share, check_time};
 
-/// How an acquire is tried again: after pauses that double, within the acquire timeout. Given to
+/// Retries a failed acquire, after pauses that double, within the acquire timeout. Given to
 /// [`Builder::retry`](crate::Builder::retry).
 ///
-/// Tried again are a server that cannot be reached, or not within the connect timeout, a
-/// connection that closes before the answer came, `error_draining` and `error_not_leader`. Every
-/// other answer stands: a key that stays busy, a refused token, another limit, bad input. A `try`
-/// has no time for another one.
+/// The client retries if a server cannot be reached, or not within the connect timeout, if a connection closes
+/// before the reply came, and after `error_draining` and `error_not_leader`. Every other error is final: a key
+/// that stays busy, a rejected token, another limit, bad input. `try_acquire` does not retry.
 ///
-/// A connection that closes before the answer takes the request's place in the queue with it, so
-/// the next try waits behind those who came meanwhile. Where the server keeps what a closed
-/// connection held (`--auto-release-on-disconnect=false`), a grant whose answer was lost runs out
-/// by itself, and the next try waits for that.
+/// If a connection closes before the reply, the request loses its place in the queue, and the next attempt waits
+/// behind the waiters that came meanwhile. If the server keeps what a closed connection held
+/// (`--auto-release-on-disconnect=false`), a grant whose reply was lost expires by itself, and the next attempt
+/// waits for that.
 ///
 /// ```
 /// use std::time::Duration;
@@ -37,25 +35,25 @@ pub struct RetryPolicy {
 }
 
 impl RetryPolicy {
-    /// Pauses of 100 ms, 200 ms and so on up to 5 s, each up to half shorter at random.
+    /// Makes a policy with pauses of 100 ms, 200 ms and so on up to 5 s, each shortened by up to half at random.
     pub fn new() -> Self {
         Self { first: Duration::from_millis(100), longest: Duration::from_secs(5), jitter: 0.5 }
     }
 
-    /// The first pause; above 0. Defaults to 100 ms.
+    /// Sets the first pause; above 0. Defaults to 100 ms.
     pub fn first_pause(mut self, pause: Duration) -> Self {
         self.first = pause;
         self
     }
 
-    /// The longest pause; above 0. Defaults to 5 s.
+    /// Sets the longest pause; above 0. Defaults to 5 s.
     pub fn longest_pause(mut self, pause: Duration) -> Self {
         self.longest = pause;
         self
     }
 
-    /// The share of each pause by which it may be shorter at random, 0 to 1, so that many clients
-    /// do not come back in step. Defaults to 0.5.
+    /// Sets the share by which each pause may be shortened at random, 0 to 1, so that many clients
+    /// do not retry at the same time. Defaults to 0.5.
     pub fn jitter(mut self, share: f64) -> Self {
         self.jitter = share;
         self
@@ -67,12 +65,12 @@ impl RetryPolicy {
         check_share("jitter", self.jitter)
     }
 
-    /// The pause after the attempt with this number, the first being 0. `luck` (0 to 1) picks the
-    /// jitter.
-    pub(crate) fn pause(&self, attempt: u32, luck: f64) -> Duration {
+    /// Returns the pause after the attempt with this number, which counts from 0. `jitter_sample` (0 to 1)
+    /// picks the jitter.
+    pub(crate) fn pause(&self, attempt: u32, jitter_sample: f64) -> Duration {
         let doubled = 2_u32.checked_pow(attempt).and_then(|factor| self.first.checked_mul(factor));
         let pause = doubled.map_or(self.longest, |pause| pause.min(self.longest));
-        pause.mul_f64(1.0 - self.jitter * luck.clamp(0.0, 1.0))
+        pause.mul_f64(1.0 - self.jitter * jitter_sample.clamp(0.0, 1.0))
     }
 }
 
@@ -82,11 +80,11 @@ impl Default for RetryPolicy {
     }
 }
 
-/// Whether the same acquire may fare better a little later.
+/// Returns `true` if the same acquire may succeed later.
 pub(crate) fn is_retryable(error: &Error) -> bool {
     match error.kind() {
         ErrorKind::ConnectionClosed | ErrorKind::Draining | ErrorKind::Io | ErrorKind::NotLeader => true,
-        // A key that stays busy is an answer.
+        // A key that stays busy is a final outcome.
         ErrorKind::Timeout => !error.is_busy(),
         _ => false,
     }

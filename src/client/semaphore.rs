@@ -1,4 +1,4 @@
-//! The semaphore as a user has it.
+//! The semaphore: the public handle, and its builder's target.
 
 use std::fmt;
 use std::time::Duration;
@@ -14,9 +14,9 @@ use crate::types::{Key, Limit};
 
 /// A counting semaphore on one key: up to `limit` holders at a time in the whole fleet.
 ///
-/// All users of a key must name the same limit: the first use fixes it until the key was idle for
-/// a while. In everything else it is as an [`AsyncDistributedLock`](crate::AsyncDistributedLock),
-/// which is a semaphore of one.
+/// All users of a key must pass the same limit: the first use fixes it until the key was idle for
+/// a while. Otherwise it works like an [`AsyncDistributedLock`](crate::AsyncDistributedLock),
+/// which is a semaphore with one slot.
 ///
 /// ```
 /// use dflockd_client::AsyncDistributedSemaphore;
@@ -35,18 +35,18 @@ use crate::types::{Key, Limit};
 pub struct AsyncDistributedSemaphore(pub(super) Resource);
 
 impl AsyncDistributedSemaphore {
-    /// Starts a semaphore on `key` (1 to 256 bytes without white space) with `limit` slots (1 to
+    /// Returns the builder of a semaphore on `key` (1 to 256 bytes without whitespace) with `limit` slots (1 to
     /// 2^63 - 1).
     pub fn builder(key: impl Into<String>, limit: u64) -> Builder<SemaphoreTarget> {
         Builder::new(SemaphoreTarget { key: key.into(), limit })
     }
 
-    /// The key.
+    /// Returns the key.
     pub fn key(&self) -> &Key {
         &self.0.request.key
     }
 
-    /// How many may hold it at once.
+    /// Returns the number of slots: the most holders at a time.
     ///
     /// # Examples
     /// ```
@@ -61,20 +61,19 @@ impl AsyncDistributedSemaphore {
         self.0.request.limit.map_or(1, Limit::get)
     }
 
-    /// The same semaphore with other settings for its leases.
+    /// Returns the same semaphore with other settings for its leases.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
-    pub fn with_options(&self, settings: LockOptions) -> Result<Self> {
-        self.0.with(settings).map(Self)
+    pub fn with_options(&self, options: LockOptions) -> Result<Self> {
+        self.0.with_options(options).map(Self)
     }
 
-    /// The same semaphore with a connection of its own for each lease, which is taken for the acquire
-    /// and kept until the release.
+    /// Returns the same semaphore with an exclusive connection for each lease, from the acquire to the release.
     ///
-    /// Other leases share a connection: it costs them nothing but that they share its fate, so that
-    /// one connection's end loses all of them. For the few whose loss is dear, and for servers whose
-    /// administrators end connections by hand, this parts them from the rest.
+    /// Other leases share a connection. That costs nothing, but if the connection closes, all of them are lost.
+    /// Use this for the few leases whose loss is expensive, and for servers whose administrators close
+    /// connections by hand.
     ///
     /// # Examples
     /// ```
@@ -82,7 +81,7 @@ impl AsyncDistributedSemaphore {
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
     /// # let locks = TestServer::new().locks();
     /// let many = locks.semaphore("exports", 3)?.acquire().await?;
-    /// let dear = locks.semaphore("imports", 3)?.isolated().acquire().await?;
+    /// let slot = locks.semaphore("imports", 3)?.isolated().acquire().await?;
     /// assert_eq!(locks.metrics().connections, 2);
     /// # Ok(()) }
     /// ```
@@ -90,15 +89,15 @@ impl AsyncDistributedSemaphore {
         Self(self.0.isolated())
     }
 
-    /// Waits for a slot, up to the acquire timeout that was built in (`sl`).
+    /// Acquires a slot, and waits for it up to the acquire timeout that was built in (`sl`).
     ///
     /// # Errors
     /// As [`AsyncDistributedLock::acquire`](crate::AsyncDistributedLock::acquire);
-    /// [`LimitMismatch`](crate::ErrorKind::LimitMismatch) when the key is in use with another
+    /// [`LimitMismatch`](crate::ErrorKind::LimitMismatch) if the key is in use with another
     /// limit, or was a minute ago: an idle key keeps its limit until the server collects it.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the queue; a grant that crosses the drop is released.
+    /// Dropping the future leaves the queue. A late grant is released.
     ///
     /// # Examples
     /// ```
@@ -115,9 +114,9 @@ impl AsyncDistributedSemaphore {
         self.0.acquire().await
     }
 
-    /// Waits for a slot, up to `timeout` (`sl`), and ends within a second more, connecting
-    /// included, whether or not the server answers: it counts in whole seconds, rounded up. With no
-    /// time it is a try, which has the [request timeout](crate::Builder::request_timeout).
+    /// Acquires a slot, and waits for it up to `timeout` (`sl`). Returns within one more second, connecting
+    /// included, even if the server does not reply: the server counts in whole seconds, rounded up. A timeout of
+    /// 0 makes it a try, which has the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
     /// As [`acquire`](Self::acquire); [`InvalidInput`](crate::ErrorKind::InvalidInput) for a
@@ -142,11 +141,11 @@ impl AsyncDistributedSemaphore {
         self.0.acquire_within(timeout).await
     }
 
-    /// Takes a slot if one is free; `None` when all are taken (`sl` with timeout 0).
-    /// Ends within the [request timeout](crate::Builder::request_timeout).
+    /// Acquires a slot if one is free. Returns `None` if all are taken (`sl` with timeout 0).
+    /// Returns within the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire), without the key that stays busy.
+    /// As [`acquire`](Self::acquire), except for a busy key.
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).
@@ -165,11 +164,11 @@ impl AsyncDistributedSemaphore {
         self.0.try_acquire().await
     }
 
-    /// Takes a slot or a place in the queue, without waiting (`se`). Ends
+    /// Acquires a slot or a place in the queue, without waiting (`se`). Returns
     /// within the [request timeout](crate::Builder::request_timeout).
     ///
     /// # Errors
-    /// As [`acquire`](Self::acquire), without the key that stays busy.
+    /// As [`acquire`](Self::acquire), except for a busy key.
     ///
     /// # Cancel safety
     /// As [`acquire`](Self::acquire).

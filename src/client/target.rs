@@ -1,12 +1,12 @@
-//! What a builder makes.
+//! The targets of a builder: a client, a lock or a semaphore.
 
 use crate::client::any::AnyBackend;
 use crate::client::lease_options::LeaseOptions;
 use crate::error::Result;
 
-/// What a [`Builder`](crate::Builder) makes.
+/// What a [`Builder`](crate::Builder) builds.
 pub trait Target: Sized + sealed::Sealed {
-    /// The finished thing.
+    /// The type that is built.
     type Output;
 
     #[doc(hidden)]
@@ -21,6 +21,6 @@ pub struct BuilderParts {
 }
 
 pub(crate) mod sealed {
-    /// Keeps the targets to this crate's own.
+    /// Restricts the targets to this crate.
     pub trait Sealed {}
 }

@@ -1,4 +1,4 @@
-//! Taking a key in two steps: what an enqueue returns, and a place in a key's wait queue.
+//! Acquiring a key in two steps: the outcome of an enqueue, and a place in a key's wait queue.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ impl Resource {
             Enqueue::Queued(place) => {
                 tracing::debug!(key = %self.request.key, "queued");
                 let ticket = Ticket { resource: self.clone(), place: B::keep(place) };
-                // A client that was closed before this had a place to give up left it to this.
+                // A client that was closed before the ticket existed could not give up its place.
                 self.client.check_open()?;
                 Ok(Enqueued::Queued(ticket))
             }
@@ -48,21 +48,20 @@ impl Resource {
     }
 }
 
-/// What [`enqueue`](crate::AsyncDistributedLock::enqueue) comes to.
-#[must_use = "dropping it gives the lease, or the place in the queue, back"]
+/// The outcome of [`enqueue`](crate::AsyncDistributedLock::enqueue).
+#[must_use = "dropping it releases the lease, or leaves the queue"]
 #[derive(Debug)]
 pub enum Enqueued {
     /// The key was free and is held.
     Acquired(LeaseGuard),
-    /// In the queue: [`Ticket::wait`] for the guard.
+    /// The key was busy. [`Ticket::wait`] returns the guard.
     Queued(Ticket),
 }
 
-/// A place in a key's queue. It is kept, by pings, for as long as the ticket lives; dropping the
-/// ticket leaves the queue.
+/// A place in a key's queue. Pings keep it until the ticket is dropped. Dropping the ticket leaves the queue.
 ///
-/// Once the ticket's turn has come, the server's lease runs whether or not anybody waits: wait
-/// within the ttl, or the place is lost.
+/// Once the key is granted to the ticket, the server's lease runs even if no task waits: call
+/// [`wait`](Self::wait) within the ttl, or the grant expires.
 #[must_use = "dropping the ticket leaves the queue"]
 pub struct Ticket {
     resource: Resource,
@@ -70,24 +69,24 @@ pub struct Ticket {
 }
 
 impl Ticket {
-    /// The key that is queued for.
+    /// Returns the key.
     pub fn key(&self) -> &Key {
         &self.resource.request.key
     }
 
-    /// Waits up to `timeout` for the grant (`w`, `sw`). The place is given up when the time runs out,
-    /// and the answer is there within a second more, whether or not the server answers: it counts in
-    /// whole seconds, rounded up.
+    /// Waits up to `timeout` for the grant (`w`, `sw`). After the timeout it gives up the place, and returns
+    /// within one more second, even if the server does not reply: the server counts in whole seconds, rounded
+    /// up.
     ///
     /// # Errors
-    /// [`Timeout`](ErrorKind::Timeout); [`LeaseExpired`](ErrorKind::LeaseExpired) when the grant
-    /// came and ran out before this call; [`Draining`](ErrorKind::Draining);
-    /// [`ConnectionClosed`](ErrorKind::ConnectionClosed) when the connection was lost, and the
-    /// place with it; [`InvalidInput`](ErrorKind::InvalidInput) for a timeout over
-    /// 9,223,372,036 s.
+    /// - [`Timeout`](ErrorKind::Timeout) if the grant does not come in time.
+    /// - [`LeaseExpired`](ErrorKind::LeaseExpired) if the grant came and expired before this call.
+    /// - [`Draining`](ErrorKind::Draining) if the server shuts down.
+    /// - [`ConnectionClosed`](ErrorKind::ConnectionClosed) if the connection was lost, and the place with it.
+    /// - [`InvalidInput`](ErrorKind::InvalidInput) for a timeout over 9,223,372,036 s.
     ///
     /// # Cancel safety
-    /// Dropping the future leaves the queue; a grant that crosses it is released.
+    /// Dropping the future leaves the queue. A late grant is released.
     ///
     /// # Examples
     /// ```

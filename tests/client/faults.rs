@@ -247,7 +247,7 @@ async fn a_second_grant_for_one_request_is_nobodys() {
     // Who knows what comes next: the connection ends, and the first grant with it, as it came.
     let error = lock.acquire().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionClosed, "{error}");
-    assert!(error.to_string().ends_with("lost as it came: its connection closed"), "{error}");
+    assert!(error.to_string().ends_with("lost on arrival: its connection closed"), "{error}");
     heals(&lock, &server, "a second grant").await;
 }
 

@@ -307,6 +307,6 @@ async fn answers_that_came_before_the_way_broke_reach_their_callers() {
     // The first grants are let go at once, and that fails; the others are lost as they come.
     assert!(outcomes[0].is_ok(), "{:?}", outcomes[0]);
     for error in outcomes.iter().filter_map(|outcome| outcome.as_ref().err()) {
-        assert!(error.to_string().ends_with("lost as it came: its connection closed"), "{error}");
+        assert!(error.to_string().ends_with("lost on arrival: its connection closed"), "{error}");
     }
 }

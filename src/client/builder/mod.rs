@@ -1,4 +1,4 @@
-//! The settings of leases, for every engine, checked once in `build`.
+//! The builder and its lease settings, which every backend has. `build` checks them.
 
 mod dflockd;
 
@@ -15,11 +15,10 @@ use crate::lease::{EventHandler, LeaseConfig, LeaseEvent};
 use crate::types::Seconds;
 use crate::validate::{check_share, check_time, lease_seconds};
 
-/// How long an operation that waits for no key may take, unless set.
+/// The default timeout of an operation that waits for no key.
 const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The settings of a client, a lock or a semaphore. Nothing is checked, and nothing connects,
-/// before [`build`](Self::build).
+/// Builds a client, a lock or a semaphore from its settings. [`build`](Self::build) checks them. Does no I/O.
 ///
 /// ```
 /// use std::time::Duration;
@@ -36,17 +35,17 @@ const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 #[must_use = "a builder does nothing until it is built"]
 pub struct Builder<T, B = Dflockd> {
     target: T,
-    /// The engine with its settings.
+    /// The backend with its settings.
     backend: B,
     lease: LeaseSettings,
 }
 
-/// The lease settings, as they were given.
+/// The lease settings, before they are checked.
 struct LeaseSettings {
     request_timeout: Duration,
     acquire_timeout: Duration,
     lease_ttl: Option<Duration>,
-    terms: LeaseConfig,
+    config: LeaseConfig,
     retry: Option<RetryPolicy>,
 }
 
@@ -56,7 +55,7 @@ impl Default for LeaseSettings {
             request_timeout: DEFAULT_REQUEST_TIMEOUT,
             acquire_timeout: Duration::from_secs(10),
             lease_ttl: None,
-            terms: LeaseConfig::default(),
+            config: LeaseConfig::default(),
             retry: None,
         }
     }
@@ -65,9 +64,9 @@ impl Default for LeaseSettings {
 impl LeaseSettings {
     fn check(self) -> Result<LeaseOptions> {
         check_time("request_timeout", self.request_timeout)?;
-        check_share("renew_jitter", self.terms.renewal.jitter)?;
-        check_share("at_risk_ratio", self.terms.renewal.at_risk)?;
-        let ratio = self.terms.renewal.ratio;
+        check_share("renew_jitter", self.config.renewal.jitter)?;
+        check_share("at_risk_ratio", self.config.renewal.at_risk)?;
+        let ratio = self.config.renewal.ratio;
         if !(ratio > 0.0 && ratio < 1.0) {
             return Err(Error::invalid("renew_ratio", format!("is {ratio}, it must be above 0 and below 1")));
         }
@@ -79,7 +78,7 @@ impl LeaseSettings {
             request_timeout: self.request_timeout,
             acquire_timeout: self.acquire_timeout,
             ttl: lease_seconds("lease_ttl", self.lease_ttl)?,
-            terms: self.terms,
+            config: self.config,
             retry: self.retry,
         })
     }
@@ -92,77 +91,76 @@ impl<T: Target> Builder<T> {
 }
 
 impl<T: Target, B: IntoBackend> Builder<T, B> {
-    /// Chooses another engine to grant the leases. The lease settings stay; those of the engine that was
-    /// chosen before are gone. Defaults to [`Dflockd`].
+    /// Sets the backend that grants the leases. Keeps the lease settings, and drops those of the previous
+    /// backend. Defaults to [`Dflockd`].
     pub fn backend<C: IntoBackend>(self, backend: C) -> Builder<T, C> {
         Builder { target: self.target, backend, lease: self.lease }
     }
 
-    /// How long anything may take, connecting included, that waits for no key: `try_acquire`,
-    /// `enqueue`, `stats`, and an acquire whose timeout is 0; above 0. An answer that comes later is
-    /// still read, and a grant in it given back. A long table over a slow link needs more. Defaults to
-    /// 5 s.
+    /// Sets the timeout of every operation that waits for no key, connecting included: `try_acquire`,
+    /// `enqueue`, `stats`, and an acquire whose timeout is 0; above 0. The client still reads a later reply,
+    /// and releases a grant in it. `stats` of a long table over a slow link needs more. Defaults to 5 s.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.lease.request_timeout = timeout;
         self
     }
 
-    /// How long an acquire waits for the key. It ends within a second more, connecting included,
-    /// whether or not the server answers: the server counts in whole seconds, rounded up. 0 is a try,
+    /// Sets how long an acquire waits for the key. It returns within one more second, connecting included,
+    /// even if the server does not reply: the server counts in whole seconds, rounded up. 0 makes it a try,
     /// which has the [request timeout](Self::request_timeout). Defaults to 10 s.
     pub fn acquire_timeout(mut self, timeout: Duration) -> Self {
         self.lease.acquire_timeout = timeout;
         self
     }
 
-    /// The lease: how long the lock outlives a holder that falls silent, in whole seconds, rounded
-    /// up, at least 1. Short ones renew often; long ones keep a crashed holder's key taken for
-    /// long, where the server does not notice the crash. Defaults to the server's own (33 s unless
-    /// set there), for a directory of lock files to 15 s.
+    /// Sets the ttl of the lease: how long the lock outlives a holder that no longer renews, in whole seconds,
+    /// rounded up, at least 1. A short ttl renews often. With a long one, the key of a crashed holder stays taken
+    /// for long, if the server does not notice the crash. Defaults to the server's own
+    /// (33 s unless set there), for a directory of lock files to 15 s.
     pub fn lease_ttl(mut self, ttl: Duration) -> Self {
         self.lease.lease_ttl = Some(ttl);
         self
     }
 
-    /// The share of the remaining lease after which it is renewed, above 0 and below 1: low is
-    /// careful and busy, high leaves little time for another try. Defaults to 0.5.
+    /// Sets the share of the remaining lease after which it is renewed, above 0 and below 1: a low share renews
+    /// often, a high one leaves little time for another try. Defaults to 0.5.
     pub fn renew_ratio(mut self, ratio: f64) -> Self {
-        self.lease.terms.renewal.ratio = ratio;
+        self.lease.config.renewal.ratio = ratio;
         self
     }
 
-    /// The share of each interval by which a renewal may come early at random, 0 to 1, so that
-    /// many leases do not renew in step. Defaults to 0.1.
+    /// Sets the share of each interval by which a renewal may come early at random, 0 to 1, so that
+    /// many leases do not renew at the same time. Defaults to 0.1.
     pub fn renew_jitter(mut self, jitter: f64) -> Self {
-        self.lease.terms.renewal.jitter = jitter;
+        self.lease.config.renewal.jitter = jitter;
         self
     }
 
-    /// The share of the ttl that is left when [`Lease::at_risk`](crate::Lease::at_risk) fires, 0 to
-    /// 1: more gives work more time to wind down, and more false alarms. Defaults to 0.25.
+    /// Sets the share of the ttl that is left when [`Lease::at_risk`](crate::Lease::at_risk) resolves, 0 to
+    /// 1: a larger share leaves more time to wind down, and causes more false alarms. Defaults to 0.25.
     pub fn at_risk_ratio(mut self, ratio: f64) -> Self {
-        self.lease.terms.renewal.at_risk = ratio;
+        self.lease.config.renewal.at_risk = ratio;
         self
     }
 
-    /// Calls `listener` at everything that happens to a lease, for those who count. Defaults to none.
+    /// Calls `handler` with every event of a lease, for metrics or an audit log. Defaults to none.
     ///
-    /// It is called in order, on a thread that it has to itself, so it may block, and a panic in it is
-    /// logged: no lease waits for it. Up to 65,536 events are kept for it; what comes beyond that is dropped,
-    /// counted in [`Metrics::dropped_events`](crate::Metrics::dropped_events) and warned of. It is told of
-    /// what happened a moment later, then: ask the lease how it stands. What is left when the client and its
-    /// leases are gone is still told, but not what is left when the process ends.
+    /// The client calls it in order, on a dedicated thread, so it may block, and a panic in it is logged: no
+    /// lease waits for it. Up to 65,536 events wait for it. Further events are dropped, counted in
+    /// [`Metrics::dropped_events`](crate::Metrics::dropped_events) and logged as a warning. Events arrive late:
+    /// for the current state, use [`Lease::state`](crate::Lease::state). Events that wait when the client and
+    /// its leases are dropped are still delivered. Those that wait when the process exits are not.
     ///
     /// # Examples
     /// ```
     /// # use dflockd_client::test_util::TestServer;
     /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
     /// # let server = TestServer::new();
-    /// use dflockd_client::{LeaseChange, LostReason};
-    /// let (tell, losses) = std::sync::mpsc::channel();
+    /// use dflockd_client::{LeaseEventKind, LostReason};
+    /// let (sender, losses) = std::sync::mpsc::channel();
     /// let locks = server.builder().on_event(move |event| {
-    ///     if let LeaseChange::Lost(reason) = event.change {
-    ///         tell.send(reason).unwrap_or_default();
+    ///     if let LeaseEventKind::Lost(reason) = event.kind {
+    ///         sender.send(reason).unwrap_or_default();
     ///     }
     /// }).build()?;
     /// let guard = locks.lock("account:17")?.acquire().await?;
@@ -171,29 +169,28 @@ impl<T: Target, B: IntoBackend> Builder<T, B> {
     /// assert_eq!(losses.recv(), Ok(LostReason::ConnectionClosed));
     /// # Ok(()) }
     /// ```
-    pub fn on_event(mut self, listener: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
-        self.lease.terms.handler = EventHandler::new(listener);
+    pub fn on_event(mut self, handler: impl Fn(&LeaseEvent) + Send + Sync + 'static) -> Self {
+        self.lease.config.handler = EventHandler::new(handler);
         self
     }
 
-    /// Tries an acquire again, within its timeout, while the server cannot be reached or shuts
-    /// down. Defaults to no retry.
+    /// Sets the policy by which an acquire is retried, within its timeout, while the server cannot be reached
+    /// or shuts down. Defaults to no retry.
     pub fn retry(mut self, policy: RetryPolicy) -> Self {
         self.lease.retry = Some(policy);
         self
     }
 
-    /// The same settings for another target.
+    /// Returns the same settings for another target.
     #[cfg(feature = "blocking")]
-    pub(crate) fn map_target<U>(self, to: impl FnOnce(T) -> U) -> Builder<U, B> {
-        Builder { target: to(self.target), backend: self.backend, lease: self.lease }
+    pub(crate) fn map_target<U>(self, map: impl FnOnce(T) -> U) -> Builder<U, B> {
+        Builder { target: map(self.target), backend: self.backend, lease: self.lease }
     }
 
-    /// Checks every setting and makes the thing. Connects to nothing.
+    /// Checks every setting and builds the target. Does no I/O.
     ///
     /// # Errors
-    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), naming the setting, its fault and the
-    /// limit.
+    /// [`InvalidInput`](crate::ErrorKind::InvalidInput), which names the setting, the fault and the limit.
     pub fn build(self) -> Result<T::Output> {
         let lease = self.lease.check()?;
         let backend = self.backend.into_backend(lease.request_timeout)?;
@@ -208,7 +205,7 @@ impl<T, B: fmt::Debug> fmt::Debug for Builder<T, B> {
             .field("request_timeout", &self.lease.request_timeout)
             .field("acquire_timeout", &self.lease.acquire_timeout)
             .field("lease_ttl", &self.lease.lease_ttl)
-            .field("terms", &self.lease.terms)
+            .field("config", &self.lease.config)
             .field("retry", &self.lease.retry)
             .finish_non_exhaustive()
     }
