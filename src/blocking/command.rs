@@ -1,7 +1,6 @@
-//! One free function per wire command, over a [`SyncConn`]: the functions of
-//! [`command`](crate::command), blocking. Each is, in what it sends, answers and fails with, the
-//! function of the same name there. Each panics in async code, as the [module](crate::blocking#panics)
-//! says.
+//! One free function per wire command, over a [`SyncConn`]: the functions of [`command`](crate::command), blocking.
+//! Each function sends, returns and fails like the one of the same name there. Each panics in async code, as the
+//! [module](crate::blocking#panics) says.
 
 use std::time::Duration;
 
@@ -12,7 +11,7 @@ use crate::error::Result;
 use crate::proto::StatsResult;
 use crate::types::Token;
 
-/// Dials a server, over TLS where `tls` is given; see [`command::open_conn`].
+/// Connects to a server, over TLS if `tls` is given; see [`command::open_conn`].
 ///
 /// # Errors
 /// As [`command::open_conn`].
@@ -43,7 +42,7 @@ pub fn open_conn(
 
 /// `auth`: the first command on a server that has an auth token. Reply within 5 s.
 ///
-/// For code that branches on [`std::io::ErrorKind`], a refused token is `PermissionDenied`.
+/// As a [`std::io::Error`], a rejected token has the kind `PermissionDenied`.
 ///
 /// # Errors
 /// As [`command::authenticate`].
@@ -83,7 +82,7 @@ pub fn ping(conn: &SyncConn) -> Result<()> {
     conn.run(|conn| async move { command::ping(&conn).await })
 }
 
-/// `stats`: what the server holds right now. Reply within 5 s.
+/// `stats`: returns what the server holds now. Reply within 5 s.
 ///
 /// # Errors
 /// As [`command::stats`].
@@ -101,7 +100,7 @@ pub fn stats(conn: &SyncConn) -> Result<StatsResult> {
     conn.run(|conn| async move { command::stats(&conn).await })
 }
 
-/// `l`: takes the lock, waiting up to `timeout` (0 is a try). Reply within `timeout` + 1 s.
+/// `l`: acquires the lock, and waits up to `timeout` (0 is a try). Reply within `timeout` + 1 s.
 ///
 /// # Errors
 /// As [`command::acquire`].
@@ -121,7 +120,7 @@ pub fn acquire(conn: &SyncConn, key: &str, timeout: Duration, lease: Option<Dura
     conn.run(|conn| async move { command::acquire(&conn, &key, timeout, lease).await })
 }
 
-/// `e`: takes the lock or a place in its queue. Reply within 5 s.
+/// `e`: acquires the lock or a place in its queue. Reply within 5 s.
 ///
 /// # Errors
 /// As [`command::enqueue`].
@@ -132,8 +131,8 @@ pub fn acquire(conn: &SyncConn, key: &str, timeout: Duration, lease: Option<Dura
 /// # use dflockd_client::blocking;
 /// # use std::time::Duration;
 /// # let conn = dflockd_client::test_util::TestServer::new().sync_conn();
-/// let place = blocking::enqueue(&conn, "job", None)?;
-/// assert!(matches!(place, dflockd_client::command::Place::Acquired(_)));
+/// let enqueued = blocking::enqueue(&conn, "job", None)?;
+/// assert!(matches!(enqueued, dflockd_client::command::Enqueued::Acquired(_)));
 /// # Ok(()) }
 /// ```
 pub fn enqueue(conn: &SyncConn, key: &str, lease: Option<Duration>) -> Result<Enqueued> {
@@ -141,7 +140,7 @@ pub fn enqueue(conn: &SyncConn, key: &str, lease: Option<Duration>) -> Result<En
     conn.run(|conn| async move { command::enqueue(&conn, &key, lease).await })
 }
 
-/// `w`: waits up to `timeout` for the grant that was queued for. Reply within `timeout` + 1 s.
+/// `w`: waits up to `timeout` for the grant of an enqueued key. Reply within `timeout` + 1 s.
 ///
 /// # Errors
 /// As [`command::wait`].
@@ -164,7 +163,7 @@ pub fn wait(conn: &SyncConn, key: &str, timeout: Duration) -> Result<Grant> {
     conn.run(|conn| async move { command::wait(&conn, &key, timeout).await })
 }
 
-/// `r`: lets go; from any connection. Reply within 5 s.
+/// `r`: releases the lock, over any connection. Reply within 5 s.
 ///
 /// # Errors
 /// As [`command::release`].
@@ -184,8 +183,8 @@ pub fn release(conn: &SyncConn, key: &str, token: &Token) -> Result<()> {
     conn.run(|conn| async move { command::release(&conn, &key, &token).await })
 }
 
-/// `n`: sets the lease anew, counting from now, and answers it; from any connection. Reply within
-/// 5 s. Without a `lease` the server falls back to its own default.
+/// `n`: renews the lease, which counts from now, and returns its length; over any connection. Reply within
+/// 5 s. Without a `lease` the server uses its own default.
 ///
 /// # Errors
 /// As [`command::renew`].
@@ -206,7 +205,7 @@ pub fn renew(conn: &SyncConn, key: &str, token: &Token, lease: Option<Duration>)
     conn.run(|conn| async move { command::renew(&conn, &key, &token, lease).await })
 }
 
-/// `sl`: takes one of `limit` slots, waiting up to `timeout`. Reply within `timeout` + 1 s.
+/// `sl`: acquires one of `limit` slots, and waits up to `timeout`. Reply within `timeout` + 1 s.
 ///
 /// # Errors
 /// As [`command::sem_acquire`].
@@ -232,7 +231,7 @@ pub fn sem_acquire(
     conn.run(|conn| async move { command::sem_acquire(&conn, &key, timeout, limit, lease).await })
 }
 
-/// `se`: takes one of `limit` slots or a place in the queue. Reply within 5 s.
+/// `se`: acquires one of `limit` slots or a place in the queue. Reply within 5 s.
 ///
 /// # Errors
 /// As [`command::sem_enqueue`].
@@ -243,8 +242,8 @@ pub fn sem_acquire(
 /// # use dflockd_client::blocking;
 /// # use std::time::Duration;
 /// # let conn = dflockd_client::test_util::TestServer::new().sync_conn();
-/// let place = blocking::sem_enqueue(&conn, "exports", 3, None)?;
-/// assert!(matches!(place, dflockd_client::command::Place::Acquired(_)));
+/// let enqueued = blocking::sem_enqueue(&conn, "exports", 3, None)?;
+/// assert!(matches!(enqueued, dflockd_client::command::Enqueued::Acquired(_)));
 /// # Ok(()) }
 /// ```
 pub fn sem_enqueue(conn: &SyncConn, key: &str, limit: u64, lease: Option<Duration>) -> Result<Enqueued> {

@@ -1,4 +1,4 @@
-//! One connection for threads, one command at a time. Knows of no lease.
+//! A connection for threads, which carries one command at a time.
 
 use std::fmt;
 use std::time::Duration;
@@ -8,12 +8,11 @@ use crate::blocking::runtime::Runtime;
 use crate::error::{Error, Result};
 use crate::net::Stream;
 
-/// What async code uses in place of it.
-const TWIN: &str = "AsyncConn";
+/// The async type of the same use, which a panic in async code names.
+const ASYNC_COUNTERPART: &str = "AsyncConn";
 
-/// A connection that threads may share: each command keeps its request and reply together, and the
-/// others take turns. It is [`AsyncConn`] for threads; for any that was made in another way there is
-/// `SyncConn::from`.
+/// A connection that threads may share: [`AsyncConn`] for threads. Commands take turns, so each request gets its
+/// own reply. `SyncConn::from` converts an [`AsyncConn`].
 ///
 /// ```
 /// use std::time::Duration;
@@ -31,15 +30,15 @@ pub struct SyncConn {
 }
 
 impl SyncConn {
-    /// Wraps a stream that stands at the start of the protocol.
+    /// Wraps a stream on which nothing was sent yet.
     pub fn new(stream: impl Stream) -> Self {
         AsyncConn::new(stream).into()
     }
 
-    /// Wraps a socket that stands at the start of the protocol.
+    /// Wraps a socket on which nothing was sent yet.
     ///
     /// # Errors
-    /// [`Io`](crate::ErrorKind::Io) when the socket cannot be made non-blocking.
+    /// [`Io`](crate::ErrorKind::Io) if the socket cannot be made non-blocking.
     ///
     /// # Panics
     /// In async code, as the [module](crate::blocking#panics) says.
@@ -53,37 +52,37 @@ impl SyncConn {
     /// let listener = TcpListener::bind("127.0.0.1:0")?;
     /// let conn = SyncConn::from_std(TcpStream::connect(listener.local_addr()?)?)?;
     /// let (mut server, _) = listener.accept()?;
-    /// server.write_all(b"unasked\n")?;
+    /// server.write_all(b"unsolicited\n")?;
     /// conn.close();
     /// assert_eq!(server.read(&mut [0; 1])?, 0);
     /// # Ok(()) }
     /// ```
     pub fn from_std(stream: std::net::TcpStream) -> Result<Self> {
-        Runtime::default().run(TWIN, async {
+        Runtime::default().run(ASYNC_COUNTERPART, async {
             let stream = stream.set_nonblocking(true).and_then(|()| tokio::net::TcpStream::from_std(stream));
             stream.map(Self::new).map_err(|cause| Error::io("could not take the socket", cause))
         })
     }
 
-    /// See [`AsyncConn::max_reply`].
+    /// Sets the longest reply; see [`AsyncConn::max_reply`].
     pub fn max_reply(self, bytes: usize) -> Self {
         Self { conn: self.conn.max_reply(bytes), ..self }
     }
 
-    /// See [`AsyncConn::max_stats_bytes`].
+    /// Sets the longest reply to `stats`; see [`AsyncConn::max_stats_bytes`].
     pub fn max_stats_bytes(self, bytes: usize) -> Self {
         Self { conn: self.conn.max_stats_bytes(bytes), ..self }
     }
 
-    /// See [`AsyncConn::request_timeout`].
+    /// Sets the timeout of requests that do not wait; see [`AsyncConn::request_timeout`].
     pub fn request_timeout(self, timeout: Duration) -> Self {
         Self { conn: self.conn.request_timeout(timeout), ..self }
     }
 
     /// Sends one request, any three lines, and reads its one reply line, without its line end.
     ///
-    /// `read_timeout` covers writing and reading, not the wait for other threads' commands; `None`
-    /// waits for ever, unless another thread calls [`close`](Self::close) or
+    /// `read_timeout` covers writing and reading, not the wait for other threads' commands. `None`
+    /// waits forever, unless another thread calls [`close`](Self::close) or
     /// [`shutdown_read`](Self::shutdown_read).
     ///
     /// # Errors
@@ -96,8 +95,8 @@ impl SyncConn {
         self.run(|conn| async move { conn.command(&cmd, &key, &arg, read_timeout).await })
     }
 
-    /// Closes the connection: a command under way in another thread ends with
-    /// [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed), later ones fail at once. Closing
+    /// Closes the connection: a command in flight in another thread fails with
+    /// [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed), and later ones fail at once. Closing
     /// twice is no error.
     ///
     /// # Panics
@@ -111,16 +110,16 @@ impl SyncConn {
     /// assert!(conn.command("ping", "_", "_", None).unwrap_err().is_unavailable());
     /// ```
     pub fn close(&self) {
-        // It fails where there is no runtime, and so no command was ever sent.
+        // If this fails, there is no runtime, and no command was ever sent.
         let _ = self.run(|conn| async move {
             conn.close().await;
             Ok(())
         });
     }
 
-    /// Wakes a thread that waits for a reply: its command ends with
+    /// Wakes a thread that waits for a reply: its command fails with
     /// [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed), and later ones fail at once. Unlike
-    /// [`close`](Self::close) it waits for nothing and works in async code too.
+    /// [`close`](Self::close) it does not wait, and works in async code too.
     ///
     /// # Examples
     /// ```
@@ -144,12 +143,12 @@ impl SyncConn {
         T: Send + 'static,
         F: Future<Output = Result<T>> + Send + 'static,
     {
-        self.runtime.run(TWIN, work(self.conn.share()))
+        self.runtime.run(ASYNC_COUNTERPART, work(self.conn.share()))
     }
 
-    /// The connection that `opening` makes, on the hidden thread.
-    pub(crate) fn open(opening: impl Future<Output = Result<AsyncConn>> + Send + 'static) -> Result<Self> {
-        Runtime::default().run(TWIN, opening).map(Self::from)
+    /// Opens a connection by running `open` on the hidden thread.
+    pub(crate) fn open(open: impl Future<Output = Result<AsyncConn>> + Send + 'static) -> Result<Self> {
+        Runtime::default().run(ASYNC_COUNTERPART, open).map(Self::from)
     }
 }
 

@@ -1,56 +1,53 @@
-//! What a holder keeps, for threads: the guard that releases on drop, and the handle on its lease.
-//! Knows of no queue.
+//! The guard of a lease and the handle on it, for threads.
 
 use std::fmt;
 use std::ops::Deref;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tokio::time::timeout;
-
 use crate::blocking::runtime::Runtime;
 use crate::error::Result;
-use crate::lease::{LeaseState, LostReason, Outcome};
+use crate::lease::{self, LeaseState, LostReason, Outcome};
 use crate::types::{Fence, Key, Token};
 
-/// What async code uses in place of all this.
-const TWIN: &str = "LeaseGuard";
+/// The async type of the same use, which a panic in async code names.
+const ASYNC_COUNTERPART: &str = "LeaseGuard";
 
-/// A lease that is released when dropped: [`LeaseGuard`](crate::LeaseGuard) for threads. Everything
-/// to ask of it stands on [`Lease`].
+/// A lease that is released when dropped: [`LeaseGuard`](crate::LeaseGuard) for threads. Its other methods are
+/// those of [`Lease`].
 ///
-/// Dropping it waits up to a second for the release, but in async code for nothing; the release goes
-/// on in the background then. A failure goes to the log. Call [`release`](Self::release) to hear of
-/// it.
+/// Dropping it waits up to a second for the release. In async code it does not wait, and the release goes
+/// on in the background. A release that fails then is logged. To receive the error, call
+/// [`release`](Self::release).
 #[must_use = "the lease is released as soon as the guard is dropped"]
 pub struct LeaseGuard {
     lease: Lease,
     /// Taken when the guard is consumed.
-    guard: Option<crate::LeaseGuard>,
+    guard: Option<lease::LeaseGuard>,
 }
 
 impl LeaseGuard {
-    pub(super) fn new(guard: crate::LeaseGuard, runtime: &Runtime) -> Self {
-        let lease = Lease { lease: crate::Lease::clone(&guard), runtime: runtime.clone() };
+    pub(super) fn new(guard: lease::LeaseGuard, runtime: &Runtime) -> Self {
+        let lease = Lease { lease: lease::Lease::clone(&guard), runtime: runtime.clone() };
         Self { lease, guard: Some(guard) }
     }
 
     /// Blocks until `acquire` is done.
-    pub(super) fn by(
+    pub(super) fn block_on_acquire(
         runtime: &Runtime,
-        twin: &str,
-        acquire: impl Future<Output = Result<crate::LeaseGuard>> + Send + 'static,
+        async_counterpart: &str,
+        acquire: impl Future<Output = Result<lease::LeaseGuard>> + Send + 'static,
     ) -> Result<Self> {
-        runtime.run(twin, acquire).map(|guard| Self::new(guard, runtime))
+        runtime.run(async_counterpart, acquire).map(|guard| Self::new(guard, runtime))
     }
 
-    /// Lets go (`r`, `sr`) and reports.
+    /// Releases the lease (`r`, `sr`) and returns the outcome.
     ///
     /// # Errors
     /// As [`Lease::release`].
     ///
     /// # Panics
-    /// In async code, as the [module](crate::blocking#panics) says; the lease is released all the
+    /// In async code, as the [module](crate::blocking#panics) says. The lease is released all the
     /// same.
     ///
     /// # Examples
@@ -64,10 +61,10 @@ impl LeaseGuard {
     /// ```
     pub fn release(mut self) -> Result<()> {
         let guard = self.take();
-        self.lease.runtime.run(TWIN, guard.release())
+        self.lease.runtime.run(ASYNC_COUNTERPART, guard.release())
     }
 
-    /// Lets the lease outlive this guard; see [`LeaseGuard::detach`](crate::LeaseGuard::detach).
+    /// Detaches the lease from this guard; see [`LeaseGuard::detach`](crate::LeaseGuard::detach).
     ///
     /// # Examples
     /// ```
@@ -83,7 +80,7 @@ impl LeaseGuard {
         Lease { lease, runtime: self.lease.runtime.clone() }
     }
 
-    /// Stops renewing and releases nothing: the key stays taken until the lease runs out.
+    /// Stops renewing and releases nothing: the key stays taken until the lease expires.
     ///
     /// # Examples
     /// ```
@@ -91,14 +88,14 @@ impl LeaseGuard {
     /// # let locks = dflockd_client::test_util::TestServer::new().builder().blocking().build()?;
     /// let lock = locks.lock("once-an-hour")?;
     /// lock.acquire()?.forget();
-    /// assert!(lock.try_acquire()?.is_none()); // until the lease runs out
+    /// assert!(lock.try_acquire()?.is_none()); // until the lease expires
     /// # Ok(()) }
     /// ```
     pub fn forget(mut self) {
         self.take().forget();
     }
 
-    fn take(&mut self) -> crate::LeaseGuard {
+    fn take(&mut self) -> lease::LeaseGuard {
         self.guard.take().expect("a guard has its lease until it is consumed")
     }
 }
@@ -114,7 +111,7 @@ impl Deref for LeaseGuard {
 impl Drop for LeaseGuard {
     fn drop(&mut self) {
         if let Some(guard) = self.guard.take() {
-            self.lease.runtime.let_go(guard);
+            self.lease.runtime.release_on_drop(guard);
         }
     }
 }
@@ -125,42 +122,42 @@ impl fmt::Debug for LeaseGuard {
     }
 }
 
-/// A handle on a lease that is held, renewed by the hidden thread: [`Lease`](crate::Lease) for
-/// threads. Cloning is cheap; dropping a handle releases nothing (a [`LeaseGuard`] does that).
+/// A handle on a lease, which the hidden thread renews: [`Lease`](crate::Lease) for
+/// threads. Cloning is cheap. Dropping a handle releases nothing (a [`LeaseGuard`] does that).
 #[derive(Clone)]
 pub struct Lease {
-    lease: crate::Lease,
+    lease: lease::Lease,
     runtime: Runtime,
 }
 
 impl Lease {
-    /// The key that is held.
+    /// Returns the key that is held.
     pub fn key(&self) -> &Key {
         self.lease.key()
     }
 
-    /// The grant's token, as the server spelled it. Keep it out of logs.
+    /// Returns the grant's token, as the server sent it. Keep it out of logs.
     pub fn token(&self) -> &Token {
         self.lease.token()
     }
 
-    /// Who granted: the server's `host:port`.
-    pub fn grantor(&self) -> Arc<str> {
+    /// Returns what granted the lease: the server's `host:port`.
+    pub fn endpoint(&self) -> Arc<str> {
         self.lease.endpoint()
     }
 
-    /// The grant's fence, to be checked by whatever the lease protects; see
+    /// Returns the grant's fence, which the resource that the lease protects should check; see
     /// [`Lease::fence`](crate::Lease::fence).
     pub fn fence(&self) -> Option<Fence> {
         self.lease.fence()
     }
 
-    /// The lease's length, as the server last set it.
+    /// Returns the length of the lease, as the server last set it.
     pub fn ttl(&self) -> Duration {
         self.lease.ttl()
     }
 
-    /// The instant up to which the lease is proven; see [`Lease::deadline`](crate::Lease::deadline).
+    /// Returns the instant up to which the lease is proven; see [`Lease::deadline`](crate::Lease::deadline).
     ///
     /// # Examples
     /// ```
@@ -175,13 +172,13 @@ impl Lease {
         self.lease.deadline().into_std()
     }
 
-    /// How the lease stands right now, by this process's clock.
+    /// Returns the current state of the lease, by this process's clock.
     pub fn state(&self) -> LeaseState {
-        self.runtime.look(|| self.lease.state())
+        self.runtime.enter(|| self.lease.state())
     }
 
-    /// Whether the lease is held and neither released nor forgotten. Never true past the
-    /// [`deadline`](Self::deadline), even if the hidden thread was starved.
+    /// Returns `true` if the lease is held, and neither released nor forgotten. Never returns `true` past
+    /// the [`deadline`](Self::deadline), even if the hidden thread was starved.
     ///
     /// # Examples
     /// ```
@@ -197,11 +194,11 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn is_held(&self) -> bool {
-        self.runtime.look(|| self.lease.is_held())
+        self.runtime.enter(|| self.lease.is_held())
     }
 
-    /// Blocks until the lease is not held any more, and returns why: it is lost, or another thread let
-    /// go of it ([`LostReason::Released`]).
+    /// Blocks until the lease is no longer held, and returns the reason: it is lost, or another thread
+    /// released it ([`LostReason::Released`]).
     ///
     /// # Panics
     /// In async code, as the [module](crate::blocking#panics) says.
@@ -222,11 +219,11 @@ impl Lease {
     /// # Ok(()) }
     /// ```
     pub fn lost(&self) -> LostReason {
-        // Nothing but the end of the runtime ends the wait before the lease.
+        // Only the shutdown of the runtime can end the wait while the lease is held.
         self.wait(is_over, None).lost().unwrap_or(LostReason::RuntimeShutdown)
     }
 
-    /// [`lost`](Self::lost), but waits up to `limit`; `None` if the lease is still held then.
+    /// Blocks like [`lost`](Self::lost), up to `timeout`. Returns `None` if the lease is still held then.
     ///
     /// # Panics
     /// As [`lost`](Self::lost).
@@ -237,17 +234,17 @@ impl Lease {
     /// # let locks = dflockd_client::test_util::TestServer::new().builder().blocking().build()?;
     /// use std::time::Duration;
     /// let guard = locks.lock("account:17")?.acquire()?;
-    /// // A pause in the work that ends early when there is nothing left to work on.
+    /// // A pause in the work, which ends early if the lease is lost.
     /// assert_eq!(guard.lost_timeout(Duration::from_millis(20)), None);
     /// # Ok(()) }
     /// ```
-    pub fn lost_timeout(&self, limit: Duration) -> Option<LostReason> {
-        self.wait(is_over, Some(limit)).lost()
+    pub fn lost_timeout(&self, timeout: Duration) -> Option<LostReason> {
+        self.wait(is_over, Some(timeout)).lost()
     }
 
-    /// Calls `callback` once when the lease is lost, and at once if it is. A lease that is let go cannot
-    /// be lost any more: the callback is dropped then, uncalled. It runs on a thread of its own, where it
-    /// may block.
+    /// Calls `callback` once when the lease is lost, or at once if it is lost already. Drops it uncalled if the
+    /// lease is released, since a released lease can no longer be lost. The callback runs on a thread of its own,
+    /// and may block.
     ///
     /// # Examples
     /// ```
@@ -256,10 +253,10 @@ impl Lease {
     /// # let locks = server.builder().blocking().build()?;
     /// use std::sync::mpsc;
     /// let guard = locks.lock("account:17")?.acquire()?;
-    /// let (tell, told) = mpsc::channel();
-    /// guard.on_lost(move |reason| tell.send(reason).unwrap_or_default());
+    /// let (sender, reasons) = mpsc::channel();
+    /// guard.on_lost(move |reason| sender.send(reason).unwrap_or_default());
     /// server.cut();
-    /// println!("stop: {}", told.recv().expect("it is lost"));
+    /// println!("stop: {}", reasons.recv().expect("it is lost"));
     /// # Ok(()) }
     /// ```
     pub fn on_lost(&self, callback: impl FnOnce(LostReason) + Send + 'static) {
@@ -272,16 +269,17 @@ impl Lease {
         });
     }
 
-    /// Blocks until renewals are late, the lease is in doubt, or it is lost or let go, and returns how it
-    /// stands then; see [`Lease::at_risk`](crate::Lease::at_risk).
+    /// Blocks until renewals are late, the lease is in doubt, or it is lost or released, and returns its state
+    /// then; see [`Lease::at_risk`](crate::Lease::at_risk).
     ///
     /// # Panics
     /// As [`lost`](Self::lost).
     pub fn at_risk(&self) -> LeaseState {
-        self.wait(is_shaky, None)
+        self.wait(is_not_healthy, None)
     }
 
-    /// [`at_risk`](Self::at_risk), but waits up to `limit`; healthy if it still is then.
+    /// Blocks like [`at_risk`](Self::at_risk), up to `timeout`. Returns [`LeaseState::Healthy`] if the lease
+    /// still is healthy then.
     ///
     /// # Panics
     /// As [`lost`](Self::lost).
@@ -296,11 +294,11 @@ impl Lease {
     /// assert_eq!(guard.at_risk_timeout(Duration::from_millis(20)), LeaseState::Healthy);
     /// # Ok(()) }
     /// ```
-    pub fn at_risk_timeout(&self, limit: Duration) -> LeaseState {
-        self.wait(is_shaky, Some(limit))
+    pub fn at_risk_timeout(&self, timeout: Duration) -> LeaseState {
+        self.wait(is_not_healthy, Some(timeout))
     }
 
-    /// Renews now (`n`, `sn`), whatever the schedule says, and answers the new ttl.
+    /// Renews now (`n`, `sn`), ahead of the schedule, and returns the new ttl.
     ///
     /// # Errors
     /// As [`Lease::renew`](crate::Lease::renew).
@@ -320,15 +318,15 @@ impl Lease {
     /// ```
     pub fn renew(&self) -> Result<Duration> {
         let lease = self.lease.clone();
-        self.runtime.run(TWIN, async move { lease.renew().await })
+        self.runtime.run(ASYNC_COUNTERPART, async move { lease.renew().await })
     }
 
-    /// Runs `work` on this thread, and tells whether the lease was held to its end. Nothing stops
-    /// work on a thread: ask [`is_held`](Self::is_held) between its steps, and leave.
+    /// Runs `work` on this thread, and returns its value if the lease was held until its end. Nothing stops
+    /// work on a thread: check [`is_held`](Self::is_held) between its steps, and return early.
     ///
-    /// Work that ends after the loss, or after another thread let go of the lease
-    /// ([`LostReason::Released`]), counts as lost, whatever it came to; work is not begun on a lease that
-    /// is over.
+    /// Work that ends after the loss, or after another thread released the lease
+    /// ([`LostReason::Released`]), counts as lost, even if it returned a value. If the lease is not held at the
+    /// start, `work` does not run.
     ///
     /// # Examples
     /// ```
@@ -348,7 +346,8 @@ impl Lease {
         self.state().lost().map_or_else(|| Outcome::Completed(value), Outcome::Lost)
     }
 
-    /// Lets go (`r`, `sr`) and reports. Attempted once, whoever comes first.
+    /// Releases the lease (`r`, `sr`) and returns the outcome. The release is attempted once, by the first caller
+    /// on any handle.
     ///
     /// # Errors
     /// As [`Lease::release`](crate::Lease::release).
@@ -368,17 +367,17 @@ impl Lease {
     /// ```
     pub fn release(&self) -> Result<()> {
         let lease = self.lease.clone();
-        self.runtime.run(TWIN, async move { lease.release().await })
+        self.runtime.run(ASYNC_COUNTERPART, async move { lease.release().await })
     }
 
-    /// Blocks until the lease is in such a state, or the time is up; returns its state.
-    fn wait(&self, is_such: fn(LeaseState) -> bool, limit: Option<Duration>) -> LeaseState {
-        let reached = self.lease.clone().wait_until(is_such);
-        // What ends the wait in another way, such as the end of the runtime, shows in the state.
-        let _ = self.runtime.run(TWIN, async move {
-            match limit {
+    /// Blocks until `predicate` returns `true` for the state of the lease, up to `timeout`. Returns the state.
+    fn wait(&self, predicate: fn(LeaseState) -> bool, timeout: Option<Duration>) -> LeaseState {
+        let reached = self.lease.clone().wait_until(predicate);
+        // An error, such as the shutdown of the runtime, shows in the state.
+        let _ = self.runtime.run(ASYNC_COUNTERPART, async move {
+            match timeout {
                 None => reached.await,
-                Some(limit) => timeout(limit, reached).await.unwrap_or_default(),
+                Some(timeout) => tokio::time::timeout(timeout, reached).await.unwrap_or_default(),
             }
             Ok(())
         });
@@ -390,12 +389,12 @@ fn is_over(state: LeaseState) -> bool {
     state.lost().is_some()
 }
 
-fn is_shaky(state: LeaseState) -> bool {
+fn is_not_healthy(state: LeaseState) -> bool {
     state != LeaseState::Healthy
 }
 
 impl fmt::Debug for Lease {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.runtime.look(|| self.lease.fmt(f))
+        self.runtime.enter(|| self.lease.fmt(f))
     }
 }

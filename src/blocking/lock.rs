@@ -1,23 +1,23 @@
-//! The lock, for threads.
+//! The lock, for threads, and its builder's target.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::blocking::runtime::Runtime;
 use crate::blocking::{Blocking, Enqueued, LeaseGuard};
-use crate::client::{AsyncDistributedLock, Builder, LockOptions, LockTarget};
+use crate::client::{AsyncDistributedLock, Builder, BuilderParts, LockOptions, LockTarget, Target};
 use crate::error::Result;
 use crate::types::Key;
 
-/// What async code uses in place of it.
-const TWIN: &str = "AsyncDistributedLock";
+/// The async type of the same use, which a panic in async code names.
+const ASYNC_COUNTERPART: &str = "AsyncDistributedLock";
 
-/// A lock on one key: one holder at a time in the whole fleet, first in, first out. You want this
-/// if a thread is to hold it; a task takes [`AsyncDistributedLock`].
+/// A lock on one key: one holder at a time in the whole fleet, first in, first out. For threads; in async code, use
+/// [`AsyncDistributedLock`].
 ///
-/// It is a recipe, not a holding: cheap to clone, safe to share, good for any number of acquires,
-/// and not reentrant. A program that takes many locks makes one
-/// [`blocking::LockClient`](crate::blocking::LockClient) and asks that for locks.
+/// The value itself holds nothing: it is cheap to clone, can be shared, and makes any number of acquires. It is
+/// not reentrant. A program that uses many locks builds one
+/// [`blocking::LockClient`](crate::blocking::LockClient), which makes them.
 ///
 /// ```
 /// use std::time::Duration;
@@ -40,17 +40,17 @@ pub struct SyncDistributedLock {
 }
 
 impl SyncDistributedLock {
-    /// Starts a lock on `key`: 1 to 256 bytes without white space.
+    /// Returns the builder of a lock on `key`: 1 to 256 bytes without whitespace.
     pub fn builder(key: impl Into<String>) -> Builder<Blocking<LockTarget>> {
         AsyncDistributedLock::builder(key).blocking()
     }
 
-    /// The key.
+    /// Returns the key.
     pub fn key(&self) -> &Key {
         self.lock.key()
     }
 
-    /// The same lock with other settings for its leases.
+    /// Returns the same lock with other settings for its leases.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
@@ -59,17 +59,18 @@ impl SyncDistributedLock {
     /// ```
     /// # fn main() -> dflockd_client::Result<()> {
     /// # let locks = dflockd_client::test_util::TestServer::new().builder().blocking().build()?;
-    /// use dflockd_client::Settings;
+    /// use dflockd_client::LockOptions;
     /// use std::time::Duration;
-    /// let lock = locks.lock("deploy-job")?.with(Settings::new().lease_ttl(Duration::from_secs(5)))?;
+    /// let options = LockOptions::new().lease_ttl(Duration::from_secs(5));
+    /// let lock = locks.lock("deploy-job")?.with_options(options)?;
     /// assert_eq!(lock.acquire()?.ttl(), Duration::from_secs(5));
     /// # Ok(()) }
     /// ```
-    pub fn with(&self, settings: LockOptions) -> Result<Self> {
-        Ok(Self { lock: self.lock.with_options(settings)?, runtime: self.runtime.clone() })
+    pub fn with_options(&self, options: LockOptions) -> Result<Self> {
+        Ok(Self { lock: self.lock.with_options(options)?, runtime: self.runtime.clone() })
     }
 
-    /// The same lock with a connection of its own for each lease; see
+    /// Returns the same lock with an exclusive connection for each lease; see
     /// [`AsyncDistributedLock::isolated`].
     ///
     /// # Examples
@@ -77,7 +78,7 @@ impl SyncDistributedLock {
     /// # fn main() -> dflockd_client::Result<()> {
     /// # let locks = dflockd_client::test_util::TestServer::new().builder().blocking().build()?;
     /// let many = locks.lock("account:17")?.acquire()?;
-    /// let dear = locks.lock("leader")?.isolated().acquire()?;
+    /// let leader = locks.lock("leader")?.isolated().acquire()?;
     /// assert_eq!(locks.metrics().connections, 2);
     /// # Ok(()) }
     /// ```
@@ -85,7 +86,7 @@ impl SyncDistributedLock {
         Self { lock: self.lock.isolated(), runtime: self.runtime.clone() }
     }
 
-    /// Waits for the lock, up to the acquire timeout that was built in (`l`).
+    /// Acquires the lock, and waits for it up to the acquire timeout that was built in (`l`).
     ///
     /// # Errors
     /// As [`AsyncDistributedLock::acquire`].
@@ -103,11 +104,11 @@ impl SyncDistributedLock {
     /// ```
     pub fn acquire(&self) -> Result<LeaseGuard> {
         let lock = self.lock.clone();
-        LeaseGuard::by(&self.runtime, TWIN, async move { lock.acquire().await })
+        LeaseGuard::block_on_acquire(&self.runtime, ASYNC_COUNTERPART, async move { lock.acquire().await })
     }
 
-    /// Waits for the lock, up to `timeout` (`l`), and ends within a second more, whether or not
-    /// the server answers.
+    /// Acquires the lock, and waits for it up to `timeout` (`l`). Returns within one more second, even if the
+    /// server does not reply.
     ///
     /// # Errors
     /// As [`AsyncDistributedLock::acquire_within`].
@@ -128,10 +129,12 @@ impl SyncDistributedLock {
     /// ```
     pub fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
         let lock = self.lock.clone();
-        LeaseGuard::by(&self.runtime, TWIN, async move { lock.acquire_within(timeout).await })
+        LeaseGuard::block_on_acquire(&self.runtime, ASYNC_COUNTERPART, async move {
+            lock.acquire_within(timeout).await
+        })
     }
 
-    /// Takes the lock if it is free; `None` when it is not (`l` with timeout 0).
+    /// Acquires the lock if it is free. Returns `None` if it is busy (`l` with timeout 0).
     ///
     /// # Errors
     /// As [`AsyncDistributedLock::try_acquire`].
@@ -150,11 +153,11 @@ impl SyncDistributedLock {
     /// ```
     pub fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
         let lock = self.lock.clone();
-        let guard = self.runtime.run(TWIN, async move { lock.try_acquire().await })?;
+        let guard = self.runtime.run(ASYNC_COUNTERPART, async move { lock.try_acquire().await })?;
         Ok(guard.map(|guard| LeaseGuard::new(guard, &self.runtime)))
     }
 
-    /// Takes the lock or a place in its queue, without waiting for the grant (`e`).
+    /// Acquires the lock or a place in its queue, without waiting for the grant (`e`).
     ///
     /// # Errors
     /// As [`AsyncDistributedLock::enqueue`].
@@ -176,8 +179,16 @@ impl SyncDistributedLock {
     /// ```
     pub fn enqueue(&self) -> Result<Enqueued> {
         let lock = self.lock.clone();
-        let enqueued = self.runtime.run(TWIN, async move { lock.enqueue().await })?;
+        let enqueued = self.runtime.run(ASYNC_COUNTERPART, async move { lock.enqueue().await })?;
         Ok(Enqueued::new(enqueued, &self.runtime))
+    }
+}
+
+impl Target for Blocking<LockTarget> {
+    type Output = SyncDistributedLock;
+
+    fn build_from(self, parts: BuilderParts) -> Result<SyncDistributedLock> {
+        Ok(SyncDistributedLock { lock: self.target.build_from(parts)?, runtime: self.runtime })
     }
 }
 

@@ -1,10 +1,9 @@
-//! The blocking face: everything that async code has, for threads. You want this if your program
-//! has no async runtime, or a part of it that must not await: a command-line tool, a thread pool, a
-//! build script. Tasks take the types at the crate's root: a blocked thread is dear, and a task that
-//! blocks keeps others from running.
+//! The blocking API: all that async code has, for threads. Use it if your program has no async runtime, or a part
+//! that must not await: a command-line tool, a thread pool, a build script. In async code, use the types at the
+//! crate's root: a blocked thread is expensive, and a task that blocks keeps other tasks from running.
 //!
-//! It is a facade: each method runs the async one of the same name and waits for it, so all that is
-//! said there holds here: what a lease promises, [fences](crate::Fence), settings, errors.
+//! Each method runs the async method of the same name and waits for it. So the docs of that method hold here too:
+//! what a lease promises, [fences](crate::Fence), settings, errors.
 //!
 //! ```
 //! use dflockd_client::{Outcome, SyncDistributedLock};
@@ -20,57 +19,57 @@
 //! let guard = lock.acquire()?;
 //! match guard.run(|lease| move_money(lease.fence())) {
 //!     Outcome::Completed(amount) => println!("moved {amount}"),
-//!     Outcome::Lost(reason) => println!("to be checked: {reason}"),
+//!     Outcome::Lost(reason) => println!("check the transfer: {reason}"),
 //! }
 //! guard.release()?;
 //! # Ok(()) }
 //! ```
 //!
-//! | You want | Take | In async code |
+//! | For | Use | In async code |
 //! |---|---|---|
 //! | locks and semaphores in a program | [`LockClient`] | [`LockClient`](crate::LockClient) |
 //! | one lock or one semaphore | [`SyncDistributedLock`], [`SyncDistributedSemaphore`] | [`AsyncDistributedLock`](crate::AsyncDistributedLock), [`AsyncDistributedSemaphore`](crate::AsyncDistributedSemaphore) |
-//! | what they give | [`LeaseGuard`], [`Lease`], [`Enqueued`], [`Ticket`] | the same names at the root |
+//! | what they return | [`LeaseGuard`], [`Lease`], [`Enqueued`], [`Ticket`] | the same names at the root |
 //! | the commands of the protocol and nothing on top | [`SyncConn`] and the functions of this module | [`AsyncConn`](crate::AsyncConn) and [`command`](crate::command) |
 //!
 //! # Threads
 //!
 //! One hidden thread, `dflockd-blocking`, does the work of all blocking objects of the process:
 //! connections, pings, renewals. It starts with the first call that needs it, and never ends. So a
-//! lease is renewed while its holder computes or sleeps, and a thousand locks make one thread more.
-//! A program that has a runtime lends it with [`Builder::runtime`](crate::Builder::runtime).
+//! lease is renewed while its holder computes or sleeps, and a thousand locks need one thread more.
+//! A program with a runtime of its own can pass it to [`Builder::runtime`](crate::Builder::runtime).
 //!
-//! All types are `Send` and `Sync`; a guard may be used, released and dropped by any thread.
+//! All types are `Send` and `Sync`. Any thread may use, release and drop a guard.
 //!
-//! # Waiting, and how it ends
+//! # How a blocked call ends
 //!
-//! A blocked call cannot be dropped as a future can. An acquire ends with its timeout, and when
-//! another thread calls [`LockClient::close`]; a command on a [`SyncConn`] with its `read_timeout`,
-//! and when another thread calls [`close`](SyncConn::close) or
+//! A blocked call cannot be dropped like a future. An acquire ends at its timeout, or when
+//! another thread calls [`LockClient::close`]. A command on a [`SyncConn`] ends at its `read_timeout`,
+//! or when another thread calls [`close`](SyncConn::close) or
 //! [`shutdown_read`](SyncConn::shutdown_read).
 //!
 //! # Panics
 //!
-//! Where this thread may block, every method works: on threads of one's own, in `spawn_blocking`,
-//! and on the workers of a multi-threaded runtime, whose other tasks move to another thread
+//! Every method works on a thread that may block: a thread of the program, `spawn_blocking`,
+//! and the workers of a multi-threaded runtime, whose other tasks move to another thread
 //! meanwhile. Everywhere else in async code (a current-thread runtime, a `LocalSet`, a callback on
 //! the hidden thread) each method that waits panics before it does anything, and names the async
-//! type to await instead. Dropping a guard waits there for nothing, and never panics.
+//! type to await instead. Dropping a guard does not wait there, and never panics.
 //!
-//! # When the process ends
+//! # When the process exits
 //!
-//! A guard that is dropped waits up to a second for its release, so that one dropped at the end of
-//! `main` is free when the process is gone. What is never dropped (`process::exit`, a static) is freed
-//! by the server when the connections close with the process, unless the server runs with
-//! `--auto-release-on-disconnect=false`: then the lease runs out.
+//! The drop of a guard waits up to a second for its release, so that a key whose guard is dropped at the end of
+//! `main` is free when the process has exited. If a guard is never dropped (`process::exit`, a static), the server
+//! frees its key when the connections close with the process, unless the server runs with
+//! `--auto-release-on-disconnect=false`: then the lease expires.
 //!
 //! # After a fork
 //!
-//! A process that was forked, and did not `exec`, has no hidden thread. Every call in it fails with
-//! [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed), if its parent had made one before, and
-//! a guard in it is not held and releases nothing: leases are the parent's. That goes for a client made
-//! there, too, unless it is given a [runtime](crate::Builder::runtime) made there. Fork first and take
-//! locks then, or spawn a process instead.
+//! A process that was forked, and did not `exec`, has no hidden thread. If its parent had made a call before,
+//! every call in it fails with [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed), and
+//! a guard in it is not held and releases nothing: leases belong to the parent. That holds for a client made
+//! in the child too, unless it is built with a [runtime](crate::Builder::runtime) made there. Fork first and
+//! acquire locks then, or spawn a process instead.
 
 mod command;
 mod conn;
@@ -83,7 +82,7 @@ mod ticket;
 
 use std::fmt;
 
-use crate::client::{Builder, ClientTarget, Metrics};
+use crate::client::{Builder, BuilderParts, ClientTarget, Metrics, Target};
 use crate::error::Result;
 use crate::proto::StatsResult;
 use runtime::Runtime;
@@ -99,13 +98,13 @@ pub use semaphore::SyncDistributedSemaphore;
 pub use target::Blocking;
 pub use ticket::{Enqueued, Ticket};
 
-/// What async code uses in place of it.
-const TWIN: &str = "LockClient";
+/// The async type of the same use, which a panic in async code names.
+const ASYNC_COUNTERPART: &str = "LockClient";
 
-/// What a program keeps: makes locks and semaphores that share its connections.
+/// A client, which a program keeps: [`LockClient`](crate::LockClient) for threads. Makes locks and semaphores that
+/// share its connections.
 ///
-/// Cheap to clone; clones share everything, and any thread may use them. It is
-/// [`LockClient`](crate::LockClient) for threads.
+/// Cheap to clone; clones share everything, and any thread may use them.
 ///
 /// ```
 /// use dflockd_client::blocking::LockClient;
@@ -126,12 +125,12 @@ pub struct LockClient {
 }
 
 impl LockClient {
-    /// Starts a client. Its lease settings are the defaults of every lock that it makes.
+    /// Returns a builder. Its lease settings are the defaults of every lock that the client makes.
     pub fn builder() -> Builder<Blocking<ClientTarget>> {
         crate::LockClient::builder().blocking()
     }
 
-    /// A lock on `key`: 1 to 256 bytes without white space. Connects to nothing yet.
+    /// Makes a lock on `key`: 1 to 256 bytes without whitespace. Does no I/O.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a key that cannot be sent.
@@ -149,7 +148,7 @@ impl LockClient {
         Ok(SyncDistributedLock { lock: self.client.lock(key)?, runtime: self.runtime.clone() })
     }
 
-    /// A semaphore on `key` with `limit` slots (1 to 2^63 - 1). Connects to nothing yet.
+    /// Makes a semaphore on `key` with `limit` slots (1 to 2^63 - 1). Does no I/O.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a key or limit that cannot be sent.
@@ -167,7 +166,7 @@ impl LockClient {
         Ok(SyncDistributedSemaphore { semaphore, runtime: self.runtime.clone() })
     }
 
-    /// What each server holds right now (`stats`), in the order of the servers.
+    /// Returns what each server holds now (`stats`), in the order of the servers.
     ///
     /// # Errors
     /// As [`LockClient::stats`](crate::LockClient::stats).
@@ -186,10 +185,10 @@ impl LockClient {
     /// ```
     pub fn stats(&self) -> Result<Vec<StatsResult>> {
         let client = self.client.clone();
-        self.runtime.run(TWIN, async move { client.stats().await })
+        self.runtime.run(ASYNC_COUNTERPART, async move { client.stats().await })
     }
 
-    /// What this client has open, has done, and how long that took; see
+    /// Returns the client's gauges, counters and latencies; see
     /// [`LockClient::metrics`](crate::LockClient::metrics).
     ///
     /// # Examples
@@ -204,9 +203,9 @@ impl LockClient {
         self.client.metrics()
     }
 
-    /// Closes the client and all its clones: acquires that other threads are blocked in end with
-    /// [`ClientClosed`](crate::ErrorKind::ClientClosed), and so does what comes later; every lease is
-    /// lost, and let go. Takes 5 s at most.
+    /// Closes the client and all its clones: acquires in which other threads are blocked fail with
+    /// [`ClientClosed`](crate::ErrorKind::ClientClosed), and so do later calls. Every lease is
+    /// lost, and released. Takes 5 s at most.
     ///
     /// # Errors
     /// As [`LockClient::close`](crate::LockClient::close).
@@ -231,7 +230,15 @@ impl LockClient {
     /// ```
     pub fn close(&self) -> Result<()> {
         let client = self.client.clone();
-        self.runtime.run(TWIN, async move { client.close().await })
+        self.runtime.run(ASYNC_COUNTERPART, async move { client.close().await })
+    }
+}
+
+impl Target for Blocking<ClientTarget> {
+    type Output = LockClient;
+
+    fn build_from(self, parts: BuilderParts) -> Result<LockClient> {
+        Ok(LockClient { client: self.target.build_from(parts)?, runtime: self.runtime })
     }
 }
 

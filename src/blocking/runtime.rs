@@ -1,6 +1,5 @@
-//! Where the work of blocking objects runs: one hidden thread with one runtime for the whole
-//! process, or the runtime that a builder was given. Threads of the caller only wait for outcomes,
-//! so a lease is renewed whatever they do. Knows of no lock.
+//! Runs the work of blocking objects: on one hidden thread with one runtime for the whole process, or on the
+//! runtime that the builder was given. The caller's threads only wait for outcomes, so they cannot hold up a renewal.
 
 use std::cell::Cell;
 use std::future::pending;
@@ -16,91 +15,92 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::lease::LeaseGuard;
 use crate::process::Origin;
 
-/// How long a guard's drop waits for its release.
-const DROP_LIMIT: Duration = Duration::from_secs(1);
+/// The longest time that a guard's drop waits for its release.
+const DROP_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// The runtime of one object: the one that it was given, or the hidden one.
+/// The runtime of one object: the one that the builder was given, or the hidden one.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Runtime {
-    lent: Option<Handle>,
+    given: Option<Handle>,
     origin: Origin,
 }
 
 impl Runtime {
-    pub(super) fn lent(handle: Handle) -> Self {
-        Self { lent: Some(handle), origin: Origin::here() }
+    pub(super) fn given(handle: Handle) -> Self {
+        Self { given: Some(handle), origin: Origin::here() }
     }
 
-    /// Runs `work` there, and blocks until it is done. `twin` is what async code uses in its place.
+    /// Runs `work` on this runtime, and blocks until it is done. A panic in async code names the
+    /// `async_counterpart` of the blocking type.
     pub(super) fn run<T: Send + 'static>(
         &self,
-        twin: &str,
+        async_counterpart: &str,
         work: impl Future<Output = Result<T>> + Send + 'static,
     ) -> Result<T> {
-        blocking(twin, || {
+        block(async_counterpart, || {
             let handle = self.handle()?;
             match handle.block_on(handle.spawn(work)) {
                 Ok(outcome) => outcome,
-                // The caller's own code may have panicked in there: a sharding strategy, a dial.
+                // The caller's own code may have panicked in the task: a sharding strategy, a dial.
                 Err(error) if error.is_panic() => resume_unwind(error.into_panic()),
                 Err(_) => Err(Error::new(ErrorKind::ConnectionClosed, "the runtime is shut down")),
             }
         })
     }
 
-    /// Starts `work` there.
+    /// Spawns `work` on this runtime.
     pub(super) fn spawn(&self, work: impl Future<Output = ()> + Send + 'static) {
         if let Ok(handle) = self.handle() {
             handle.spawn(work);
         }
     }
 
-    /// Looks at something by the runtime's clock, which stands still in some tests.
-    pub(super) fn look<T>(&self, look: impl FnOnce() -> T) -> T {
-        let _inside = self.lent.as_ref().map(Handle::enter);
-        look()
+    /// Calls `read` with the runtime's clock, which may be paused in a test.
+    pub(super) fn enter<T>(&self, read: impl FnOnce() -> T) -> T {
+        let _entered = self.given.as_ref().map(Handle::enter);
+        read()
     }
 
-    /// Releases what is held. Waits a moment for that, so that it is done before a program that
-    /// ends next is gone, unless this thread has async tasks to run.
-    pub(super) fn let_go(&self, guard: LeaseGuard) {
+    /// Releases the lease of `guard`. Waits up to [`DROP_TIMEOUT`] for the outcome, so that the release is done
+    /// before the program exits, unless this thread runs async tasks.
+    pub(super) fn release_on_drop(&self, guard: LeaseGuard) {
         if !self.origin.is_here() {
-            // It is another process's, and knows that.
+            // The drop of a guard does nothing in a forked process.
             return drop(guard);
         }
         let (done, is_done) = mpsc::channel::<()>();
         self.spawn(async move {
-            // A failure is told to the log and to whoever listens to events.
+            // The log and the event handler receive a failure.
             drop(guard.release().await);
             drop(done);
         });
         if Handle::try_current().is_err_and(|none| none.is_missing_context()) {
-            let _ = is_done.recv_timeout(DROP_LIMIT);
+            let _ = is_done.recv_timeout(DROP_TIMEOUT);
         }
     }
 
     fn handle(&self) -> Result<Handle> {
-        match &self.lent {
-            Some(handle) => unforked(&self.origin).map(|()| handle.clone()),
+        match &self.given {
+            Some(handle) => check_process(&self.origin).map(|()| handle.clone()),
             None => Worker::get().and_then(Worker::handle),
         }
     }
 }
 
-/// Blocks this thread in `wait`, where that is allowed.
-fn blocking<T>(twin: &str, wait: impl FnOnce() -> T) -> T {
+/// Blocks this thread in `wait`. If this thread runs async tasks, panics before it calls `wait`.
+fn block<T>(async_counterpart: &str, wait: impl FnOnce() -> T) -> T {
     let allowed = Cell::new(false);
     let wait = || {
         allowed.set(true);
         wait()
     };
-    // Tokio alone knows whether this thread may block, and tells by panicking.
+    // Only tokio knows whether this thread may block, and `block_in_place` panics if it may not.
     match catch_unwind(AssertUnwindSafe(|| block_in_place(wait))) {
         Ok(value) => value,
         Err(panic) if allowed.get() => resume_unwind(panic),
         Err(_) => panic_any(format!(
-            "this would block a thread that runs async tasks: await `{twin}` there instead, or block in \
-             `tokio::task::spawn_blocking`"
+            "this call would block a thread that runs async tasks: await `{async_counterpart}` instead, or block \
+             in `tokio::task::spawn_blocking`"
         )),
     }
 }
@@ -112,14 +112,14 @@ struct Worker {
 }
 
 impl Worker {
-    /// The one of this process, started at its first use.
+    /// Returns the thread of this process, and starts it at the first use.
     fn get() -> Result<&'static Self> {
         static WORKER: OnceLock<Worker> = OnceLock::new();
         static STARTING: Mutex<()> = Mutex::new(());
         if let Some(worker) = WORKER.get() {
             return Ok(worker);
         }
-        let _alone = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
+        let _starting = STARTING.lock().unwrap_or_else(PoisonError::into_inner);
         match WORKER.get() {
             Some(worker) => Ok(worker),
             None => {
@@ -141,12 +141,12 @@ impl Worker {
     }
 
     fn handle(&self) -> Result<Handle> {
-        unforked(&self.origin).map(|()| self.handle.clone())
+        check_process(&self.origin).map(|()| self.handle.clone())
     }
 }
 
-/// A forked process has the memory of a runtime, but not its threads.
-fn unforked(origin: &Origin) -> Result<()> {
+/// Fails in a forked process, which has the memory of a runtime but not its threads.
+fn check_process(origin: &Origin) -> Result<()> {
     let forked = |fault| Err(Error::new(ErrorKind::ConnectionClosed, fault));
     origin.fault().map_or(Ok(()), forked)
 }
@@ -157,9 +157,9 @@ mod tests {
     use crate::process::in_a_fork;
 
     #[test]
-    fn a_forked_process_is_told_so_instead_of_waiting_for_a_thread_that_it_does_not_have() {
-        let lent = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        for runtime in [Runtime::default(), Runtime::lent(lent.handle().clone())] {
+    fn a_call_in_a_forked_process_fails_instead_of_waiting_for_a_thread_that_the_process_does_not_have() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        for runtime in [Runtime::default(), Runtime::given(runtime.handle().clone())] {
             assert!(runtime.handle().is_ok());
             let error = in_a_fork(|| runtime.run("it", async { Ok(()) })).unwrap_err();
             assert_eq!(error.kind(), ErrorKind::ConnectionClosed);

@@ -1,23 +1,23 @@
-//! The semaphore, for threads.
+//! The semaphore, for threads, and its builder's target.
 
 use std::fmt;
 use std::time::Duration;
 
 use crate::blocking::runtime::Runtime;
 use crate::blocking::{Blocking, Enqueued, LeaseGuard};
-use crate::client::{AsyncDistributedSemaphore, Builder, LockOptions, SemaphoreTarget};
+use crate::client::{AsyncDistributedSemaphore, Builder, BuilderParts, LockOptions, SemaphoreTarget, Target};
 use crate::error::Result;
 use crate::types::Key;
 
-/// What async code uses in place of it.
-const TWIN: &str = "AsyncDistributedSemaphore";
+/// The async type of the same use, which a panic in async code names.
+const ASYNC_COUNTERPART: &str = "AsyncDistributedSemaphore";
 
-/// A counting semaphore on one key: up to `limit` holders at a time in the whole fleet. You want this
-/// if threads are to hold its slots; tasks take [`AsyncDistributedSemaphore`].
+/// A counting semaphore on one key: up to `limit` holders at a time in the whole fleet. For threads; in async
+/// code, use [`AsyncDistributedSemaphore`].
 ///
-/// All users of a key must name the same limit: the first use fixes it until the key was idle for
-/// a while. In everything else it is as a [`SyncDistributedLock`](crate::SyncDistributedLock), which
-/// is a semaphore of one.
+/// All users of a key must pass the same limit: the first use fixes it until the key was idle for
+/// a while. Otherwise it works like a [`SyncDistributedLock`](crate::SyncDistributedLock), which
+/// is a semaphore with one slot.
 ///
 /// ```
 /// use dflockd_client::SyncDistributedSemaphore;
@@ -38,37 +38,37 @@ pub struct SyncDistributedSemaphore {
 }
 
 impl SyncDistributedSemaphore {
-    /// Starts a semaphore on `key` (1 to 256 bytes without white space) with `limit` slots (1 to
+    /// Returns the builder of a semaphore on `key` (1 to 256 bytes without whitespace) with `limit` slots (1 to
     /// 2^63 - 1).
     pub fn builder(key: impl Into<String>, limit: u64) -> Builder<Blocking<SemaphoreTarget>> {
         AsyncDistributedSemaphore::builder(key, limit).blocking()
     }
 
-    /// The key.
+    /// Returns the key.
     pub fn key(&self) -> &Key {
         self.semaphore.key()
     }
 
-    /// How many may hold it at once.
+    /// Returns the number of slots: the most holders at a time.
     pub fn limit(&self) -> u64 {
         self.semaphore.limit()
     }
 
-    /// The same semaphore with other settings for its leases.
+    /// Returns the same semaphore with other settings for its leases.
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput), as in [`Builder::build`].
-    pub fn with(&self, settings: LockOptions) -> Result<Self> {
-        Ok(Self { semaphore: self.semaphore.with_options(settings)?, runtime: self.runtime.clone() })
+    pub fn with_options(&self, options: LockOptions) -> Result<Self> {
+        Ok(Self { semaphore: self.semaphore.with_options(options)?, runtime: self.runtime.clone() })
     }
 
-    /// The same semaphore with a connection of its own for each lease; see
+    /// Returns the same semaphore with an exclusive connection for each lease; see
     /// [`AsyncDistributedSemaphore::isolated`].
     pub fn isolated(&self) -> Self {
         Self { semaphore: self.semaphore.isolated(), runtime: self.runtime.clone() }
     }
 
-    /// Waits for a slot, up to the acquire timeout that was built in (`sl`).
+    /// Acquires a slot, and waits for it up to the acquire timeout that was built in (`sl`).
     ///
     /// # Errors
     /// As [`AsyncDistributedSemaphore::acquire`].
@@ -87,11 +87,15 @@ impl SyncDistributedSemaphore {
     /// ```
     pub fn acquire(&self) -> Result<LeaseGuard> {
         let semaphore = self.semaphore.clone();
-        LeaseGuard::by(&self.runtime, TWIN, async move { semaphore.acquire().await })
+        LeaseGuard::block_on_acquire(
+            &self.runtime,
+            ASYNC_COUNTERPART,
+            async move { semaphore.acquire().await },
+        )
     }
 
-    /// Waits for a slot, up to `timeout` (`sl`), and ends within a second more, whether or not
-    /// the server answers.
+    /// Acquires a slot, and waits for it up to `timeout` (`sl`). Returns within one more second, even if the
+    /// server does not reply.
     ///
     /// # Errors
     /// As [`AsyncDistributedSemaphore::acquire_within`].
@@ -112,10 +116,12 @@ impl SyncDistributedSemaphore {
     /// ```
     pub fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
         let semaphore = self.semaphore.clone();
-        LeaseGuard::by(&self.runtime, TWIN, async move { semaphore.acquire_within(timeout).await })
+        LeaseGuard::block_on_acquire(&self.runtime, ASYNC_COUNTERPART, async move {
+            semaphore.acquire_within(timeout).await
+        })
     }
 
-    /// Takes a slot if one is free; `None` when all are taken (`sl` with timeout 0).
+    /// Acquires a slot if one is free. Returns `None` if all are taken (`sl` with timeout 0).
     ///
     /// # Errors
     /// As [`AsyncDistributedSemaphore::try_acquire`].
@@ -134,11 +140,11 @@ impl SyncDistributedSemaphore {
     /// ```
     pub fn try_acquire(&self) -> Result<Option<LeaseGuard>> {
         let semaphore = self.semaphore.clone();
-        let guard = self.runtime.run(TWIN, async move { semaphore.try_acquire().await })?;
+        let guard = self.runtime.run(ASYNC_COUNTERPART, async move { semaphore.try_acquire().await })?;
         Ok(guard.map(|guard| LeaseGuard::new(guard, &self.runtime)))
     }
 
-    /// Takes a slot or a place in the queue, without waiting for the grant (`se`).
+    /// Acquires a slot or a place in the queue, without waiting for the grant (`se`).
     ///
     /// # Errors
     /// As [`AsyncDistributedSemaphore::enqueue`].
@@ -160,8 +166,16 @@ impl SyncDistributedSemaphore {
     /// ```
     pub fn enqueue(&self) -> Result<Enqueued> {
         let semaphore = self.semaphore.clone();
-        let enqueued = self.runtime.run(TWIN, async move { semaphore.enqueue().await })?;
+        let enqueued = self.runtime.run(ASYNC_COUNTERPART, async move { semaphore.enqueue().await })?;
         Ok(Enqueued::new(enqueued, &self.runtime))
+    }
+}
+
+impl Target for Blocking<SemaphoreTarget> {
+    type Output = SyncDistributedSemaphore;
+
+    fn build_from(self, parts: BuilderParts) -> Result<SyncDistributedSemaphore> {
+        Ok(SyncDistributedSemaphore { semaphore: self.target.build_from(parts)?, runtime: self.runtime })
     }
 }
 

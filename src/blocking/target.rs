@@ -1,25 +1,22 @@
-//! What the builders make for threads: the async thing, with a runtime beside it. The settings are
-//! the async builder's own.
+//! The targets of the builders for threads: an async target, with a runtime beside it.
 
 use tokio::runtime::Handle;
 
 use crate::blocking::runtime::Runtime;
-use crate::blocking::{LockClient, SyncDistributedLock, SyncDistributedSemaphore};
 use crate::client::sealed::Sealed;
-use crate::client::{Builder, BuilderParts, ClientTarget, IntoBackend, LockTarget, SemaphoreTarget, Target};
-use crate::error::Result;
+use crate::client::{Builder, IntoBackend, Target};
 
-/// Builds the blocking twin of what `T` builds.
+/// Builds the blocking counterpart of what `T` builds.
 #[derive(Debug)]
 pub struct Blocking<T> {
-    target: T,
-    runtime: Runtime,
+    pub(super) target: T,
+    pub(super) runtime: Runtime,
 }
 
 impl<T> Sealed for Blocking<T> {}
 
 impl<T: Target, B: IntoBackend> Builder<T, B> {
-    /// The same settings for the blocking twin of what this builds: [`blocking`](crate::blocking).
+    /// Returns the same settings for the blocking counterpart of the target: [`blocking`](crate::blocking).
     ///
     /// # Examples
     /// ```
@@ -38,11 +35,10 @@ impl<T, B: IntoBackend> Builder<Blocking<T>, B>
 where
     Blocking<T>: Target,
 {
-    /// Runs connections and renewals on this runtime. Somebody must drive it for as long as anything
-    /// built here is in use: a current-thread runtime that nobody blocks on makes every call wait
-    /// for ever, and one that is shut down makes it fail with
-    /// [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed). Its IO and time drivers must be on.
-    /// Defaults to the hidden thread that all blocking objects share.
+    /// Sets the runtime of connections and renewals. The program must drive it while the built value is in use:
+    /// if no thread drives a current-thread runtime, every call waits forever, and if the runtime is shut down,
+    /// every call fails with [`ConnectionClosed`](crate::ErrorKind::ConnectionClosed). Its I/O and time drivers
+    /// must be enabled. Defaults to the hidden thread that all blocking objects share.
     ///
     /// # Examples
     /// ```
@@ -54,30 +50,6 @@ where
     /// # Ok(()) }
     /// ```
     pub fn runtime(self, handle: Handle) -> Self {
-        self.map_target(|target| Blocking { runtime: Runtime::lent(handle), ..target })
-    }
-}
-
-impl Target for Blocking<ClientTarget> {
-    type Output = LockClient;
-
-    fn build_from(self, parts: BuilderParts) -> Result<LockClient> {
-        Ok(LockClient { client: self.target.build_from(parts)?, runtime: self.runtime })
-    }
-}
-
-impl Target for Blocking<LockTarget> {
-    type Output = SyncDistributedLock;
-
-    fn build_from(self, parts: BuilderParts) -> Result<SyncDistributedLock> {
-        Ok(SyncDistributedLock { lock: self.target.build_from(parts)?, runtime: self.runtime })
-    }
-}
-
-impl Target for Blocking<SemaphoreTarget> {
-    type Output = SyncDistributedSemaphore;
-
-    fn build_from(self, parts: BuilderParts) -> Result<SyncDistributedSemaphore> {
-        Ok(SyncDistributedSemaphore { semaphore: self.target.build_from(parts)?, runtime: self.runtime })
+        self.map_target(|target| Blocking { runtime: Runtime::given(handle), ..target })
     }
 }

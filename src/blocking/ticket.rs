@@ -1,51 +1,52 @@
-//! Taking a key in two steps, for threads: what an enqueue comes to, and the place in a queue.
+//! Acquiring a key in two steps, for threads: the outcome of an enqueue, and a place in a key's wait queue.
 
 use std::time::Duration;
 
 use crate::blocking::LeaseGuard;
 use crate::blocking::runtime::Runtime;
+use crate::client;
 use crate::error::Result;
 use crate::types::Key;
 
-/// What [`enqueue`](crate::SyncDistributedLock::enqueue) comes to.
-#[must_use = "dropping it gives the lease, or the place in the queue, back"]
+/// The outcome of [`enqueue`](crate::SyncDistributedLock::enqueue).
+#[must_use = "dropping it releases the lease, or leaves the queue"]
 #[derive(Debug)]
 pub enum Enqueued {
     /// The key was free and is held.
     Acquired(LeaseGuard),
-    /// In the queue: [`Ticket::wait`] for the guard.
+    /// The key was busy. [`Ticket::wait`] returns the guard.
     Queued(Ticket),
 }
 
 impl Enqueued {
-    pub(super) fn new(enqueued: crate::Enqueued, runtime: &Runtime) -> Self {
+    pub(super) fn new(enqueued: client::Enqueued, runtime: &Runtime) -> Self {
         match enqueued {
-            crate::Enqueued::Acquired(guard) => Self::Acquired(LeaseGuard::new(guard, runtime)),
-            crate::Enqueued::Queued(ticket) => Self::Queued(Ticket { ticket, runtime: runtime.clone() }),
+            client::Enqueued::Acquired(guard) => Self::Acquired(LeaseGuard::new(guard, runtime)),
+            client::Enqueued::Queued(ticket) => Self::Queued(Ticket { ticket, runtime: runtime.clone() }),
         }
     }
 }
 
-/// A place in a key's queue: [`Ticket`](crate::Ticket) for threads. It is kept for as long as the
-/// ticket lives; dropping the ticket leaves the queue.
+/// A place in a key's queue: [`Ticket`](crate::Ticket) for threads. Pings keep it until the ticket is dropped.
+/// Dropping the ticket leaves the queue.
 ///
-/// Once the ticket's turn has come, the server's lease runs whether or not anybody waits: wait
-/// within the ttl, or the place is lost.
+/// Once the key is granted to the ticket, the server's lease runs even if no thread waits: call
+/// [`wait`](Self::wait) within the ttl, or the grant expires.
 #[must_use = "dropping the ticket leaves the queue"]
 #[derive(Debug)]
 pub struct Ticket {
-    ticket: crate::Ticket,
+    ticket: client::Ticket,
     runtime: Runtime,
 }
 
 impl Ticket {
-    /// The key that is queued for.
+    /// Returns the key.
     pub fn key(&self) -> &Key {
         self.ticket.key()
     }
 
-    /// Waits up to `timeout` for the grant (`w`, `sw`). The place is given up when the time runs out,
-    /// and the answer is there within a second more, whether or not the server answers.
+    /// Waits up to `timeout` for the grant (`w`, `sw`). After the timeout it gives up the place, and returns
+    /// within one more second, even if the server does not reply.
     ///
     /// # Errors
     /// As [`Ticket::wait`](crate::Ticket::wait).
@@ -67,6 +68,6 @@ impl Ticket {
     /// # Ok(()) }
     /// ```
     pub fn wait(self, timeout: Duration) -> Result<LeaseGuard> {
-        LeaseGuard::by(&self.runtime, "Ticket", self.ticket.wait(timeout))
+        LeaseGuard::block_on_acquire(&self.runtime, "Ticket", self.ticket.wait(timeout))
     }
 }

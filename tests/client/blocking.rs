@@ -89,7 +89,7 @@ fn sixty_four_threads_count_without_a_race() {
 #[test]
 fn a_lease_is_renewed_while_its_thread_is_busy_for_three_ttls() {
     let lock = locks(&TestServer::new()).lock("k").unwrap();
-    let lock = lock.with(LockOptions::new().lease_ttl(2 * S)).unwrap();
+    let lock = lock.with_options(LockOptions::new().lease_ttl(2 * S)).unwrap();
     let guard = lock.acquire().unwrap();
     let (granted, began) = (guard.deadline(), Instant::now());
     while began.elapsed() < 6 * S {

@@ -174,8 +174,8 @@ impl Lock {
         Ok(match self {
             Self::Tasks(lock) => Self::Tasks(lock.with_options(settings)?),
             Self::TaskSlots(slots) => Self::TaskSlots(slots.with_options(settings)?),
-            Self::Threads(lock) => Self::Threads(lock.with(settings)?),
-            Self::ThreadSlots(slots) => Self::ThreadSlots(slots.with(settings)?),
+            Self::Threads(lock) => Self::Threads(lock.with_options(settings)?),
+            Self::ThreadSlots(slots) => Self::ThreadSlots(slots.with_options(settings)?),
         })
     }
 
