@@ -39,7 +39,7 @@ impl Resource {
         Self { client, request, lease }.checked()
     }
 
-    /// An engine may be unable to grant this.
+    /// Fails if the backend cannot grant this.
     fn checked(self) -> Result<Self> {
         with_backend!(&self.client.backend, backend => backend.check(&self.request))?;
         Ok(self)

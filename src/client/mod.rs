@@ -115,7 +115,7 @@ impl LockClient {
     ///
     /// # Errors
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) for a key or limit that cannot be sent;
-    /// [`Unsupported`](crate::ErrorKind::Unsupported) where the engine has no semaphores.
+    /// [`Unsupported`](crate::ErrorKind::Unsupported) if the backend has no semaphores.
     ///
     /// # Examples
     /// ```

@@ -31,7 +31,7 @@ impl Resource {
 
     async fn enqueue_at<B: KnownBackend>(&self, backend: &B) -> Result<Enqueued> {
         if !backend.capabilities().enqueue {
-            return Err(unsupported("the engine has no wait queue, use acquire"));
+            return Err(unsupported("the backend has no wait queue, use acquire"));
         }
         let acquire = Acquire::new(self, backend)?;
         let deadline = &self.deadline(Duration::ZERO);
