@@ -8,7 +8,7 @@ use clap::builder::Resettable;
 use clap::error::{ContextKind, ContextValue, ErrorKind};
 use clap::{Args, CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
-use crate::connection::Connection;
+use crate::connection::{Connection, without_contradicting_variables};
 use crate::exit;
 use crate::help::{EXAMPLES, FILE_EXAMPLES, LONG_EXAMPLES, RUN_EXAMPLES, STATS_EXAMPLES, run_help};
 
@@ -236,7 +236,9 @@ pub(crate) fn command() -> clap::Command {
 }
 
 pub(crate) fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
-    let mut matches = without_empty_variables(command()).try_get_matches_from(args)?;
+    let args: Vec<_> = args.into_iter().collect();
+    let command = without_contradicting_variables(without_empty_variables(command()), &args);
+    let mut matches = command.try_get_matches_from(args)?;
     Cli::from_arg_matches_mut(&mut matches)
 }
 

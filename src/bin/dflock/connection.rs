@@ -1,12 +1,17 @@
 //! The flags that say where the servers are and how to talk to them, each with its environment
 //! variable; and the clients that come of them.
 
+use std::ffi::OsString;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::Args;
+use clap::builder::Resettable;
+use clap::parser::ValueSource;
 use dflockd_client::tls::ClientTls;
-use dflockd_client::{AsyncConn, Error, ErrorKind, LockClient, RetryPolicy, StatsResult, command, printable};
+use dflockd_client::{
+    AsyncConn, Directory, Error, ErrorKind, LockClient, RetryPolicy, StatsResult, command, printable,
+};
 use tokio::time::Instant;
 
 use crate::args::duration;
@@ -64,6 +69,12 @@ impl Server {
     }
 }
 
+const DIRECTORY: &str = "directory";
+
+/// The flags that only servers have a use for.
+const OF_SERVERS: [&str; 7] =
+    ["servers", "auth_token_file", "tls_ca", "tls_cert", "tls_key", "server_name", "connect_timeout"];
+
 /// Where the servers are, and how to talk to them.
 #[derive(Args, Clone, Debug)]
 #[command(next_help_heading = "Connection")]
@@ -72,6 +83,11 @@ pub(crate) struct Connection {
     #[arg(long, env = "DFLOCK_SERVERS", value_name = "HOST:PORT,...", value_delimiter = ',',
           default_value = "127.0.0.1:6388", value_parser = Server::parse)]
     pub(crate) servers: Vec<Server>,
+
+    /// Ask no server: take the key's lock file in this directory, which all who use the key share
+    /// and which must exist. Semaphores and fences are the servers' alone.
+    #[arg(long, env = "DFLOCK_DIRECTORY", value_name = "DIR", conflicts_with_all = OF_SERVERS)]
+    pub(crate) directory: Option<PathBuf>,
 
     /// The file that holds the auth token, - for standard input, as with the other files; white space
     /// at its end does not count.
@@ -103,7 +119,42 @@ pub(crate) struct Connection {
     request_timeout: Duration,
 }
 
+/// A flag beats the variables that contradict it: those of the servers where a directory is given, and
+/// that of the directory where a flag of the servers' is.
+pub(crate) fn without_contradicting_variables(command: clap::Command, args: &[OsString]) -> clap::Command {
+    let without = |command: clap::Command, ids: &[&str]| {
+        let ids: Vec<_> = ids.iter().map(|id| (*id).to_owned()).collect();
+        without_variables(command, &move |id| ids.iter().any(|given| given == id))
+    };
+    let all: Vec<_> = OF_SERVERS.into_iter().chain([DIRECTORY]).collect();
+    let Ok(given) = without(command.clone(), &all).try_get_matches_from(args) else { return command };
+    let Some((_, given)) = given.subcommand() else { return command };
+    let is_given = |id: &str| {
+        let source = given.try_contains_id(id).is_ok().then(|| given.value_source(id)).flatten();
+        source == Some(ValueSource::CommandLine)
+    };
+    match (is_given(DIRECTORY), OF_SERVERS.into_iter().any(is_given)) {
+        (true, _) => without(command, &OF_SERVERS),
+        (_, true) => without(command, &[DIRECTORY]),
+        _ => command,
+    }
+}
+
+fn without_variables(command: clap::Command, ignored: &impl Fn(&str) -> bool) -> clap::Command {
+    let command =
+        command.mut_args(|arg| if ignored(arg.get_id().as_str()) { arg.env(Resettable::Reset) } else { arg });
+    command.mut_subcommands(|command| without_variables(command, ignored))
+}
+
 impl Connection {
+    /// Refuses a directory where servers are needed.
+    pub(crate) fn needs_servers(&self, command: &str) -> Result<(), Failure> {
+        match &self.directory {
+            None => Ok(()),
+            Some(_) => Err(Failure::usage(format!("{command} asks servers, and a --directory has none"))),
+        }
+    }
+
     /// Checks the flags that need each other, and reads the files, each once.
     pub(crate) fn ready(&self) -> Result<Ready<'_>, Failure> {
         if self.request_timeout.is_zero() {
@@ -167,20 +218,21 @@ impl Ready<'_> {
         &self.flags.servers
     }
 
-    /// A client over all servers, for leases of `ttl`; with `retry`, one that tries again while a
+    /// A client over all servers, or over the directory, for leases of `ttl`; with `retry`, one that tries again while a
     /// server is not to be had.
     pub(crate) fn client(&self, ttl: Option<Duration>, retry: bool) -> Result<LockClient, Failure> {
         let servers = self.flags.servers.iter().map(|server| (server.host.clone(), server.port));
-        let mut builder = LockClient::builder()
-            .servers(servers)
-            .connect_timeout(self.flags.connect_timeout)
-            .request_timeout(self.flags.request_timeout);
+        let mut builder = LockClient::builder().request_timeout(self.flags.request_timeout);
         if let Some(ttl) = ttl {
             builder = builder.lease_ttl(ttl);
         }
         if retry {
             builder = builder.retry(RetryPolicy::new());
         }
+        if let Some(directory) = &self.flags.directory {
+            return builder.backend(Directory::new(directory)).build().map_err(Failure::of_directory);
+        }
+        builder = builder.servers(servers).connect_timeout(self.flags.connect_timeout);
         if let Some(tls) = &self.tls {
             builder = builder.tls(tls.clone());
         }

@@ -125,6 +125,16 @@ impl Failure {
         }
     }
 
+    /// An error of a directory of lock files.
+    pub(crate) fn of_directory(error: Error) -> Self {
+        match error.kind() {
+            ErrorKind::InvalidInput => Self::usage(invalid(&error).replace(", set another one", "")),
+            ErrorKind::Unsupported => Self::usage(one_line(&error)),
+            _ if error.is_busy() => Self::from(error),
+            _ => Self::advised(UNAVAILABLE, &one_line(&error), ""),
+        }
+    }
+
     fn advised(code: u8, text: &str, advice: &str) -> Self {
         let separator = if advice.is_empty() { "" } else { "; " };
         Self::new(code, format!("{text}{separator}{advice}"))
@@ -151,9 +161,10 @@ fn disk_advice(error: &Error) -> &'static str {
 }
 
 /// What the library calls a setting, and what the user does.
-const NAMES: [(&str, &str); 10] = [
+const NAMES: [(&str, &str); 11] = [
     ("auth_token", "the token of --auth-token-file"),
     ("connect_timeout", "--connect-timeout"),
+    ("directory", "--directory"),
     ("hostname", "--hostname"),
     ("key", "the key"),
     ("lease_ttl", "--ttl"),

@@ -25,6 +25,7 @@ Examples:
   dflock run deploy -- ./deploy.sh production
   dflock run --wait 30s --ttl 1m deploy -- make release
   dflock run --try --conflict-exit-code 0 nightly -- ./report.sh
+  dflock run --directory /mnt/shared/locks nightly -- ./report.sh
   dflock run dumps --limit 3 --shell 'pg_dump a | gzip > \"$1\"' a.gz";
 
 pub(crate) fn run_help() -> String {
@@ -36,7 +37,7 @@ The command finds in its environment:
   DFLOCK_TOKEN_FENCE  the grant's fence: a number that grows with each
                       grant of the key, so that what the lock protects
                       can refuse lower ones; unset if there is none
-  DFLOCK_GRANTOR      the server that granted it
+  DFLOCK_GRANTOR      the server or the lock file that granted it
   DFLOCK_TTL          how many seconds the lease lasts unless renewed
   DFLOCK_LIMIT        how many may hold the key at a time
 
@@ -49,6 +50,12 @@ is ended if dflock leads it, as it does when it is typed at the prompt,
 or else the command with what it has started in that job. A job that is
 suspended cannot renew its lease, and is ended when it continues too
 late.
+
+With --directory, dflock asks no server and takes a lock file, whose
+name is the key and .lock, each byte but letters, digits, - . _ ~ as
+%XX. Programs that use Python's flufl.lock can share it. Waiters poll,
+in no order, and there is no fence. After a crash, the next one goes on
+when the lease and 10s more have passed.
 
 A dflock that gets KILL can do nothing, and the server hands the key on
 at once. On Linux, the kernel then kills the command as well, unless

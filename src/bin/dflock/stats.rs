@@ -19,6 +19,7 @@ const WAITED_FOR: Style = AnsiColor::Yellow.on_default();
 type Told = (String, Result<StatsResult, StatsFailure>);
 
 pub(crate) async fn stats(stats: &Stats) -> Result<u8, Failure> {
+    stats.connection.needs_servers("stats")?;
     let ready = stats.connection.ready()?;
     let asking =
         ready.servers().iter().map(async |server: &Server| (server.name(), ready.stats(server).await));
@@ -79,6 +80,7 @@ fn table(out: &mut dyn Write, stats: &StatsResult) -> io::Result<()> {
 }
 
 pub(crate) async fn ping(ping: &Ping) -> Result<u8, Failure> {
+    ping.connection.needs_servers("ping")?;
     let ready = ping.connection.ready()?;
     let asking = ready.servers().iter().map(async |server: &Server| {
         let began = Instant::now();
@@ -105,6 +107,7 @@ pub(crate) async fn ping(ping: &Ping) -> Result<u8, Failure> {
 }
 
 pub(crate) fn shard(shard: &Shard) -> Result<u8, Failure> {
+    shard.connection.needs_servers("shard")?;
     let servers = &shard.connection.servers;
     let key = dflockd_client::Key::parse(&shard.key).map_err(Error::from)?;
     let at = stable_hash_shard(&key.to_text(), servers.len());

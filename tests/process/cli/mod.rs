@@ -2,6 +2,7 @@
 //! and a terminal.
 
 mod connection;
+mod directory;
 mod file;
 mod large;
 mod lost;

@@ -36,6 +36,7 @@ enum News {
 }
 
 pub(crate) async fn top(top: &Top) -> Result<u8, Failure> {
+    top.connection.needs_servers("top")?;
     if !io::stdout().is_terminal() || !io::stdin().is_terminal() {
         return Err(Failure::usage("top needs a terminal; dflock stats prints the same once"));
     }
