@@ -1,7 +1,7 @@
 """Puts Python's flufl.lock and our lock file on one path: both kinds take turns, read each other's locks, and break them.
 
-Usage: flufl_lock.py BINARY [PART-OF-A-CHECK'S-NAME...], where BINARY is the example `file_lock`. Ends with a line
-`N passed, N failed`, and with exit code 1 when a check failed.
+Usage: flufl_lock.py BINARY DFLOCK [PART-OF-A-CHECK'S-NAME...], where BINARY is the example `file_lock`, and DFLOCK the
+command line. Ends with a line `N passed, N failed`, and with exit code 1 when a check failed.
 """
 
 import os
@@ -15,12 +15,14 @@ import traceback
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from pathlib import Path
+from urllib.parse import quote
 
 import flufl.lock._lockfile
 from flufl.lock import Lock, LockState, NotLockedError, TimeOutError
 
 CHECKS = []
 BINARY = None
+DFLOCK = None
 
 
 def check(function):
@@ -267,6 +269,63 @@ def a_waiter_of_pythons_in_another_process_namespace_keeps_its_claim(tmp):
     expect(os.listdir(tmp) == [], os.listdir(tmp))
 
 
+def key_path(directory, key):
+    """The lock file of a key in a directory, as the docs of `Directory` say it."""
+    name = quote(key, safe="") + ".lock"
+    return Path(directory, "%2E" + name[1:] if name.startswith(".") else name)
+
+
+def under_key(directory, key, flags, command):
+    """Starts a command that has the key of a directory."""
+    command = [DFLOCK, "run", "--directory", directory, *flags, key, "--", *command]
+    return subprocess.Popen(list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                            stderr=subprocess.PIPE, text=True)
+
+
+@check
+def a_key_of_a_directory_and_pythons_lock_exclude_each_other(tmp):
+    for key in ["nightly", "jobs/17", ".hidden", "50%~a_b-c.d", "b\u00fccher|1|2"]:
+        path = key_path(tmp, key)
+        holder = under_key(tmp, key, [], ["sh", "-c", "echo held; read _; true"])
+        expect(holder.stdout.readline() == "held\n", "it has the key")
+        expect(path.exists(), f"{path} is the lock file of {key}, and not one of {os.listdir(tmp)}")
+        lock = Lock(str(path))
+        expect(lock.details == (lock.hostname, holder.pid, str(path)), lock.details)
+        try:
+            lock.lock(timeout=0)
+            raise AssertionError("it is taken")
+        except TimeOutError:
+            pass
+        holder.communicate("leave\n", timeout=60)
+        lock.lock()
+        busy = under_key(tmp, key, ["--try"], ["true"])
+        busy.communicate(timeout=60)
+        expect(busy.returncode == 124, f"it ended with {busy.returncode}, and the key is Python's")
+        waiter = under_key(tmp, key, ["--wait", "60s"], ["echo", "had it"])
+        lock.unlock()
+        expect(output_of(waiter) == "had it\n", "it gets the key after Python")
+    expect(os.listdir(tmp) == [], os.listdir(tmp))
+
+
+@check
+def a_directory_and_python_count_together_under_a_key(tmp):
+    key, counter = "a/counter", tmp / "counter"
+    locks = tmp / "locks"
+    locks.mkdir()
+    counter.write_text("0")
+    python = [sys.executable, "-P", __file__, "--count", key_path(locks, key), counter, 30]
+    processes = [subprocess.Popen(list(map(str, python))) for _ in range(3)]
+    script = "n=$(cat \"$1\"); echo $((n + 1)) > \"$1\""
+    for _ in range(10):
+        ours_too = [under_key(locks, key, [], ["sh", "-c", script, "sh", counter]) for _ in range(3)]
+        for process in ours_too:
+            output_of(process)
+    for process in processes:
+        expect(process.wait(timeout=300) == 0, "every process ends well")
+    expect(counter.read_text().strip() == "120", f"the counter says {counter.read_text()}")
+    expect(os.listdir(locks) == [], os.listdir(locks))
+
+
 def run(function):
     began = time.monotonic()
     with tempfile.TemporaryDirectory() as tmp:
@@ -278,8 +337,8 @@ def run(function):
 
 
 def main():
-    global BINARY
-    BINARY, *parts = sys.argv[1:]
+    global BINARY, DFLOCK
+    BINARY, DFLOCK, *parts = sys.argv[1:]
     chosen = [c for c in CHECKS if not parts or any(part in c.__name__ for part in parts)]
     failed = 0
     with ThreadPoolExecutor(2) as pool:

@@ -1,7 +1,5 @@
 //! What every engine must do, run over each of them, and what is one engine's alone.
 
-#![cfg(feature = "file")]
-
 mod directory;
 mod dropped;
 mod engines;
