@@ -45,7 +45,7 @@ pub use crate::backend::dflockd::replies::{Enqueued, Grant};
 pub use semaphore::{sem_acquire, sem_enqueue, sem_release, sem_renew, sem_wait};
 
 /// How long a table may be that is parsed where it was asked for, in bytes.
-const PARSED_AT_ONCE: usize = 64 * 1024;
+const MAX_PARSED_INLINE: usize = 64 * 1024;
 
 /// Dials a server, over TLS where `tls` is given. `TCP_NODELAY` and keepalive probes are on.
 ///
@@ -88,7 +88,7 @@ pub async fn open_conn(
 
 /// Sends a request and reads the reply that fits it; one that does not closes the connection.
 /// The server may wait up to `timeout` before it answers.
-async fn ask(conn: &AsyncConn, request: &Request, timeout: Duration) -> Result<Reply> {
+async fn request_reply(conn: &AsyncConn, request: &Request, timeout: Duration) -> Result<Reply> {
     let read = |line: String| Reply::parse(line.as_bytes(), request.expect()).map_err(replies::bad_reply);
     exchange(conn, request, timeout, read).await
 }
@@ -106,14 +106,14 @@ async fn exchange<T>(
 }
 
 /// `stats`, whose reply is parsed as it lies there: it can be long.
-async fn ask_stats(conn: &AsyncConn) -> Result<StatsResult> {
+async fn request_stats(conn: &AsyncConn) -> Result<StatsResult> {
     let read = |line: String| match Status::parse(&line) {
         Some(status) => Ok(Err(replies::status_error(&status, Expect::Stats))),
         None if line.starts_with("ok ") => Ok(Ok(line)),
         None => Reply::parse(line.as_bytes(), Expect::Stats).map(|_| Ok(line)).map_err(replies::bad_reply),
     };
     let line = exchange(conn, &Request::Stats, Duration::ZERO, read).await??;
-    if line.len() <= PARSED_AT_ONCE {
+    if line.len() <= MAX_PARSED_INLINE {
         return replies::stats(&line);
     }
     // A million keys take a second, in which others want their turn.
@@ -145,7 +145,7 @@ fn named<T>(outcome: Result<T>, operation: &'static str, key: &Key) -> Result<T>
 pub async fn authenticate(conn: &AsyncConn, auth_token: &str) -> Result<()> {
     check_auth_token(auth_token)?;
     let request = Request::Auth { token: Secret::new(auth_token) };
-    let outcome = ask(conn, &request, Duration::ZERO).await.and_then(replies::authenticated);
+    let outcome = request_reply(conn, &request, Duration::ZERO).await.and_then(replies::authenticated);
     outcome.map_err(|error| error.during("authenticate"))
 }
 
@@ -165,7 +165,7 @@ pub async fn authenticate(conn: &AsyncConn, auth_token: &str) -> Result<()> {
 /// # Ok(()) }
 /// ```
 pub async fn ping(conn: &AsyncConn) -> Result<()> {
-    ask(conn, &Request::Ping, Duration::ZERO)
+    request_reply(conn, &Request::Ping, Duration::ZERO)
         .await
         .and_then(replies::done)
         .map_err(|error| error.during("ping"))
@@ -189,7 +189,7 @@ pub async fn ping(conn: &AsyncConn) -> Result<()> {
 /// # Ok(()) }
 /// ```
 pub async fn stats(conn: &AsyncConn) -> Result<StatsResult> {
-    ask_stats(conn).await.map_err(|error| error.during("stats"))
+    request_stats(conn).await.map_err(|error| error.during("stats"))
 }
 
 /// `l`: takes the lock, waiting up to `timeout` (0 is a try). Reply within `timeout` + 1 s.
@@ -231,7 +231,7 @@ async fn acquire_any(
     let seconds = Seconds::ceil("timeout", timeout)?;
     let lease = lease_seconds("lease", lease)?;
     let request = Request::Acquire { key: key.clone(), timeout: seconds, limit, lease };
-    let reply = ask(conn, &request, timeout).await;
+    let reply = request_reply(conn, &request, timeout).await;
     named(reply.and_then(replies::grant), "acquire", &key)
 }
 
@@ -266,7 +266,7 @@ async fn enqueue_any(
     let key = Key::parse(key)?;
     let lease = lease_seconds("lease", lease)?;
     let request = Request::Enqueue { key: key.clone(), limit, lease };
-    let reply = ask(conn, &request, Duration::ZERO).await;
+    let reply = request_reply(conn, &request, Duration::ZERO).await;
     named(reply.and_then(replies::place), "enqueue", &key)
 }
 
@@ -299,7 +299,7 @@ async fn wait_any(conn: &AsyncConn, key: &str, timeout: Duration, family: Family
     let key = Key::parse(key)?;
     let seconds = Seconds::ceil("timeout", timeout)?;
     let request = Request::Wait { key: key.clone(), timeout: seconds, family };
-    let reply = ask(conn, &request, timeout).await;
+    let reply = request_reply(conn, &request, timeout).await;
     named(reply.and_then(replies::grant), "wait", &key)
 }
 
@@ -329,7 +329,7 @@ pub async fn release(conn: &AsyncConn, key: &str, token: &Token) -> Result<()> {
 async fn release_any(conn: &AsyncConn, key: &str, token: &Token, family: Family) -> Result<()> {
     let key = Key::parse(key)?;
     let request = Request::Release { key: key.clone(), token: token.clone(), family };
-    let reply = ask(conn, &request, Duration::ZERO).await;
+    let reply = request_reply(conn, &request, Duration::ZERO).await;
     named(reply.and_then(replies::released), "release", &key)
 }
 
@@ -365,6 +365,6 @@ async fn renew_any(
     let key = Key::parse(key)?;
     let lease = lease_seconds("lease", lease)?;
     let request = Request::Renew { key: key.clone(), token: token.clone(), lease, family };
-    let reply = ask(conn, &request, Duration::ZERO).await;
+    let reply = request_reply(conn, &request, Duration::ZERO).await;
     named(reply.and_then(replies::renewed), "renew", &key)
 }

@@ -11,7 +11,7 @@ use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, BufWriter, ReadHalf, 
 use tokio::sync::{Mutex, watch};
 use tokio::time::timeout;
 
-use crate::backend::dflockd::connect::{closed_by_peer, unasked};
+use crate::backend::dflockd::connect::{closed_by_peer, unsolicited};
 use crate::backend::{GRACE, here};
 use crate::error::{Error, ErrorKind, Result};
 use crate::net::{BoxStream, Stream};
@@ -21,7 +21,7 @@ use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_LINE_BYTES};
 
 /// How long a request that waits for no key may take, unless set.
 pub(crate) const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// The longest answer to `stats` that is read, unless set: a million keys with 32 bytes of name fit.
+/// The max_len answer to `stats` that is read, unless set: a million keys with 32 bytes of name fit.
 pub(crate) const DEFAULT_MAX_STATS_BYTES: usize = 128 * 1024 * 1024;
 /// How long a close may take to say goodbye.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -89,7 +89,7 @@ impl AsyncConn {
         }
     }
 
-    /// Sets the longest reply line that is read, in bytes, but for the one to `stats`; a longer line is
+    /// Sets the max_len reply line that is read, in bytes, but for the one to `stats`; a longer line is
     /// a protocol error and closes the connection. Defaults to 1 MiB.
     pub fn max_reply(mut self, bytes: usize) -> Self {
         self.max_reply = bytes;
@@ -161,7 +161,7 @@ impl AsyncConn {
         read: impl FnOnce(String) -> Result<T>,
     ) -> Result<T> {
         let request = encode(cmd, key, arg)?;
-        let longest = if cmd == "stats" { self.max_stats_bytes } else { self.max_reply };
+        let max_len = if cmd == "stats" { self.max_stats_bytes } else { self.max_reply };
         if read_timeout.is_some() {
             here()?;
         }
@@ -173,7 +173,7 @@ impl AsyncConn {
         };
         let exchange = async {
             tokio::select! {
-                reply = halves.exchange(&request, longest) => reply,
+                reply = halves.exchange(&request, max_len) => reply,
                 _ = closing.wait_for(|closing| *closing) => Err(already_closed()),
             }
         };
@@ -218,7 +218,7 @@ impl AsyncConn {
         let halves = Arc::get_mut(&mut self.halves).and_then(|halves| halves.get_mut().take());
         let halves = halves.ok_or_else(already_closed)?;
         if !halves.reader.buffer().is_empty() {
-            return Err(unasked(halves.reader.buffer()));
+            return Err(unsolicited(halves.reader.buffer()));
         }
         Ok(halves.reader.into_inner().unsplit(halves.writer.into_inner()))
     }
@@ -231,8 +231,8 @@ impl fmt::Debug for AsyncConn {
 }
 
 impl Halves {
-    async fn exchange(&mut self, request: &[u8], longest: usize) -> Result<String> {
-        self.expect_silence()?;
+    async fn exchange(&mut self, request: &[u8], max_len: usize) -> Result<String> {
+        self.expect_no_input()?;
         let Self { reader, writer } = self;
         let sending = async {
             let sent = match writer.write_all(request).await {
@@ -242,22 +242,22 @@ impl Halves {
             sent.map_err(|cause| Error::io("could not send the request", cause))
         };
         // Read meanwhile: the peer may have something of its own to get rid of first, as TLS does.
-        let ((), line) = futures::future::try_join(sending, read_line(reader, longest)).await?;
+        let ((), line) = futures::future::try_join(sending, read_line(reader, max_len)).await?;
         Ok(line)
     }
 
-    /// A peer that closed, or that speaks unasked, is found out before anything is sent to it.
-    fn expect_silence(&mut self) -> Result<()> {
+    /// A peer that closed, or that speaks unsolicited, is found out before anything is sent to it.
+    fn expect_no_input(&mut self) -> Result<()> {
         match self.reader.fill_buf().now_or_never() {
             None => Ok(()),
             Some(Ok([])) => Err(closed_by_peer("before the request was sent")),
-            Some(Ok(bytes)) => Err(unasked(bytes)),
+            Some(Ok(bytes)) => Err(unsolicited(bytes)),
             Some(Err(cause)) => Err(Error::io("the connection failed before the request was sent", cause)),
         }
     }
 }
 
-async fn read_line(reader: &mut BufReader<ReadHalf<BoxStream>>, longest: usize) -> Result<String> {
+async fn read_line(reader: &mut BufReader<ReadHalf<BoxStream>>, max_len: usize) -> Result<String> {
     let mut decoder = LineDecoder::new();
     loop {
         let chunk = reader.fill_buf().await;
@@ -267,7 +267,7 @@ async fn read_line(reader: &mut BufReader<ReadHalf<BoxStream>>, longest: usize) 
             return Err(closed_by_peer(if whole { "without a reply" } else { "in the middle of a reply" }));
         }
         let (mut rest, len) = (chunk, chunk.len());
-        let line = decoder.next_owned(&mut rest, longest);
+        let line = decoder.next_owned(&mut rest, max_len);
         let used = len - rest.len();
         reader.consume(used);
         match line {

@@ -34,8 +34,8 @@ pub(crate) fn closed_by_peer(when: &str) -> Error {
     Error::new(ErrorKind::ConnectionClosed, format!("the server closed it {when}")).caused_by(cause)
 }
 
-/// A line that came unasked: a server says `error` before it drops an idle connection.
-pub(crate) fn unasked(bytes: &[u8]) -> Error {
+/// A line that came unsolicited: a server says `error` before it drops an idle connection.
+pub(crate) fn unsolicited(bytes: &[u8]) -> Error {
     if bytes.starts_with(b"error") {
         return Error::new(ErrorKind::ConnectionClosed, "the server ended an idle connection");
     }

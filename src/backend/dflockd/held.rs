@@ -51,7 +51,7 @@ impl DflockdLease {
 
     /// The connection; none once the lease was let go.
     fn mux(&self) -> Option<MuxConnection> {
-        self.conn().as_ref().map(|berth| berth.conn().clone())
+        self.conn().as_ref().map(|conn| conn.mux().clone())
     }
 
     fn reattaches(&self) -> bool {
@@ -60,17 +60,17 @@ impl DflockdLease {
 
     /// The connection to renew over: another one, where the old one ended and that is no loss.
     async fn attached(&self, deadline: &Deadline) -> Result<MuxConnection> {
-        let let_go = || Error::new(ErrorKind::NotHeld, "it was let go");
-        let session = self.mux().ok_or_else(let_go)?;
-        if !self.reattaches() || session.lost(suspend::now()).is_none() {
-            return Ok(session);
+        let released = || Error::new(ErrorKind::NotHeld, "it was let go");
+        let mux = self.mux().ok_or_else(released)?;
+        if !self.reattaches() || mux.lost(suspend::now()).is_none() {
+            return Ok(mux);
         }
-        let berth = deadline.bounds("connection", self.pool.checkout_shared(self.shard)).await?;
+        let conn = deadline.bounds("connection", self.pool.checkout_shared(self.shard)).await?;
         tracing::debug!(key = %self.key, server = %self.endpoint(), "the lease moves to another connection");
-        let session = berth.conn().clone();
+        let mux = conn.mux().clone();
         // Dropped outside the lock.
-        let _old = self.conn().as_mut().ok_or_else(let_go).map(|old| std::mem::replace(old, berth))?;
-        Ok(session)
+        let _old = self.conn().as_mut().ok_or_else(released).map(|old| std::mem::replace(old, conn))?;
+        Ok(mux)
     }
 
     async fn renew_once(&self) -> Result<Duration> {
@@ -78,9 +78,9 @@ impl DflockdLease {
         let request = Request::Renew { key, token, lease: Some(self.ttl), family: self.family };
         here()?;
         let deadline = &Deadline::of_request(suspend::now(), RENEW_TIMEOUT);
-        let session = self.attached(deadline).await?;
-        let answer = session.send_request(request, suspend::now(), deadline).await;
-        answer.map_err(|failure| failure.error).map(Response::into_reply).and_then(replies::renewed)
+        let mux = self.attached(deadline).await?;
+        let response = mux.send_request(request, suspend::now(), deadline).await;
+        response.map_err(|failure| failure.error).map(Response::into_reply).and_then(replies::renewed)
     }
 }
 
@@ -97,34 +97,34 @@ impl HeldLease for DflockdLease {
     }
 
     fn enforces_release_deadline(&self) -> bool {
-        self.conn().as_ref().is_none_or(|berth| berth.conn().is_driven_here())
+        self.conn().as_ref().is_none_or(|conn| conn.mux().is_driven_here())
     }
 
-    fn release(&self, now: Instant, done: ReleaseCompletion) {
-        let berth = self.conn().take();
-        if let Some(berth) = berth {
-            if !berth.conn().is_ours() {
-                return std::mem::forget(berth);
+    fn release(&self, now: Instant, completion: ReleaseCompletion) {
+        let conn = self.conn().take();
+        if let Some(conn) = conn {
+            if !conn.mux().is_ours() {
+                return std::mem::forget(conn);
             }
-            berth.conn().release(self.unclaimed(), now, Some(done));
+            conn.mux().release(self.unclaimed(), now, Some(completion));
         }
     }
 
     fn cut(&self) {
-        let berth = self.conn().take();
-        if let Some(berth) = berth {
-            berth.discard();
+        let conn = self.conn().take();
+        if let Some(conn) = conn {
+            conn.discard();
         }
     }
 
     fn lost(&self, now: Instant) -> Option<LostReason> {
-        if self.reattaches() { None } else { self.conn().as_ref()?.conn().lost(now) }
+        if self.reattaches() { None } else { self.conn().as_ref()?.mux().lost(now) }
     }
 
     async fn changed(&self) -> Change {
-        let Some(session) = self.mux() else { return std::future::pending().await };
-        session.closed().await;
-        match session.lost(suspend::now()) {
+        let Some(mux) = self.mux() else { return std::future::pending().await };
+        mux.closed().await;
+        match mux.lost(suspend::now()) {
             Some(reason) if !self.reattaches() => Change::Lost(reason),
             _ => Change::InDoubt,
         }
@@ -135,11 +135,11 @@ impl HeldLease for DflockdLease {
 /// end of its runtime.
 impl Drop for DflockdLease {
     fn drop(&mut self) {
-        let berth = self.conn.get_mut().unwrap_or_else(PoisonError::into_inner);
-        if berth.as_ref().is_none_or(|berth| berth.conn().is_ours()) {
+        let conn = self.conn.get_mut().unwrap_or_else(PoisonError::into_inner);
+        if conn.as_ref().is_none_or(|conn| conn.mux().is_ours()) {
             return self.cut();
         }
         // A forked process leaves all of it alone.
-        std::mem::forget(berth.take());
+        std::mem::forget(conn.take());
     }
 }

@@ -61,25 +61,25 @@ impl DflockdBackend {
         &self,
         shard: usize,
         deadline: &Deadline,
-        boarding: impl Future<Output = Result<PoolConnection>>,
+        checkout: impl Future<Output = Result<PoolConnection>>,
     ) -> Result<PoolConnection> {
-        let boarded = deadline.bounds("connection", boarding).await;
-        boarded
+        let checked_out = deadline.bounds("connection", checkout).await;
+        checked_out
             .map_err(|error| if error.is_timeout() { error.on_server(self.endpoint(shard)) } else { error })
     }
 
     /// Sends a request that may be granted late, and returns its grant.
     async fn wait_for_grant(
         &self,
-        mut berth: PoolConnection,
+        mut conn: PoolConnection,
         wire: Request,
         request: &AcquireRequest,
         deadline: &Deadline,
     ) -> Result<Grant<DflockdLease>> {
         let sent = suspend::now();
-        let reply = berth.send(wire, sent, deadline);
-        let answer = berth.response(reply, deadline).await?;
-        match self.grant(berth, answer, request, sent, deadline) {
+        let reply = conn.send(wire, sent, deadline);
+        let response = conn.response(reply, deadline).await?;
+        match self.grant(conn, response, request, sent, deadline) {
             Ok(grant) => Ok(grant),
             Err(refused) => Err(refused.await),
         }
@@ -88,27 +88,27 @@ impl DflockdBackend {
     /// Makes a held lease of a grant. The error of a refusal may take a moment to tell.
     fn grant<'a>(
         &self,
-        berth: PoolConnection,
-        answer: Response,
+        conn: PoolConnection,
+        response: Response,
         request: &AcquireRequest,
         sent: Instant,
         deadline: &'a Deadline,
     ) -> Result<Grant<DflockdLease>, BoxFuture<'a, Error>> {
-        let Some((token, ttl)) = answer.grant() else {
-            return Err(Box::pin(refused(berth, answer, deadline)));
+        let Some((token, ttl)) = response.grant() else {
+            return Err(Box::pin(refused(conn, response, deadline)));
         };
-        let fence = berth.conn().fence_of(&token);
+        let fence = conn.mux().fence_of(&token);
         let lease = Unclaimed::new(DflockdLease {
             pool: self.pool.clone(),
-            shard: berth.shard(),
-            conn: Mutex::new(Some(berth)),
+            shard: conn.shard(),
+            conn: Mutex::new(Some(conn)),
             key: request.key.clone(),
             token: token.clone(),
             family: Family::of(request.limit),
             ttl,
         });
         // The duty to release it has moved.
-        answer.into_reply();
+        response.into_reply();
         Ok(Grant { lease, token, fence, ttl: ttl.duration(), sent, received: suspend::now() })
     }
 }
@@ -126,21 +126,20 @@ fn wait_request(request: &AcquireRequest, timeout: Seconds) -> Request {
 }
 
 /// The error of a reply that is no grant.
-async fn refused(berth: PoolConnection, answer: Response, deadline: &Deadline) -> Error {
-    let server = berth.conn().server().clone();
-    let error = replies::grant(answer.into_reply()).err();
+async fn refused(conn: PoolConnection, response: Response, deadline: &Deadline) -> Error {
+    let server = conn.mux().server().clone();
+    let error = replies::grant(response.into_reply()).err();
     let mut error = error.unwrap_or_else(|| Error::new(ErrorKind::Protocol, "a reply to another request"));
     // A sound request gets a bare `error` from a server that had read nothing for too long, and
     // closes: the request was lost, or crossed that.
-    if error.raw() == Some("error") && berth.closed_by(deadline.at().min(Instant::now() + CLOSE_GRACE)).await
-    {
+    if error.raw() == Some("error") && conn.closed_by(deadline.at().min(Instant::now() + CLOSE_GRACE)).await {
         let detail = "the server had read nothing from it for too long";
         error = Error::new(ErrorKind::ConnectionClosed, detail);
     }
     match error.kind() {
         // The server closes a connection to which it says this.
-        ErrorKind::Auth | ErrorKind::Draining => berth.retire(),
-        _ => drop(berth),
+        ErrorKind::Auth | ErrorKind::Draining => conn.retire(),
+        _ => drop(conn),
     }
     error.on_server(&server)
 }
@@ -181,16 +180,16 @@ impl Backend for DflockdBackend {
         now: Instant,
         deadline: &Deadline,
     ) -> Result<Attempt<DflockdLease>> {
-        let (mut berth, now) = if request.isolated {
+        let (mut conn, now) = if request.isolated {
             (Box::pin(self.checkout_exclusive(shard, deadline)).await?, suspend::now())
-        } else if let Some(berth) = self.pool.try_checkout_shared(shard, now) {
-            (berth, now)
+        } else if let Some(conn) = self.pool.try_checkout_shared(shard, now) {
+            (conn, now)
         } else {
             (Box::pin(self.checkout_shared(shard, deadline)).await?, suspend::now())
         };
-        let reply = berth.send(acquire_request(request, Seconds::ZERO), now, deadline);
-        let answer = berth.response(reply, deadline).await?;
-        let refused = match self.grant(berth, answer, request, now, deadline) {
+        let reply = conn.send(acquire_request(request, Seconds::ZERO), now, deadline);
+        let response = conn.response(reply, deadline).await?;
+        let refused = match self.grant(conn, response, request, now, deadline) {
             Ok(grant) => return Ok(Attempt::Acquired(grant)),
             Err(refused) => refused,
         };
@@ -204,9 +203,9 @@ impl Backend for DflockdBackend {
         shard: usize,
         deadline: &Deadline,
     ) -> Result<Grant<DflockdLease>> {
-        let berth = self.checkout_exclusive(shard, deadline).await?;
+        let conn = self.checkout_exclusive(shard, deadline).await?;
         let left = deadline.wait_left(Instant::now())?;
-        self.wait_for_grant(berth, acquire_request(request, left), request, deadline).await
+        self.wait_for_grant(conn, acquire_request(request, left), request, deadline).await
     }
 
     async fn enqueue(
@@ -215,16 +214,16 @@ impl Backend for DflockdBackend {
         shard: usize,
         deadline: &Deadline,
     ) -> Result<Enqueue<Self>> {
-        let mut berth = self.checkout_exclusive(shard, deadline).await?;
+        let mut conn = self.checkout_exclusive(shard, deadline).await?;
         let sent = suspend::now();
-        let reply = berth.send(enqueue_request(request), sent, deadline);
-        let answer = berth.response(reply, deadline).await?;
-        if *answer.reply() == Reply::Queued {
+        let reply = conn.send(enqueue_request(request), sent, deadline);
+        let response = conn.response(reply, deadline).await?;
+        if *response.reply() == Reply::Queued {
             // A wait of no time ends the registration: it answers `timeout`, or a grant that came meanwhile.
-            berth.conn().queue(wait_request(request, Seconds::ZERO));
-            return Ok(Enqueue::Queued(QueuePlace(Some(berth))));
+            conn.mux().queue(wait_request(request, Seconds::ZERO));
+            return Ok(Enqueue::Queued(QueuePlace(Some(conn))));
         }
-        match self.grant(berth, answer, request, sent, deadline) {
+        match self.grant(conn, response, request, sent, deadline) {
             Ok(grant) => Ok(Enqueue::Acquired(grant)),
             Err(refused) => Err(refused.await),
         }
@@ -237,17 +236,17 @@ impl Backend for DflockdBackend {
         timeout: Seconds,
         deadline: &Deadline,
     ) -> Result<Grant<DflockdLease>> {
-        let berth = place.0.take().filter(|berth| berth.conn().unqueue()).ok_or_else(client_closed)?;
-        self.wait_for_grant(berth, wait_request(request, timeout), request, deadline).await
+        let conn = place.0.take().filter(|conn| conn.mux().unqueue()).ok_or_else(client_closed)?;
+        self.wait_for_grant(conn, wait_request(request, timeout), request, deadline).await
     }
 
     async fn stats(&self) -> Result<Vec<StatsResult>> {
         let servers = self.pool.options.servers.iter().enumerate();
-        let asking = servers.map(|(shard, server)| async move {
+        let requests = servers.map(|(shard, server)| async move {
             let stats = self.pool.stats(shard).await;
             stats.map_err(|error| error.during("stats").on_server(&server.name))
         });
-        try_join_all(asking).await
+        try_join_all(requests).await
     }
 
     fn gauges(&self) -> Gauges {
@@ -264,11 +263,11 @@ pub(crate) struct QueuePlace(Option<PoolConnection>);
 
 impl Drop for QueuePlace {
     fn drop(&mut self) {
-        if let Some(berth) = self.0.take() {
-            if !berth.conn().is_ours() {
-                return std::mem::forget(berth);
+        if let Some(conn) = self.0.take() {
+            if !conn.mux().is_ours() {
+                return std::mem::forget(conn);
             }
-            berth.conn().leave_queue();
+            conn.mux().leave_queue();
         }
     }
 }

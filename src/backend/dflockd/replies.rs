@@ -26,7 +26,7 @@ pub enum Enqueued {
 }
 
 /// An idle key keeps its limit until the server collects it: at most the two settings' time later.
-const LIMIT_PASSES: &str = "it can have a new one when nobody has used it for as long as the server keeps \
+const LIMIT_CHANGES: &str = "it can have a new one when nobody has used it for as long as the server keeps \
                             idle keys (--gc-max-idle, 60 s unless set, and up to --gc-interval, 5 s)";
 
 /// The error that a refusal is, to a request that expected `expect`.
@@ -47,15 +47,15 @@ pub(crate) fn status_error(status: &Status, expect: Expect) -> Error {
     let raw = status.to_string();
     let detail = match kind {
         ErrorKind::Server => format!("{raw:?}"),
-        ErrorKind::LimitMismatch => LIMIT_PASSES.to_owned(),
+        ErrorKind::LimitMismatch => LIMIT_CHANGES.to_owned(),
         _ => String::new(),
     };
     let leader = if let Status::NotLeader(leader) = status { leader.as_deref() } else { None };
     Error::new(kind, detail).with_raw(&raw).with_leader(leader)
 }
 
-pub(crate) fn bad_reply(fault: BadReply) -> Error {
-    Error::new(ErrorKind::Protocol, "").caused_by(fault)
+pub(crate) fn bad_reply(error: BadReply) -> Error {
+    Error::new(ErrorKind::Protocol, "").caused_by(error)
 }
 
 /// Others had the key until the time ran out.

@@ -95,7 +95,7 @@ impl Buffered {
     }
 
     fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
-        let fault = |cause| Error::io("could not send", cause);
+        let error = |cause| Error::io("could not send", cause);
         while self.written < self.sending.len() {
             let rest = &self.sending[self.written..];
             match ready!(Pin::new(&mut self.stream).poll_write(cx, rest)) {
@@ -108,7 +108,7 @@ impl Buffered {
                     // How much of it was sent before it failed is not known.
                     self.sent += rest.len() as u64;
                     let cause = outcome.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into());
-                    return Poll::Ready(Err(fault(cause)));
+                    return Poll::Ready(Err(error(cause)));
                 }
             }
         }
@@ -116,7 +116,7 @@ impl Buffered {
         self.sending.shrink_to(KEPT_CAPACITY);
         self.written = 0;
         if self.unflushed {
-            ready!(Pin::new(&mut self.stream).poll_flush(cx)).map_err(fault)?;
+            ready!(Pin::new(&mut self.stream).poll_flush(cx)).map_err(error)?;
             self.unflushed = false;
         }
         Poll::Ready(Ok(()))

@@ -1,4 +1,4 @@
-//! The task behind a session: it alone touches the stream.
+//! The driver of a connection: the one task that touches the stream.
 
 use std::future::poll_fn;
 use std::pin::{Pin, pin};
@@ -9,56 +9,62 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 
-use super::{
-    ABANDONED, Buffered, CLOSING, ConnRef, ConnShared, ENDED, FINISHED, InFlight, MuxConnection, OPEN,
-    Occupancy, Responder, Response, UnclaimedGrant, named, shut_down,
-};
-use crate::backend::dflockd::connect::{closed_by_peer, unasked};
+use super::ConnRef;
+use super::buffered::Buffered;
+use super::deliver::deliver;
+use super::requests::{InFlight, Responder};
+use super::response::{UnclaimedGrant, driver_stopped};
+use super::shared::{ConnShared, Occupancy};
+use super::state::ConnState;
+use crate::backend::dflockd::connect::{closed_by_peer, unsolicited};
 use crate::backend::dflockd::replies;
 use crate::error::{Error, ErrorKind, Result};
-use crate::lease::ReleaseCompletion;
 use crate::net::BoxStream;
-use crate::proto::{Expect, Family, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
+use crate::proto::{Expect, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
 use crate::suspend;
-use crate::types::{Token, printable};
 
-/// How long a session whose last user is gone may take to finish what is under way, and how long an
-/// abandoned wait listens for a grant that crossed it.
+/// How long a connection without users may take to finish the requests in flight, and how long an abandoned
+/// wait reads on for a late grant.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many replies are handed out before their callers have a turn. What they ask next is then on
-/// its way while the rest is handed out, so that neither side waits for the other.
+/// How many replies are delivered before their callers have a turn. Their next requests are then sent while
+/// the driver delivers the rest, so that neither side waits for the other.
 const REPLY_BATCH: usize = 32;
 
 pub(super) struct Driver {
     stream: Buffered,
-    /// To hand out with grants; weak, so that it does not keep the session open.
+    /// Delivered with grants. Weak, so that it does not keep the connection open.
     handle: Weak<ConnRef>,
     shared: Arc<ConnShared>,
     decoder: LineDecoder,
-    /// How long requests took that are not counted yet.
+    /// Round trips that the metrics do not count yet.
     round_trips: Vec<Duration>,
-    /// When to give up what is under way, once nothing more is taken.
+    /// The deadline of the requests in flight, once no more are taken.
     close_by: Option<Instant>,
 }
 
 impl Driver {
     pub(super) fn new(stream: BoxStream, handle: Weak<ConnRef>, shared: Arc<ConnShared>) -> Self {
-        let (wire, decoder, trips) =
-            (Buffered::new(stream), LineDecoder::new(), Vec::with_capacity(REPLY_BATCH));
-        Self { stream: wire, handle, shared, decoder, round_trips: trips, close_by: None }
+        Self {
+            stream: Buffered::new(stream),
+            handle,
+            shared,
+            decoder: LineDecoder::new(),
+            round_trips: Vec::with_capacity(REPLY_BATCH),
+            close_by: None,
+        }
     }
 
     pub(super) async fn run(mut self) {
-        let end = self.drive().await;
-        self.close(end);
+        let reason = self.drive().await;
+        self.close(reason);
     }
 
-    /// Serves until the connection ends, and answers why.
+    /// Serves until the connection closes, and returns why it does.
     async fn drive(&mut self) -> Error {
-        let mut alarm = pin!(sleep_until(self.next_timer()));
-        match poll_fn(|cx| self.poll(cx, alarm.as_mut())).await {
+        let mut timer = pin!(sleep_until(self.next_timer()));
+        match poll_fn(|cx| self.poll(cx, timer.as_mut())).await {
             Err(error) => error,
-            Ok(()) if self.shared.state() == ABANDONED => self.await_late_grant().await,
+            Ok(()) if self.shared.state() == ConnState::Abandoned => self.await_late_grant().await,
             Ok(()) => {
                 let _ = timeout(CLOSE_TIMEOUT, poll_fn(|cx| self.stream.poll_shutdown(cx))).await;
                 Error::new(ErrorKind::ConnectionClosed, "this client closed it")
@@ -66,15 +72,15 @@ impl Driver {
         }
     }
 
-    /// Reads, writes and looks at the clock, until there is no more to do on this connection.
-    fn poll(&mut self, cx: &mut Context<'_>, mut alarm: Pin<&mut Sleep>) -> Poll<Result<()>> {
+    /// Reads, delivers and sends, and handles the timer, until the connection is to close.
+    fn poll(&mut self, cx: &mut Context<'_>, mut timer: Pin<&mut Sleep>) -> Poll<Result<()>> {
         self.shared.waker.register(cx.waker());
-        let mut set_alarm = false;
+        let mut reset_timer = false;
         loop {
             let has_read = self.poll_read(cx)?.is_ready();
-            set_alarm |= has_read && self.receive(REPLY_BATCH)?;
-            // What the server has said was read before: a line that came unasked must not pass for
-            // the reply to the next request.
+            reset_timer |= has_read && self.receive(REPLY_BATCH)?;
+            // Sends only after it has read: an unsolicited line must not pass for the reply to the next
+            // request.
             if let Poll::Ready(Err(error)) = self.poll_send(cx) {
                 return Poll::Ready(Err(self.drain_replies(cx, error)));
             }
@@ -86,32 +92,32 @@ impl Driver {
             }
         }
         match self.shared.state() {
-            OPEN => {}
-            ABANDONED => return Poll::Ready(Ok(())),
+            ConnState::Open => {}
+            ConnState::Abandoned => return Poll::Ready(Ok(())),
             _ if self.is_done() => return Poll::Ready(Ok(())),
             _ if self.close_by.is_none() => {
                 self.close_by = Some(Instant::now() + CLOSE_TIMEOUT);
-                set_alarm = true;
+                reset_timer = true;
             }
             _ => {}
         }
-        if set_alarm | self.shared.reset_timer.swap(false, Ordering::Relaxed) {
-            alarm.as_mut().reset(self.next_timer());
+        if reset_timer | self.shared.reset_timer.swap(false, Ordering::Relaxed) {
+            timer.as_mut().reset(self.next_timer());
         }
-        if alarm.as_mut().poll(cx).is_ready() {
+        if timer.as_mut().poll(cx).is_ready() {
             self.handle_timer()?;
-            alarm.as_mut().reset(self.next_timer());
+            timer.as_mut().reset(self.next_timer());
             cx.waker().wake_by_ref();
         }
         Poll::Pending
     }
 
-    /// Whether everything that was asked is answered.
+    /// Returns `true` if every request is sent and answered.
     fn is_done(&self) -> bool {
         self.stream.is_sent() && self.shared.requests().len() == 0
     }
 
-    /// Has bytes to look at, once this is ready.
+    /// Reads. When ready, there are bytes to decode.
     fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         match ready!(self.stream.poll_read(cx))? {
             0 => Poll::Ready(Err(closed_by_peer(self.stream_position()))),
@@ -119,7 +125,7 @@ impl Driver {
         }
     }
 
-    /// Hands out what was answered before the stream failed.
+    /// Delivers the replies that came before the stream failed.
     fn drain_replies(&mut self, cx: &mut Context<'_>, error: Error) -> Error {
         while let Poll::Ready(Ok(())) = self.poll_read(cx) {
             if self.receive(usize::MAX).is_err() {
@@ -129,28 +135,28 @@ impl Driver {
         error
     }
 
-    /// Sends what was asked. Ready once all of it is on its way.
+    /// Sends the queued requests. Ready once all of them are sent.
     ///
-    /// What an earlier time has left goes first. Whoever asked after that woke nobody, since bytes were
-    /// waiting already.
+    /// Bytes left from an earlier poll go first. A request queued after them did not wake the driver, since
+    /// the stream wakes it.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         self.stream.poll_send(cx, |sending| self.shared.requests().encode(sending))
     }
 
-    /// Hands out so many replies, of those that were read. Answers whether a request that may wait
-    /// was among those that they answer.
-    fn receive(&mut self, most: usize) -> Result<bool> {
+    /// Delivers at most `max` of the replies that were read. Returns `true` if one of them answers a request
+    /// that may wait.
+    fn receive(&mut self, max: usize) -> Result<bool> {
         let now = Instant::now();
-        self.shared.answers.store(true, Ordering::Relaxed);
-        let waited = self.receive_at(now, most);
-        self.shared.answers.store(false, Ordering::Release);
+        self.shared.delivering.store(true, Ordering::Relaxed);
+        let waited = self.receive_at(now, max);
+        self.shared.delivering.store(false, Ordering::Release);
         self.shared.context.metrics.round_trips(self.round_trips.drain(..));
         waited
     }
 
-    fn receive_at(&mut self, now: Instant, most: usize) -> Result<bool> {
+    fn receive_at(&mut self, now: Instant, max: usize) -> Result<bool> {
         let mut waited = false;
-        for _ in 0..most {
+        for _ in 0..max {
             let mut unread = self.stream.unread();
             let line = self.decoder.next(&mut unread, MAX_REPLY_BYTES);
             let left = unread.len();
@@ -158,23 +164,23 @@ impl Driver {
                 self.stream.consume_to(left);
                 break;
             };
-            let Some(call) = self.shared.next_call(self.stream.sent_before_read(), now) else {
-                return Err(line.map_or_else(too_long, unasked));
+            let Some(answered) = self.shared.next_answered(self.stream.sent_before_read(), now) else {
+                return Err(line.map_or_else(too_long, unsolicited));
             };
             let reply = match line {
-                Ok(line) => Reply::parse(line, call.request.expect()).map_err(replies::bad_reply),
+                Ok(line) => Reply::parse(line, answered.request.expect()).map_err(replies::bad_reply),
                 Err(fault) => Err(too_long(fault)),
             };
             self.stream.consume_to(left);
             match reply {
-                // The server closes a connection to which it says this: those who have asked behind the
-                // ping are to hear why.
-                Ok(Reply::Refused(Status::Auth)) if matches!(call.request, Request::Ping) => {
+                // The server closes the connection after this reply. As the close reason it reaches the
+                // callers whose requests came after the ping.
+                Ok(Reply::Refused(Status::Auth)) if matches!(answered.request, Request::Ping) => {
                     return Err(replies::status_error(&Status::Auth, Expect::Done));
                 }
-                Ok(reply) => waited |= self.answer(call, reply, now),
+                Ok(reply) => waited |= self.handle_reply(answered, reply, now),
                 Err(error) => {
-                    self.shared.fail(call, &error, false);
+                    self.shared.fail(answered, &error, false);
                     return Err(error);
                 }
             }
@@ -182,35 +188,35 @@ impl Driver {
         Ok(waited)
     }
 
-    /// Hands a reply to its caller. Answers whether the request was one that may wait.
-    fn answer(&mut self, call: InFlight, reply: Reply, now: Instant) -> bool {
-        let (sent, waits) = (call.sent, call.request.may_wait());
+    /// Handles a reply. Returns `true` if its request was one that may wait.
+    fn handle_reply(&mut self, answered: InFlight, reply: Reply, now: Instant) -> bool {
+        let (sent, waits) = (answered.sent, answered.request.may_wait());
         self.shared.liveness.acked(proven(waits, sent, now, self.shared.context.keepalive));
         if !waits {
             self.round_trips.push(now - sent);
         }
-        if let Some(orphan) = answer(call, reply, &self.handle, &self.shared) {
-            self.release_unclaimed(orphan);
+        if let Some(unclaimed) = deliver(answered, reply, &self.handle, &self.shared) {
+            self.release_unclaimed(unclaimed);
         }
         waits
     }
 
-    /// Releases a grant that came when nobody had the session any more, so nobody waited for it.
-    fn release_unclaimed(&mut self, orphan: UnclaimedGrant) {
-        if self.shared.state() == ABANDONED {
-            return (self.shared.context.release_elsewhere)(orphan, None);
+    /// Releases a grant that came after the last handle dropped.
+    fn release_unclaimed(&mut self, unclaimed: UnclaimedGrant) {
+        if self.shared.state() == ConnState::Abandoned {
+            return (self.shared.context.release_elsewhere)(unclaimed, None);
         }
-        let UnclaimedGrant { key, token, family, .. } = orphan;
+        let UnclaimedGrant { key, token, family, .. } = unclaimed;
         self.send_internal(Request::Release { key, token, family });
     }
 
-    /// Asks something of the driver's own, whether or not it takes more from others.
+    /// Sends a request of the driver itself, also if the connection takes none from callers.
     fn send_internal(&self, request: Request) {
-        let call = InFlight { request, caller: Responder::None, sent: Instant::now() };
-        self.shared.push(self.shared.requests(), call);
+        let request = InFlight { request, responder: Responder::None, sent: Instant::now() };
+        self.shared.push(self.shared.requests(), request);
     }
 
-    /// Where in the conversation the stream stands.
+    /// Returns where in the conversation the stream stands.
     fn stream_position(&self) -> &'static str {
         match (self.decoder.at_boundary(), self.shared.requests().len() == 0) {
             (false, _) => "in the middle of a reply",
@@ -219,54 +225,55 @@ impl Driver {
         }
     }
 
-    /// When to look at the connection again, or at those who wait for a release.
+    /// Returns the time of the next check of the connection, or of the callers' deadlines.
     fn next_timer(&self) -> Instant {
-        let late_at = self.shared.requests().next_deadline();
+        let deadline = self.shared.requests().next_deadline();
         let next = self.close_by.unwrap_or_else(|| self.next_liveness_check());
-        late_at.map_or(next, |late_at| late_at.min(next))
+        deadline.map_or(next, |deadline| deadline.min(next))
     }
 
-    /// When to look whether the connection is quiet, or the server is. Not later than the next ping
-    /// is due, whatever is under way now: its answer does not set this anew.
+    /// Returns the time at which to check for a quiet connection or a quiet server. Not later than the next
+    /// ping is due, whatever is in flight now, since a reply does not set the timer anew.
     fn next_liveness_check(&self) -> Instant {
         let keepalive = self.shared.context.keepalive;
-        let outbox = self.shared.requests();
-        // Behind a request that waits in a queue the server answers nothing, and drops nothing.
-        if outbox.front().is_some_and(Request::may_wait) {
+        let requests = self.shared.requests();
+        // While a request waits in a wait queue, the server answers nothing that comes after it, and does not
+        // drop the connection.
+        if requests.front().is_some_and(Request::may_wait) {
             return Instant::now() + keepalive;
         }
-        let next = (outbox.last_call() + keepalive).min(self.shared.liveness.expires_at());
-        let idle = self.idle_until().filter(|until| outbox.len() == 0 || *until > Instant::now());
+        let next = (requests.last_pushed() + keepalive).min(self.shared.liveness.expires_at());
+        let idle = self.idle_until().filter(|until| requests.len() == 0 || *until > Instant::now());
         idle.map_or(next, |idle| idle.min(next))
     }
 
-    /// Pings over a connection that was quiet for a while, so that the server does not drop it, and
-    /// gives up one over which no answer comes. A ping goes out while answers are owed as well: it may
-    /// be what proves, once a stall is over, that the server has listened since.
+    /// Pings over a quiet connection, so that the server does not drop it, and closes one over which no reply
+    /// comes. Pings while replies are owed as well: once a stall is over, the reply to that ping may be what
+    /// proves that the server has read since.
     fn handle_timer(&mut self) -> Result<()> {
         let (now, keepalive) = (suspend::now(), self.shared.context.keepalive);
-        if self.close_by.is_some_and(|finish_by| now >= finish_by) {
-            let late = "the server did not answer before it was closed";
-            return Err(Error::new(ErrorKind::Timeout, late));
+        if self.close_by.is_some_and(|close_by| now >= close_by) {
+            let detail = "the server did not answer before it was closed";
+            return Err(Error::new(ErrorKind::Timeout, detail));
         }
-        let mut outbox = self.shared.requests();
-        outbox.expire_overdue(now);
-        let (is_idle, last_call) = (outbox.len() == 0, outbox.last_call());
-        let waits = outbox.front().is_some_and(Request::may_wait);
-        drop(outbox);
+        let mut requests = self.shared.requests();
+        requests.expire_overdue(now);
+        let (is_idle, last_pushed) = (requests.len() == 0, requests.last_pushed());
+        let waits = requests.front().is_some_and(Request::may_wait);
+        drop(requests);
         if !waits && now >= self.shared.liveness.expires_at() {
             let detail = format!("the server answered nothing for {:?}", 2 * keepalive);
             return Err(Error::new(ErrorKind::Timeout, detail));
         }
         if is_idle && self.close_idle(now) {
-            tracing::debug!(server = %self.shared.context.server, "a connection that nobody needs is closed");
-        } else if !waits && now >= last_call + keepalive {
+            tracing::debug!(server = %self.shared.context.server, "closing an idle connection");
+        } else if !waits && now >= last_pushed + keepalive {
             self.send_internal(Request::Ping);
         }
         Ok(())
     }
 
-    /// Until when the connection is kept though nobody has it.
+    /// Returns when the connection closes as idle; `None` if it is in use.
     fn idle_until(&self) -> Option<Instant> {
         match *self.shared.occupancy() {
             Occupancy::Idle(until) => Some(until),
@@ -274,146 +281,82 @@ impl Driver {
         }
     }
 
-    /// Closes a connection that nobody has had for long. Whoever takes it looks behind the same lock.
+    /// Closes the connection if it was idle for too long. `mark_in_use` checks the state under the same lock.
     fn close_idle(&self, now: Instant) -> bool {
-        let usage = self.shared.occupancy();
-        let is_over = matches!(*usage, Occupancy::Idle(until) if now >= until);
-        if is_over {
-            self.shared.advance(CLOSING);
+        let occupancy = self.shared.occupancy();
+        let is_due = matches!(*occupancy, Occupancy::Idle(until) if now >= until);
+        if is_due {
+            self.shared.advance(ConnState::Closing);
         }
-        is_over
+        is_due
     }
 
+    /// Half-closes the stream after an abandoned wait, and reads on for a late grant.
     async fn await_late_grant(&mut self) -> Error {
-        // What is not on its way yet need not be asked any more.
-        let retracted = self.shared.requests().cancel_unsent();
-        for call in retracted {
-            self.shared.fail(call, &shut_down(), true);
+        // No caller needs an answer to what is not sent yet.
+        let unsent = self.shared.requests().cancel_unsent();
+        for request in unsent {
+            self.shared.fail(request, &driver_stopped(), true);
         }
-        let mut left = false;
-        let listening = poll_fn(|cx| {
+        let mut half_closed = false;
+        let reading = poll_fn(|cx| {
             loop {
                 let has_read = self.poll_read(cx)?.is_ready();
                 if has_read {
                     self.receive(usize::MAX)?;
                 }
-                // The server may be in the middle of a reply, and take nothing until that is read.
-                left = left || self.poll_half_close(cx)?.is_ready();
+                // The server may be in the middle of a reply, and read nothing until that is read.
+                half_closed = half_closed || self.poll_half_close(cx)?.is_ready();
                 if !has_read {
                     return Poll::Pending;
                 }
             }
         });
-        let ended: Result<Result<()>, _> = timeout(CLOSE_TIMEOUT, listening).await;
+        let ended: Result<Result<()>, _> = timeout(CLOSE_TIMEOUT, reading).await;
         let kind = if ended.is_ok() { ErrorKind::ConnectionClosed } else { ErrorKind::Timeout };
-        Error::new(kind, "its wait was given up")
+        Error::new(kind, "its wait was abandoned")
     }
 
-    /// Sends what is left, and closes this way of the stream.
+    /// Sends what is left, and closes the sending half of the stream.
     fn poll_half_close(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         ready!(self.poll_send(cx))?;
         self.stream.poll_shutdown(cx)
     }
 
-    /// Tells everyone who still waits, and everyone who asks later.
-    fn close(&mut self, end: Error) {
-        let end = end.on_server(&self.shared.context.server);
-        tracing::debug!(server = %self.shared.context.server, reason = %end, "connection ended");
-        // The first end stands; this is the only one who sets it.
-        let _ = self.shared.end.set(end.clone());
-        self.shared.advance(ENDED);
+    /// Closes the connection: fails the requests in flight, and every later one.
+    fn close(&mut self, reason: Error) {
+        let reason = reason.on_server(&self.shared.context.server);
+        tracing::debug!(server = %self.shared.context.server, %reason, "connection closed");
+        // The first reason stands, and only the driver sets it.
+        let _ = self.shared.close_reason.set(reason.clone());
+        self.shared.advance(ConnState::Closed);
         *self.shared.occupancy() = Occupancy::InUse(None);
-        let left = self.shared.requests().end(self.stream.sent());
-        for (call, unsent) in left {
-            self.shared.fail(call, &end, unsent);
+        let left = self.shared.requests().drain(self.stream.sent());
+        for (request, unsent) in left {
+            self.shared.fail(request, &reason, unsent);
         }
-        self.shared.advance(FINISHED);
+        self.shared.advance(ConnState::Finished);
         self.shared.closed.notify_waiters();
     }
 }
 
-/// The runtime may drop the driver at any await: whoever looks must then see it closed.
+/// The runtime may drop the driver at any await. Handles must then see the connection closed.
 impl Drop for Driver {
     fn drop(&mut self) {
-        if self.shared.end.get().is_none() && self.shared.origin.is_here() {
-            self.close(shut_down());
+        if self.shared.close_reason.get().is_none() && self.shared.origin.is_here() {
+            self.close(driver_stopped());
         }
     }
 }
 
-/// When a request that is answered now proves the server to have been listening.
+/// Returns the time at which a request that is answered now proves the server to have read.
 ///
-/// One that waited in a queue for long says that the server was there when it answered, which was
-/// a moment ago; a lease that comes of it is confirmed by a renewal before anybody relies on it.
+/// If it waited in a wait queue for long, it proves that the server was alive when it replied, which was a
+/// moment ago. A lease granted so is confirmed by a renewal before a caller relies on it.
 fn proven(waits: bool, sent: Instant, now: Instant, keepalive: Duration) -> Instant {
     if waits && now > sent + keepalive { now } else { sent }
 }
 
 fn too_long(fault: LineTooLong) -> Error {
     Error::new(ErrorKind::Protocol, "reply too long").caused_by(fault)
-}
-
-/// Hands a reply to its caller; a grant travels with the duty to release it, or comes back where
-/// nobody has the session any more.
-#[must_use]
-fn answer(
-    call: InFlight,
-    reply: Reply,
-    handle: &Weak<ConnRef>,
-    shared: &ConnShared,
-) -> Option<UnclaimedGrant> {
-    if reply == Reply::Refused(Status::Draining) {
-        shared.context.draining.store(true, Ordering::Relaxed);
-    }
-    if matches!((&call.request, &reply), (Request::Ping, Reply::Refused(Status::Error))) {
-        shared.is_unfenced.store(true, Ordering::Relaxed);
-    }
-    let InFlight { request, caller, .. } = call;
-    let caller = match caller {
-        Responder::Release { done, .. } => {
-            released(&request, reply, done, shared);
-            return None;
-        }
-        Responder::Caller { tell, .. } => Some(tell),
-        Responder::None => None,
-    };
-    let orphan = match &reply {
-        Reply::Granted { token, .. } | Reply::Acquired { token, .. } => orphan(request, token),
-        _ => None,
-    };
-    let (orphan, left) = match orphan.map(|orphan| (orphan, handle.upgrade())) {
-        Some((orphan, Some(handle))) => (Some((orphan, MuxConnection(handle))), None),
-        Some((orphan, None)) => (None, Some(orphan)),
-        None => (None, None),
-    };
-    let answer = Response { reply: Some(reply), unclaimed: orphan };
-    // One that cannot be delivered comes back and is dropped, which releases its grant.
-    match caller {
-        Some(caller) => drop(caller.send(Ok(answer))),
-        None => drop(answer),
-    }
-    left
-}
-
-fn released(request: &Request, reply: Reply, done: Option<ReleaseCompletion>, shared: &ConnShared) {
-    match (done, request, reply) {
-        (Some(done), request, reply) => {
-            let outcome = replies::released(reply);
-            done.complete(outcome.map_err(|error| named(error.on_server(&shared.context.server), request)));
-        }
-        (None, Request::Release { key, token, .. }, Reply::Refused(status)) => {
-            let (fence, status) = (shared.fence_of(token), status.to_string());
-            tracing::debug!(%key, ?fence, status = %printable(&status), "released a lease that was gone already");
-        }
-        (None, ..) => {}
-    }
-}
-
-fn orphan(request: Request, token: &Token) -> Option<UnclaimedGrant> {
-    let (key, family) = match request {
-        Request::Acquire { key, limit, .. } | Request::Enqueue { key, limit, .. } => (key, Family::of(limit)),
-        Request::Wait { key, family, .. } => (key, family),
-        _ => return None,
-    };
-    Some(UnclaimedGrant { key, token: token.clone(), family, rerouted: None })
 }

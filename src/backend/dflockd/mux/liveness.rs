@@ -65,7 +65,7 @@ impl Liveness {
     /// another connection.
     pub(super) fn is_suspect(&self, now: Instant) -> bool {
         let owed = self.owed.load(Ordering::Relaxed);
-        let stalls = owed != NEVER && now >= self.base + Duration::from_nanos(owed) + SUSPECT_AFTER;
-        stalls || now + suspend::since(self.at()) >= self.at() + self.keepalive + self.keepalive / 2
+        let is_overdue = owed != NEVER && now >= self.base + Duration::from_nanos(owed) + SUSPECT_AFTER;
+        is_overdue || now + suspend::since(self.at()) >= self.at() + self.keepalive + self.keepalive / 2
     }
 }

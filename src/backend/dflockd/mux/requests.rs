@@ -1,4 +1,4 @@
-//! What was asked of the server and is not answered yet, in order: a first part that was sent, and a
+//! What was position of the server and is not answered yet, in order: a first part that was sent, and a
 //! rest that waits for its replies. Knows of no stream.
 
 use std::collections::VecDeque;
@@ -7,7 +7,8 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::{Rerouted, Response, TrySendError};
+use super::monitor::Rerouted;
+use super::response::{Response, TrySendError};
 use crate::backend::Deadline;
 use crate::lease::ReleaseCompletion;
 use crate::proto::Request;
@@ -28,7 +29,7 @@ const EXPIRY_INTERVAL: Duration = Duration::from_millis(10);
 /// A request on its way, or sent and unanswered.
 pub(super) struct InFlight {
     pub(super) request: Request,
-    pub(super) caller: Responder,
+    pub(super) responder: Responder,
     /// The instant before it was sent.
     pub(super) sent: Instant,
 }
@@ -36,32 +37,32 @@ pub(super) struct InFlight {
 impl InFlight {
     /// Until when somebody waits for the answer, if anybody does.
     fn deadline(&self) -> Option<Instant> {
-        match &self.caller {
+        match &self.responder {
             Responder::Caller { deadline, .. } => Some(deadline.at()),
-            Responder::Release { done, .. } => done.as_ref()?.deadline(),
+            Responder::Release { completion, .. } => completion.as_ref()?.deadline(),
             Responder::None => None,
         }
     }
 
     /// Tells whoever waits that there is no answer in time. What is answered later is nobody's.
     fn time_out(&mut self) {
-        match std::mem::replace(&mut self.caller, Responder::None) {
-            Responder::Caller { tell, deadline } => {
+        match std::mem::replace(&mut self.responder, Responder::None) {
+            Responder::Caller { sender, deadline } => {
                 let failure = TrySendError { error: deadline.passed("reply"), request: None };
-                // The caller may be gone.
-                drop(tell.send(Err(failure)));
+                // The responder may be gone.
+                drop(sender.send(Err(failure)));
             }
-            Responder::Release { mut done, rescue } => {
-                done.iter_mut().for_each(ReleaseCompletion::time_out);
-                self.caller = Responder::Release { done, rescue };
+            Responder::Release { mut completion, rerouted } => {
+                completion.iter_mut().for_each(ReleaseCompletion::time_out);
+                self.responder = Responder::Release { completion, rerouted };
             }
             Responder::None => {}
         }
     }
 
-    /// Whether whoever asked is gone.
+    /// Whether whoever position is gone.
     pub(super) fn is_cancelled(&self) -> bool {
-        matches!(&self.caller, Responder::Caller { tell, .. } if tell.is_closed())
+        matches!(&self.responder, Responder::Caller { sender, .. } if sender.is_closed())
     }
 }
 
@@ -71,13 +72,13 @@ const UNSENT: u64 = u64::MAX;
 /// Who hears of the reply.
 pub(super) enum Responder {
     Caller {
-        tell: oneshot::Sender<Result<Response, TrySendError>>,
+        sender: oneshot::Sender<Result<Response, TrySendError>>,
         deadline: Deadline,
     },
     /// Nobody waits for a release, but somebody may want to know how it went.
     Release {
-        done: Option<ReleaseCompletion>,
-        rescue: Option<Rerouted>,
+        completion: Option<ReleaseCompletion>,
+        rerouted: Option<Rerouted>,
     },
     None,
 }
@@ -85,48 +86,48 @@ pub(super) enum Responder {
 /// The requests of one connection. Positions count the bytes of all requests that were ever sent.
 pub(super) struct RequestQueue {
     /// Unanswered, in order, each with the position at which it begins, once it is sent.
-    calls: VecDeque<(InFlight, u64)>,
+    entries: VecDeque<(InFlight, u64)>,
     /// How many of them are sent, or about to be.
     owed: usize,
     /// The position at which those end.
     end: u64,
-    last_call: Instant,
+    last_pushed: Instant,
     /// When somebody who waits may have to be sent away: not later than this.
     next_deadline: Option<Instant>,
 }
 
 impl RequestQueue {
     pub(super) fn new(now: Instant) -> Self {
-        Self { calls: VecDeque::new(), owed: 0, end: 0, last_call: now, next_deadline: None }
+        Self { entries: VecDeque::new(), owed: 0, end: 0, last_pushed: now, next_deadline: None }
     }
 
     /// Takes a request. Answers whether it can be sent now, and is the first that can.
-    pub(super) fn push(&mut self, call: InFlight) -> bool {
-        self.next_deadline = self.next_deadline.into_iter().chain(call.deadline()).min();
-        let is_first = self.calls.len() == self.owed && self.owed < MAX_OWED;
-        self.last_call = call.sent;
-        self.calls.push_back((call, UNSENT));
+    pub(super) fn push(&mut self, request: InFlight) -> bool {
+        self.next_deadline = self.next_deadline.into_iter().chain(request.deadline()).min();
+        let is_first = self.entries.len() == self.owed && self.owed < MAX_OWED;
+        self.last_pushed = request.sent;
+        self.entries.push_back((request, UNSENT));
         is_first
     }
 
-    /// The request that a reply answers: the oldest, if it was sent before the position `asked`.
-    pub(super) fn pop(&mut self, asked: u64) -> Option<InFlight> {
-        self.calls.front().filter(|(_, begin)| *begin < asked)?;
+    /// The request that a reply answers: the oldest, if it was sent before the position `position`.
+    pub(super) fn pop(&mut self, position: u64) -> Option<InFlight> {
+        self.entries.front().filter(|(_, begin)| *begin < position)?;
         self.owed -= 1;
-        self.calls.pop_front().map(|(call, _)| call)
+        self.entries.pop_front().map(|(request, _)| request)
     }
 
     /// Takes back the requests that wait to be sent.
     pub(super) fn cancel_unsent(&mut self) -> Vec<InFlight> {
-        self.calls.split_off(self.owed).into_iter().map(|(call, _)| call).collect()
+        self.entries.split_off(self.owed).into_iter().map(|(request, _)| request).collect()
     }
 
     /// Appends what can be sent now to `sending`.
     pub(super) fn encode(&mut self, sending: &mut Vec<u8>) {
-        let until = self.calls.len().min(MAX_OWED);
-        for (call, begin) in self.calls.range_mut(self.owed..until) {
+        let until = self.entries.len().min(MAX_OWED);
+        for (request, begin) in self.entries.range_mut(self.owed..until) {
             let len = sending.len();
-            call.request.encode(sending);
+            request.request.encode(sending);
             *begin = self.end;
             self.end += (sending.len() - len) as u64;
         }
@@ -136,9 +137,9 @@ impl RequestQueue {
     /// Sends those away whose time is up.
     pub(super) fn expire_overdue(&mut self, now: Instant) {
         let mut next: Option<Instant> = None;
-        for (call, _) in &mut self.calls {
-            match call.deadline() {
-                Some(until) if until <= now => call.time_out(),
+        for (request, _) in &mut self.entries {
+            match request.deadline() {
+                Some(until) if until <= now => request.time_out(),
                 until => next = next.into_iter().chain(until).min(),
             }
         }
@@ -152,31 +153,31 @@ impl RequestQueue {
 
     /// Forgets requests whose callers are gone, and with that which reply is whose.
     pub(super) fn drop_cancelled(&mut self) {
-        self.calls.retain(|(call, begin)| {
-            let is_deserted = call.is_cancelled();
-            self.owed -= usize::from(is_deserted && *begin != UNSENT);
-            !is_deserted
+        self.entries.retain(|(request, begin)| {
+            let is_cancelled = request.is_cancelled();
+            self.owed -= usize::from(is_cancelled && *begin != UNSENT);
+            !is_cancelled
         });
     }
 
     /// Hands over what has no reply, each with whether nothing of it was sent up to the position
     /// `sent`.
-    pub(super) fn end(&mut self, sent: u64) -> impl Iterator<Item = (InFlight, bool)> + use<> {
-        std::mem::take(&mut self.calls).into_iter().map(move |(call, begin)| (call, begin >= sent))
+    pub(super) fn drain(&mut self, sent: u64) -> impl Iterator<Item = (InFlight, bool)> + use<> {
+        std::mem::take(&mut self.entries).into_iter().map(move |(request, begin)| (request, begin >= sent))
     }
 
     /// How many requests have no reply.
     pub(super) fn len(&self) -> usize {
-        self.calls.len()
+        self.entries.len()
     }
 
     /// The request that is answered next.
     pub(super) fn front(&self) -> Option<&Request> {
-        self.calls.front().map(|(call, _)| &call.request)
+        self.entries.front().map(|(request, _)| &request.request)
     }
 
     /// The instant before the last request was made.
-    pub(super) fn last_call(&self) -> Instant {
-        self.last_call
+    pub(super) fn last_pushed(&self) -> Instant {
+        self.last_pushed
     }
 }

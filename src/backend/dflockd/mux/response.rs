@@ -8,9 +8,10 @@ use futures::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
-use super::{MuxConnection, Rerouted, shut_down};
+use super::MuxConnection;
+use super::monitor::Rerouted;
 use crate::backend::Deadline;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::failpoints::{Rule, is_broken};
 use crate::proto::{Family, Reply, Request};
 use crate::types::{Key, Seconds, Token};
@@ -27,13 +28,13 @@ pub(crate) struct TrySendError {
 pub(crate) struct ResponseFuture {
     pub(super) reply: oneshot::Receiver<Result<Response, TrySendError>>,
     /// Where nobody else sees to the deadline.
-    pub(super) alarm: Option<BoxFuture<'static, Error>>,
+    pub(super) timer: Option<BoxFuture<'static, Error>>,
 }
 
 impl ResponseFuture {
     /// Looks at a clock of its own, and waits until the deadline at the most.
-    pub(super) fn by_itself(mut self, deadline: Deadline) -> Self {
-        self.alarm = Some(Box::pin(async move {
+    pub(super) fn with_timer(mut self, deadline: Deadline) -> Self {
+        self.timer = Some(Box::pin(async move {
             sleep_until(deadline.at()).await;
             deadline.passed("reply")
         }));
@@ -47,10 +48,10 @@ impl Future for ResponseFuture {
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let error = match self.reply.poll_unpin(cx) {
             Poll::Ready(Ok(outcome)) => return Poll::Ready(outcome),
-            Poll::Ready(Err(_)) => shut_down(),
+            Poll::Ready(Err(_)) => driver_stopped(),
             Poll::Pending => {
-                let Some(alarm) = &mut self.alarm else { return Poll::Pending };
-                ready!(alarm.as_mut().poll(cx))
+                let Some(timer) = &mut self.timer else { return Poll::Pending };
+                ready!(timer.as_mut().poll(cx))
             }
         };
         Poll::Ready(Err(TrySendError { error, request: None }))
@@ -88,13 +89,13 @@ impl Response {
 
 impl Drop for Response {
     fn drop(&mut self) {
-        if let Some((orphan, session)) = self.unclaimed.take()
-            && session.is_ours()
+        if let Some((unclaimed, conn)) = self.unclaimed.take()
+            && conn.is_ours()
             && !is_broken(Rule::ReleaseUnclaimed)
         {
-            let fence = session.fence_of(&orphan.token);
-            tracing::debug!(key = %orphan.key, ?fence, "a grant that nobody took is released");
-            session.release(orphan, Instant::now(), None);
+            let fence = conn.fence_of(&unclaimed.token);
+            tracing::debug!(key = %unclaimed.key, ?fence, "a grant that nobody took is released");
+            conn.release(unclaimed, Instant::now(), None);
         }
     }
 }
@@ -105,6 +106,11 @@ pub(crate) struct UnclaimedGrant {
     pub(crate) key: Key,
     pub(crate) token: Token,
     pub(crate) family: Family,
-    /// That its release was passed on already, from a session that had ended: it is once.
+    /// That its release was passed on already, from a conn that had ended: it is once.
     pub(crate) rerouted: Option<Rerouted>,
+}
+
+/// The error of a request whose driver is gone.
+pub(super) fn driver_stopped() -> Error {
+    Error::new(ErrorKind::ConnectionClosed, "its driver was shut down")
 }

@@ -11,7 +11,7 @@ use crate::backend::dflockd::pool::Pool;
 use crate::error::Result;
 use crate::proto::Request;
 
-/// How often a request that was not sent is made again on another connection.
+/// How often a request that was not sent is made next on another connection.
 const RESENDS: usize = 3;
 
 /// One user's place on a connection, shared with others or not. Dropped, nothing is held there and
@@ -19,17 +19,17 @@ const RESENDS: usize = 3;
 pub(crate) struct PoolConnection {
     pool: Arc<Pool>,
     shard: usize,
-    conn: MuxConnection,
+    mux: MuxConnection,
     shared: bool,
 }
 
 impl PoolConnection {
-    pub(super) fn new(pool: &Arc<Pool>, shard: usize, session: MuxConnection, shared: bool) -> Self {
-        Self { pool: pool.clone(), shard, conn: session, shared }
+    pub(super) fn new(pool: &Arc<Pool>, shard: usize, mux: MuxConnection, shared: bool) -> Self {
+        Self { pool: pool.clone(), shard, mux, shared }
     }
 
-    pub(crate) fn conn(&self) -> &MuxConnection {
-        &self.conn
+    pub(crate) fn mux(&self) -> &MuxConnection {
+        &self.mux
     }
 
     pub(crate) fn shard(&self) -> usize {
@@ -38,13 +38,13 @@ impl PoolConnection {
 
     /// Sends a request, at `now`.
     pub(crate) fn send(&self, request: Request, now: Instant, deadline: &Deadline) -> ResponseFuture {
-        self.conn.send_request(request, now, deadline)
+        self.mux.send_request(request, now, deadline)
     }
 
-    /// Waits for the answer to what was asked here. A request that could not be sent may go by another
+    /// Waits for the response to what was asked here. A request that could not be sent may go by another
     /// connection.
     ///
-    /// Dropped, or without an answer, it gives up a connection of its own, and with it the place in a
+    /// Dropped, or without an response, it gives up a connection of its own, and with it the place in a
     /// queue. On a shared one the request is answered all the same, and a grant in it given back.
     pub(crate) async fn response(
         &mut self,
@@ -52,36 +52,36 @@ impl PoolConnection {
         deadline: &Deadline,
     ) -> Result<Response> {
         let failure = match self.wait(&mut reply).await {
-            Ok(answer) => return Ok(answer),
+            Ok(response) => return Ok(response),
             Err(failure) => failure,
         };
         Box::pin(deadline.bounds("reply", self.resend(failure, deadline))).await
     }
 
     async fn wait(&self, reply: &mut ResponseFuture) -> Result<Response, TrySendError> {
-        let mut wait = AbandonOnDrop((!self.shared).then_some(&self.conn));
-        let answer = reply.await?;
-        wait.0 = None;
-        Ok(answer)
+        let mut guard = AbandonOnDrop((!self.shared).then_some(&self.mux));
+        let response = reply.await?;
+        guard.0 = None;
+        Ok(response)
     }
 
     /// A `wait` is bound to the connection that queued, any other request that was not sent is made
-    /// again elsewhere.
+    /// next elsewhere.
     async fn resend(&mut self, mut failure: TrySendError, deadline: &Deadline) -> Result<Response> {
         for _ in 0..RESENDS {
-            let may_go = |request: &mut Box<Request>| !matches!(**request, Request::Wait { .. });
-            let Some(request) = failure.request.take_if(may_go).filter(|_| self.conn.is_closed()) else {
+            let may_move = |request: &mut Box<Request>| !matches!(**request, Request::Wait { .. });
+            let Some(request) = failure.request.take_if(may_move).filter(|_| self.mux.is_closed()) else {
                 break;
             };
-            tracing::debug!(server = %self.conn.server(), error = %failure.error, "a dead connection is replaced");
+            tracing::debug!(server = %self.mux.server(), error = %failure.error, "a dead connection is replaced");
             *self = self.replacement().await?;
             let mut reply = self.send(*request, Instant::now(), deadline);
             match self.wait(&mut reply).await {
-                Ok(answer) => return Ok(answer),
-                Err(again) => failure = again,
+                Ok(response) => return Ok(response),
+                Err(next) => failure = next,
             }
         }
-        Err(failure.error.on_server(self.conn.server()))
+        Err(failure.error.on_server(self.mux.server()))
     }
 
     /// A place of the same kind on another connection.
@@ -95,31 +95,31 @@ impl PoolConnection {
 
     /// Whether the connection has ended by then.
     pub(crate) async fn closed_by(&self, until: Instant) -> bool {
-        timeout_at(until, self.conn.closed()).await.is_ok()
+        timeout_at(until, self.mux.closed()).await.is_ok()
     }
 
     /// The server may yet hold something by this connection that nobody will release. Where others
     /// share it, they do not mind; the next to have it alone would.
     pub(crate) fn discard(self) {
         if !self.shared {
-            self.conn.close();
+            self.mux.close();
         }
     }
 
     /// No new request goes by this connection; what is under way or held goes on.
     pub(crate) fn retire(self) {
-        self.pool.server(self.shard).retire(&self.conn);
+        self.pool.server(self.shard).retire(&self.mux);
         self.discard();
     }
 }
 
 impl Drop for PoolConnection {
     fn drop(&mut self) {
-        let session = &self.conn;
+        let mux = &self.mux;
         if !self.shared {
-            self.pool.server(self.shard).push_idle(session.clone());
-        } else if session.users().fetch_sub(1, Ordering::Relaxed) == 1 {
-            self.pool.server(self.shard).release_surplus(session.runtime());
+            self.pool.server(self.shard).push_idle(mux.clone());
+        } else if mux.users().fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.pool.server(self.shard).release_surplus(mux.runtime());
         }
     }
 }
@@ -130,8 +130,8 @@ struct AbandonOnDrop<'a>(Option<&'a MuxConnection>);
 
 impl Drop for AbandonOnDrop<'_> {
     fn drop(&mut self) {
-        if let Some(session) = self.0 {
-            session.abandon();
+        if let Some(mux) = self.0 {
+            mux.abandon();
         }
     }
 }

@@ -19,7 +19,7 @@ use crate::backend::dflockd::command;
 use crate::backend::dflockd::conn::AsyncConn;
 use crate::backend::dflockd::connect::{open_stream, within};
 use crate::backend::dflockd::metrics::ConnMetrics;
-use crate::backend::dflockd::mux::{ConnContext, MuxConnection, Rerouted, Trace, UnclaimedGrant};
+use crate::backend::dflockd::mux::{ConnContext, ConnMonitor, MuxConnection, Rerouted, UnclaimedGrant};
 use crate::backend::dflockd::options::{Options, Server};
 use crate::backend::{CLOSE_TIMEOUT, Deadline, Gauges, client_closed, here};
 use crate::error::{Error, ErrorKind, Result};
@@ -55,12 +55,12 @@ impl Drop for Pool {
 
 impl Pool {
     pub(crate) fn new(options: Arc<Options>) -> Arc<Self> {
-        let shelves = options.servers.iter().map(|_| Mutex::new(ServerPool::new(&options))).collect();
+        let servers = options.servers.iter().map(|_| Mutex::new(ServerPool::new(&options))).collect();
         let draining = options.servers.iter().map(|_| Arc::default()).collect();
         Arc::new(Self {
             options,
             metrics: Arc::new(ConnMetrics::new()),
-            servers: shelves,
+            servers,
             draining,
             closed: AtomicBool::new(false),
             rerouted: Arc::default(),
@@ -68,15 +68,15 @@ impl Pool {
         })
     }
 
-    /// A place on a shared connection of this runtime, if one is open with room for it at `now`. It is
+    /// A place on a shared connection of this runtime, if one is open with permits for it at `now`. It is
     /// for requests that the server answers at once.
     pub(crate) fn try_checkout_shared(
         self: &Arc<Self>,
         shard: usize,
         now: Instant,
     ) -> Option<PoolConnection> {
-        let session = self.server(shard).least_loaded(here().ok()?, now)?;
-        Some(PoolConnection::new(self, shard, session, true))
+        let mux = self.server(shard).least_loaded(here().ok()?, now)?;
+        Some(PoolConnection::new(self, shard, mux, true))
     }
 
     /// The same, on one that is dialled if need be.
@@ -84,23 +84,23 @@ impl Pool {
         let here = here()?;
         loop {
             self.check_open()?;
-            let dial = {
-                let mut shelf = self.server(shard);
-                match shelf.least_loaded(here, Instant::now()) {
-                    Some(session) => return Ok(PoolConnection::new(self, shard, session, true)),
-                    None => shelf.join_connect(self, shard, here),
+            let connecting = {
+                let mut server = self.server(shard);
+                match server.least_loaded(here, Instant::now()) {
+                    Some(mux) => return Ok(PoolConnection::new(self, shard, mux, true)),
+                    None => server.join_connect(self, shard, here),
                 }
             };
             // A connection that nobody takes a place on, in the end, may be one too many.
             let _tidy = ReleaseSurplusOnDrop { pool: self, shard, here };
-            match dial.await {
-                Ok(session) if self.server(shard).try_reserve_opened(&session) => {
-                    return Ok(PoolConnection::new(self, shard, session, true));
+            match connecting.await {
+                Ok(mux) if self.server(shard).try_reserve_opened(&mux) => {
+                    return Ok(PoolConnection::new(self, shard, mux, true));
                 }
                 Ok(_) => {}
                 Err(error) => {
-                    let other = self.server(shard).any(here);
-                    return other.map(|session| PoolConnection::new(self, shard, session, true)).ok_or(error);
+                    let fallback = self.server(shard).any(here);
+                    return fallback.map(|mux| PoolConnection::new(self, shard, mux, true)).ok_or(error);
                 }
             }
         }
@@ -112,8 +112,8 @@ impl Pool {
         let here = here()?;
         self.check_open()?;
         let permit = self.exclusive_permit(shard).await?;
-        let session = self.idle_or_connect(shard, here, permit).await?;
-        Ok(PoolConnection::new(self, shard, session, false))
+        let mux = self.idle_or_connect(shard, here, permit).await?;
+        Ok(PoolConnection::new(self, shard, mux, false))
     }
 
     /// The next connection that tasks share.
@@ -123,9 +123,9 @@ impl Pool {
             Some(permit) => permit,
             None => self.exclusive_permit(shard).await?,
         };
-        let session = self.idle_or_connect(shard, here, permit).await?;
-        self.server(shard).share(&session);
-        Ok(session)
+        let mux = self.idle_or_connect(shard, here, permit).await?;
+        self.server(shard).share(&mux);
+        Ok(mux)
     }
 
     async fn idle_or_connect(
@@ -134,28 +134,28 @@ impl Pool {
         here: runtime::Id,
         permit: OwnedSemaphorePermit,
     ) -> Result<MuxConnection> {
-        let taken = self.server(shard).pop_idle(here, permit);
-        match taken {
-            Ok(session) => Ok(session),
+        let idle = self.server(shard).pop_idle(here, permit);
+        match idle {
+            Ok(mux) => Ok(mux),
             Err(permit) => self.open(shard, permit).await,
         }
     }
 
     /// Room for one more connection, once there is some.
     async fn exclusive_permit(&self, shard: usize) -> Result<OwnedSemaphorePermit> {
-        let room = self.server(shard).exclusive_permits();
-        if let Ok(permit) = room.clone().try_acquire_owned() {
+        let permits = self.server(shard).exclusive_permits();
+        if let Ok(permit) = permits.clone().try_acquire_owned() {
             return Ok(permit);
         }
-        let until = Instant::now() + self.options.connect_timeout;
-        let full = || self.exhausted(shard);
+        let deadline = Instant::now() + self.options.connect_timeout;
+        let exhausted = || self.exhausted(shard);
         // The semaphore is never closed.
-        timeout_at(until, room.acquire_owned()).await.map_err(|_| full())?.map_err(|_| full())
+        timeout_at(deadline, permits.acquire_owned()).await.map_err(|_| exhausted())?.map_err(|_| exhausted())
     }
 
     fn exhausted(&self, shard: usize) -> Error {
-        let (most, waited) = (self.options.max_connections, self.options.connect_timeout);
-        let detail = format!("all {most} connections (max_connections) stayed in use for {waited:?}");
+        let (max, waited) = (self.options.max_connections, self.options.connect_timeout);
+        let detail = format!("all {max} connections (max_connections) stayed in use for {waited:?}");
         Error::new(ErrorKind::Overloaded, detail).on_server(&self.options.servers[shard].name)
     }
 
@@ -172,25 +172,25 @@ impl Pool {
         self.metrics.connected();
         self.draining[shard].store(false, Ordering::Relaxed);
         let (pool, options) = (Arc::downgrade(self), self.options.clone());
-        let rescues = self.rerouted.clone();
-        let rescue = Arc::new(move |mut orphan: UnclaimedGrant, done| {
-            orphan.rerouted = Some(Rerouted::begin(&rescues));
+        let rerouted = self.rerouted.clone();
+        let release_elsewhere = Arc::new(move |mut unclaimed: UnclaimedGrant, completion| {
+            unclaimed.rerouted = Some(Rerouted::begin(&rerouted));
             // A release outlives the client that it came from.
             let pool = pool.upgrade().filter(|pool| !pool.is_closed());
             let pool = pool.unwrap_or_else(|| Self::new(options.clone()));
-            pool.release_elsewhere(shard, orphan, done);
+            pool.release_elsewhere(shard, unclaimed, completion);
         });
-        let home = ConnContext {
+        let context = ConnContext {
             server: server.name.clone(),
             keepalive: self.options.keepalive_interval,
             max_unanswered: self.options.max_unanswered_requests,
             draining: self.draining[shard].clone(),
             metrics: self.metrics.clone(),
-            release_elsewhere: rescue,
+            release_elsewhere,
         };
-        let session = MuxConnection::spawn(stream, home, permit);
-        let is_open = self.server(shard).opened(&session);
-        if is_open { Ok(session) } else { Err(client_closed()) }
+        let mux = MuxConnection::spawn(stream, context, permit);
+        let is_open = self.server(shard).opened(&mux);
+        if is_open { Ok(mux) } else { Err(client_closed()) }
     }
 
     /// A connection that is ready for commands, within the connect timeout.
@@ -211,33 +211,33 @@ impl Pool {
     fn release_elsewhere(
         self: &Arc<Self>,
         shard: usize,
-        orphan: UnclaimedGrant,
-        mut done: Option<ReleaseCompletion>,
+        unclaimed: UnclaimedGrant,
+        mut completion: Option<ReleaseCompletion>,
     ) {
         let Ok(runtime) = tokio::runtime::Handle::try_current() else {
             return release_failed(
-                &orphan,
-                done,
+                &unclaimed,
+                completion,
                 Error::new(ErrorKind::ConnectionClosed, "there is no runtime"),
             );
         };
         let pool = self.clone();
         runtime.spawn(async move {
-            let mut board = pin!(pool.checkout_shared(shard));
-            let in_time = match done.as_ref().and_then(ReleaseCompletion::deadline) {
-                Some(until) => timeout_at(until, &mut board).await.ok(),
+            let mut checkout = pin!(pool.checkout_shared(shard));
+            let in_time = match completion.as_ref().and_then(ReleaseCompletion::deadline) {
+                Some(deadline) => timeout_at(deadline, &mut checkout).await.ok(),
                 None => None,
             };
-            let board = match in_time {
-                Some(board) => board,
+            let checkout = match in_time {
+                Some(checkout) => checkout,
                 None => {
-                    done.iter_mut().for_each(ReleaseCompletion::time_out);
-                    board.await
+                    completion.iter_mut().for_each(ReleaseCompletion::time_out);
+                    checkout.await
                 }
             };
-            match board {
-                Ok(berth) => berth.conn().release(orphan, Instant::now(), done),
-                Err(error) => release_failed(&orphan, done, error),
+            match checkout {
+                Ok(conn) => conn.mux().release(unclaimed, Instant::now(), completion),
+                Err(error) => release_failed(&unclaimed, completion, error),
             }
         });
     }
@@ -250,22 +250,22 @@ impl Pool {
         here()?;
         if is_broken(Rule::StatsApart) {
             let deadline = Deadline::of_request(Instant::now(), self.options.request_timeout);
-            drop(self.checkout_shared(shard).await?.conn().send_request(
+            drop(self.checkout_shared(shard).await?.mux().send_request(
                 Request::Stats,
                 Instant::now(),
                 &deadline,
             ));
         }
         let Options { request_timeout, max_stats_bytes, servers, .. } = &*self.options;
-        let asking = async {
+        let stats = async {
             self.check_open()?;
-            let _room = self.exclusive_permit(shard).await?;
+            let _permit = self.exclusive_permit(shard).await?;
             self.server(shard).evict_idle();
             let conn = self.connect(&servers[shard]).await?;
             let conn = conn.request_timeout(*request_timeout).max_stats_bytes(*max_stats_bytes);
             command::stats(&conn).await
         };
-        Deadline::of_request(Instant::now(), *request_timeout).bounds("answer", asking).await
+        Deadline::of_request(Instant::now(), *request_timeout).bounds("answer", stats).await
     }
 
     pub(crate) fn is_closed(&self) -> bool {
@@ -276,8 +276,8 @@ impl Pool {
         if self.is_closed() { Err(client_closed()) } else { Ok(()) }
     }
 
-    fn traces(&self) -> Vec<Trace> {
-        (0..self.servers.len()).flat_map(|shard| self.server(shard).traces()).collect()
+    fn monitors(&self) -> Vec<ConnMonitor> {
+        (0..self.servers.len()).flat_map(|shard| self.server(shard).monitors()).collect()
     }
 
     /// Refuses to connect from now on, at once. The future resolves when nothing is left: no connection, no
@@ -285,40 +285,40 @@ impl Pool {
     pub(crate) fn close(&self, deadline: Instant) -> impl Future<Output = Result<()>> + Send {
         self.closed.store(true, Ordering::Release);
         (0..self.servers.len()).for_each(|shard| self.server(shard).close());
-        let traces = self.traces();
+        let monitors = self.monitors();
         async move {
             let here = here()?;
-            timeout_at(deadline, self.settled(&traces)).await.unwrap_or_else(|_| {
-                let left = traces.iter().filter(|trace| !trace.is_finished());
-                let elsewhere = if left.clone().any(|trace| trace.runtime() != here) {
+            timeout_at(deadline, self.settled(&monitors)).await.unwrap_or_else(|_| {
+                let left = monitors.iter().filter(|monitor| !monitor.is_finished());
+                let elsewhere = if left.clone().any(|monitor| monitor.runtime() != here) {
                     "; one ends on the runtime that opened it, once that runs"
                 } else {
                     ""
                 };
                 let detail =
                     format!("not closed within {CLOSE_TIMEOUT:?}: {} connections{elsewhere}", left.count());
-                traces.iter().for_each(Trace::close);
+                monitors.iter().for_each(ConnMonitor::close);
                 Err(Error::new(ErrorKind::Timeout, detail))
             })
         }
     }
 
-    async fn settled(&self, traces: &[Trace]) -> Result<()> {
-        let settled = futures::future::join_all(traces.iter().map(Trace::settled)).await;
+    async fn settled(&self, monitors: &[ConnMonitor]) -> Result<()> {
+        let settled = futures::future::join_all(monitors.iter().map(ConnMonitor::settled)).await;
         // The sender is this pool's own.
         let _ = self.rerouted.subscribe().wait_for(|count| *count == 0).await;
         settled.into_iter().collect()
     }
 
     pub(crate) fn gauges(&self) -> Gauges {
-        let traces = self.traces().into_iter().filter(Trace::is_open);
+        let monitors = self.monitors().into_iter().filter(ConnMonitor::is_open);
         let (connections, in_flight) =
-            traces.fold((0, 0), |(count, sum), session| (count + 1, sum + session.in_flight()));
+            monitors.fold((0, 0), |(count, sum), mux| (count + 1, sum + mux.in_flight()));
         self.metrics.read(connections, in_flight)
     }
 }
 
-/// A caller who waits for a dial, whatever comes of it.
+/// A caller who waits for a connecting, whatever comes of it.
 struct ReleaseSurplusOnDrop<'a> {
     pool: &'a Pool,
     shard: usize,
@@ -331,12 +331,12 @@ impl Drop for ReleaseSurplusOnDrop<'_> {
     }
 }
 
-/// Nothing can be done about a grant any more: it runs out by itself.
-fn release_failed(orphan: &UnclaimedGrant, done: Option<ReleaseCompletion>, error: Error) {
-    match done {
-        Some(done) => done.complete(Err(error.during("release").for_key(&orphan.key))),
+/// Nothing can be completion about a grant any more: it runs out by itself.
+fn release_failed(unclaimed: &UnclaimedGrant, completion: Option<ReleaseCompletion>, error: Error) {
+    match completion {
+        Some(completion) => completion.complete(Err(error.during("release").for_key(&unclaimed.key))),
         None => {
-            tracing::warn!(key = %orphan.key, %error, "a grant that nobody took runs out by itself");
+            tracing::warn!(key = %unclaimed.key, %error, "a grant that nobody took runs out by itself");
         }
     }
 }

@@ -16,7 +16,7 @@ use tokio::runtime;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::Instant;
 
-use crate::backend::dflockd::mux::{MuxConnection, Trace, WeakMuxConnection};
+use crate::backend::dflockd::mux::{ConnMonitor, MuxConnection, WeakMuxConnection};
 use crate::backend::dflockd::options::Options;
 use crate::backend::dflockd::pool::Pool;
 use crate::error::Result;
@@ -41,7 +41,7 @@ pub(super) struct ServerPool {
 
 /// The connections of one runtime: their drivers run there, and no caller on another is given one.
 struct RuntimePool {
-    runtime: runtime::Id,
+    id: runtime::Id,
     /// Each carries the requests and leases of many.
     shared: Vec<MuxConnection>,
     /// Nobody has them; the one that was used last is the last.
@@ -51,15 +51,15 @@ struct RuntimePool {
 
 impl ServerPool {
     pub(super) fn new(options: &Arc<Options>) -> Self {
-        let cap = |permits: usize| permits.min(Semaphore::MAX_PERMITS);
-        let reserved = cap(options.shared_connections);
-        let room = cap(options.max_connections - options.shared_connections);
+        let capped = |permits: usize| permits.min(Semaphore::MAX_PERMITS);
+        let reserved = capped(options.shared_connections);
+        let exclusive = capped(options.max_connections - options.shared_connections);
         Self {
             runtimes: Vec::new(),
             opened: Vec::new(),
             reserved: Arc::new(Semaphore::new(reserved)),
-            exclusive: Arc::new(Semaphore::new(room)),
-            max: reserved + room,
+            exclusive: Arc::new(Semaphore::new(exclusive)),
+            max: reserved + exclusive,
             options: options.clone(),
             closed: false,
         }
@@ -75,15 +75,15 @@ impl ServerPool {
     }
 
     fn runtime(&self, here: runtime::Id) -> Option<&RuntimePool> {
-        self.runtimes.iter().find(|bay| bay.runtime == here)
+        self.runtimes.iter().find(|runtime| runtime.id == here)
     }
 
-    /// The bay of a runtime, made if there is none. Those whose runtimes have ended go.
+    /// The runtime of a runtime, made if there is none. Those whose runtimes have ended go.
     fn runtime_or_insert(&mut self, here: runtime::Id) -> &mut RuntimePool {
-        let at = self.runtimes.iter().position(|bay| bay.runtime == here).unwrap_or_else(|| {
+        let at = self.runtimes.iter().position(|runtime| runtime.id == here).unwrap_or_else(|| {
             self.runtimes.retain_mut(RuntimePool::is_used);
             self.runtimes.push(RuntimePool {
-                runtime: here,
+                id: here,
                 shared: Vec::new(),
                 idle: Vec::new(),
                 connecting: None,
@@ -96,70 +96,69 @@ impl ServerPool {
     /// A place on the shared connection with the fewest users; `None` where another connection is
     /// to be dialled first.
     pub(super) fn least_loaded(&self, here: runtime::Id, now: Instant) -> Option<MuxConnection> {
-        let (count, session) = self.runtime(here)?.least_loaded(now);
-        session
-            .filter(|_| count >= self.options.shared_connections)
-            .filter(|session| self.try_reserve(session))
+        let (count, mux) = self.runtime(here)?.least_loaded(now);
+        mux.filter(|_| count >= self.options.shared_connections).filter(|mux| self.try_reserve(mux))
     }
 
     /// A place on whichever shared connection there is, if none can be dialled.
     pub(super) fn any(&self, here: runtime::Id) -> Option<MuxConnection> {
-        let (_, session) = self.runtime(here)?.least_loaded(Instant::now());
-        session.filter(|session| self.try_reserve(session))
+        let (_, mux) = self.runtime(here)?.least_loaded(Instant::now());
+        mux.filter(|mux| self.try_reserve(mux))
     }
 
     /// A place on the connection that a dial brought, if it still stands among the shared ones. One that
     /// has ended since has places for everyone: whoever sends over it is told so.
-    pub(super) fn try_reserve_opened(&self, session: &MuxConnection) -> bool {
-        if session.is_closed() {
-            session.users().fetch_add(1, Ordering::Relaxed);
+    pub(super) fn try_reserve_opened(&self, mux: &MuxConnection) -> bool {
+        if mux.is_closed() {
+            mux.users().fetch_add(1, Ordering::Relaxed);
             return true;
         }
-        let bay = self.runtime(session.runtime());
-        let is_shared = bay.is_some_and(|bay| bay.shared.iter().any(|shared| shared.is_same(session)));
-        is_shared && self.try_reserve(session)
+        let runtime = self.runtime(mux.runtime());
+        let is_shared =
+            runtime.is_some_and(|runtime| runtime.shared.iter().any(|shared| shared.is_same(mux)));
+        is_shared && self.try_reserve(mux)
     }
 
-    /// Takes a place on a shared connection, if it has room.
-    fn try_reserve(&self, session: &MuxConnection) -> bool {
-        let fits = session.users().load(Ordering::Relaxed) < self.options.max_leases_per_connection;
-        if fits {
-            session.users().fetch_add(1, Ordering::Relaxed);
+    /// Takes a place on a shared connection, if it has exclusive.
+    fn try_reserve(&self, mux: &MuxConnection) -> bool {
+        let has_room = mux.users().load(Ordering::Relaxed) < self.options.max_leases_per_connection;
+        if has_room {
+            mux.users().fetch_add(1, Ordering::Relaxed);
         }
-        fits
+        has_room
     }
 
     /// The dial that brings the next shared connection; begun if nobody has.
     pub(super) fn join_connect(&mut self, pool: &Arc<Pool>, shard: usize, here: runtime::Id) -> Connecting {
-        let bay = self.runtime_or_insert(here);
-        bay.shared.retain(|session| !session.is_closed());
-        let under_way = bay.connecting.as_ref().and_then(WeakShared::upgrade);
-        if let Some(dialling) = under_way.filter(|dialling| dialling.peek().is_none()) {
-            return dialling;
+        let runtime = self.runtime_or_insert(here);
+        runtime.shared.retain(|mux| !mux.is_closed());
+        let connecting = runtime.connecting.as_ref().and_then(WeakShared::upgrade);
+        if let Some(connecting) = connecting.filter(|connecting| connecting.peek().is_none()) {
+            return connecting;
         }
         let pool = pool.clone();
-        let dialling = async move { pool.open_shared(shard, here).await }.boxed().shared();
-        bay.connecting = dialling.downgrade();
-        dialling
+        let connecting = async move { pool.open_shared(shard, here).await }.boxed().shared();
+        runtime.connecting = connecting.downgrade();
+        connecting
     }
 
     /// Puts a connection that nobody has among the shared ones.
-    pub(super) fn share(&mut self, session: &MuxConnection) {
+    pub(super) fn share(&mut self, mux: &MuxConnection) {
         if !self.closed {
-            self.runtime_or_insert(session.runtime()).shared.push(session.clone());
+            self.runtime_or_insert(mux.runtime()).shared.push(mux.clone());
         }
     }
 
     /// Enters a connection that was opened; `false` where the client was closed meanwhile.
     #[must_use]
-    pub(super) fn opened(&mut self, session: &MuxConnection) -> bool {
+    pub(super) fn opened(&mut self, mux: &MuxConnection) -> bool {
         self.opened.retain(|opened| opened.upgrade().is_some());
-        self.opened.push(session.downgrade());
+        self.opened.push(mux.downgrade());
         !self.closed
     }
 
     /// All whose drivers run, or that somebody has.
-    pub(super) fn traces(&self) -> Vec<Trace> {
+    pub(super) fn monitors(&self) -> Vec<ConnMonitor> {
         self.opened.iter().filter_map(WeakMuxConnection::upgrade).collect()
     }
 
@@ -171,12 +170,12 @@ impl ServerPool {
         mut permit: OwnedSemaphorePermit,
     ) -> Result<MuxConnection, OwnedSemaphorePermit> {
         let now = Instant::now();
-        let bay = self.runtime_or_insert(here);
-        bay.idle.retain(|session| is_usable(session, now));
-        while let Some(at) = bay.idle.iter().rposition(MuxConnection::is_quiet) {
-            let session = bay.idle.remove(at);
-            match session.mark_in_use(permit) {
-                Ok(()) => return Ok(session),
+        let runtime = self.runtime_or_insert(here);
+        runtime.idle.retain(|mux| is_usable(mux, now));
+        while let Some(at) = runtime.idle.iter().rposition(MuxConnection::is_quiet) {
+            let mux = runtime.idle.remove(at);
+            match mux.mark_in_use(permit) {
+                Ok(()) => return Ok(mux),
                 Err(left) => permit = left,
             }
         }
@@ -187,47 +186,48 @@ impl ServerPool {
     /// Whoever holds a permit is about to dial: an idle connection that is one too many then goes, whoever
     /// could have used it.
     pub(super) fn evict_idle(&mut self) {
-        let held = self.max - self.reserved.available_permits() - self.exclusive.available_permits();
-        let idle: usize = self.runtimes.iter().map(|bay| bay.idle.len()).sum();
-        if held + idle > self.max
-            && let Some(bay) = self.runtimes.iter_mut().find(|bay| !bay.idle.is_empty())
+        let in_use = self.max - self.reserved.available_permits() - self.exclusive.available_permits();
+        let idle: usize = self.runtimes.iter().map(|runtime| runtime.idle.len()).sum();
+        if in_use + idle > self.max
+            && let Some(runtime) = self.runtimes.iter_mut().find(|runtime| !runtime.idle.is_empty())
         {
-            bay.idle.remove(0);
+            runtime.idle.remove(0);
         }
     }
 
     /// Nobody has this connection any more.
-    pub(super) fn push_idle(&mut self, session: MuxConnection) {
+    pub(super) fn push_idle(&mut self, mux: MuxConnection) {
         let now = Instant::now();
-        if !self.closed && is_usable(&session, now) {
-            session.mark_idle(now + self.options.idle_timeout);
-            self.runtime_or_insert(session.runtime()).idle.push(session);
+        if !self.closed && is_usable(&mux, now) {
+            mux.mark_idle(now + self.options.idle_timeout);
+            self.runtime_or_insert(mux.runtime()).idle.push(mux);
         }
     }
 
     /// Shared connections of a runtime that are too many, and that nobody uses, become idle.
     pub(super) fn release_surplus(&mut self, here: runtime::Id) {
-        let few = self.options.shared_connections;
-        let Some(bay) = self.runtimes.iter_mut().find(|bay| bay.runtime == here && bay.shared.len() > few)
+        let max = self.options.shared_connections;
+        let Some(runtime) =
+            self.runtimes.iter_mut().find(|runtime| runtime.id == here && runtime.shared.len() > max)
         else {
             return;
         };
         let now = Instant::now();
-        let is_unused = |session: &MuxConnection| session.users().load(Ordering::Relaxed) == 0;
-        bay.shared.retain(|session| !(session.is_closed() || is_unused(session) && session.is_suspect(now)));
+        let is_unused = |mux: &MuxConnection| mux.users().load(Ordering::Relaxed) == 0;
+        runtime.shared.retain(|mux| !(mux.is_closed() || is_unused(mux) && mux.is_suspect(now)));
         let mut surplus = Vec::new();
-        while bay.shared.len() > few
-            && let Some(at) = bay.shared.iter().rposition(is_unused)
+        while runtime.shared.len() > max
+            && let Some(at) = runtime.shared.iter().rposition(is_unused)
         {
-            surplus.push(bay.shared.remove(at));
+            surplus.push(runtime.shared.remove(at));
         }
-        surplus.into_iter().for_each(|session| self.push_idle(session));
+        surplus.into_iter().for_each(|mux| self.push_idle(mux));
     }
 
     /// No more requests for this connection: the server is about to close it.
-    pub(super) fn retire(&mut self, session: &MuxConnection) {
-        for bay in &mut self.runtimes {
-            bay.shared.retain(|shared| !shared.is_same(session));
+    pub(super) fn retire(&mut self, mux: &MuxConnection) {
+        for runtime in &mut self.runtimes {
+            runtime.shared.retain(|shared| !shared.is_same(mux));
         }
     }
 
@@ -240,22 +240,22 @@ impl ServerPool {
 
 impl RuntimePool {
     fn is_used(&mut self) -> bool {
-        self.shared.retain(|session| !session.is_closed());
-        self.idle.retain(|session| !session.is_closed());
-        let dials = self.connecting.as_ref().is_some_and(|dialling| dialling.upgrade().is_some());
-        dials || !self.shared.is_empty() || !self.idle.is_empty()
+        self.shared.retain(|mux| !mux.is_closed());
+        self.idle.retain(|mux| !mux.is_closed());
+        let is_connecting = self.connecting.as_ref().is_some_and(|connecting| connecting.upgrade().is_some());
+        is_connecting || !self.shared.is_empty() || !self.idle.is_empty()
     }
 
-    /// How many shared connections are fit for use, and the one of them with the fewest users.
+    /// How many shared connections are usable for use, and the one of them with the fewest users.
     fn least_loaded(&self, now: Instant) -> (usize, Option<MuxConnection>) {
-        let users = |session: &MuxConnection| session.users().load(Ordering::Relaxed);
+        let users = |mux: &MuxConnection| mux.users().load(Ordering::Relaxed);
         let mut count = 0;
-        let fit = self.shared.iter().filter(|session| is_usable(session, now)).inspect(|_| count += 1);
-        let least = fit.min_by_key(|session| users(session)).cloned();
+        let usable = self.shared.iter().filter(|mux| is_usable(mux, now)).inspect(|_| count += 1);
+        let least = usable.min_by_key(|mux| users(mux)).cloned();
         (count, least)
     }
 }
 
-fn is_usable(session: &MuxConnection, now: Instant) -> bool {
-    !session.is_closed() && !session.is_suspect(now)
+fn is_usable(mux: &MuxConnection, now: Instant) -> bool {
+    !mux.is_closed() && !mux.is_suspect(now)
 }
