@@ -1,4 +1,4 @@
-//! By when a caller has an answer, whatever the network and the server do. Knows of no connection.
+//! The deadline of an operation, which holds whatever the network and the server do.
 
 use std::time::Duration;
 
@@ -8,9 +8,9 @@ use crate::backend::here;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::Seconds;
 
-/// How much longer than asked a wait for a key may take: an engine may count in whole seconds.
+/// How much longer than its timeout a wait for a key may take, since an engine may count in whole seconds.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
-/// Longer than anybody waits, and short enough to be added to any instant of a clock.
+/// Longer than any caller waits, and short enough to be added to any instant of a clock.
 const AGES: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
 /// How long an operation may wait for a key, and how long it may take in all.
@@ -22,12 +22,12 @@ pub(crate) struct Deadline {
 }
 
 impl Deadline {
-    /// For what waits for nothing but a reply.
+    /// Returns the deadline of an operation that waits for a reply only.
     pub(crate) fn of_request(began: Instant, limit: Duration) -> Self {
         Self { began, limit, waits: false }
     }
 
-    /// For what waits for a key for so long.
+    /// Returns the deadline of an operation that waits for a key, up to `wait`.
     pub(crate) fn of_wait(began: Instant, wait: Duration) -> Self {
         Self { began, limit: wait.saturating_add(GRACE), waits: true }
     }
@@ -36,7 +36,7 @@ impl Deadline {
         self.began
     }
 
-    /// Whether it may wait for a key at all.
+    /// Returns `true` if the operation may wait for a key.
     pub(crate) fn waits(&self) -> bool {
         self.waits
     }
@@ -45,17 +45,17 @@ impl Deadline {
         if self.waits { self.limit - GRACE } else { Duration::ZERO }
     }
 
-    /// Until when it may wait for a key.
+    /// Returns the time until which it may wait for a key.
     pub(crate) fn wait_ends(&self) -> Instant {
         self.after(self.wait())
     }
 
-    /// How long the server may let it wait from `now` on, in the wire's whole seconds, rounded up.
+    /// Returns how long the server may let it wait from `now` on, in whole seconds, rounded up.
     pub(crate) fn wait_left(&self, now: Instant) -> Result<Seconds> {
         Ok(Seconds::ceil("timeout", self.wait().saturating_sub(now - self.began))?)
     }
 
-    /// When it must have come to an end.
+    /// Returns the time at which the operation must have ended.
     pub(crate) fn at(&self) -> Instant {
         self.after(self.limit)
     }
@@ -64,7 +64,7 @@ impl Deadline {
         self.began.checked_add(time).unwrap_or_else(|| self.began + AGES)
     }
 
-    /// Does this within the deadline; else there was none of `what` in time.
+    /// Runs `work` within the deadline. If it takes longer, there was no `what` in time.
     pub(crate) async fn bounds<T>(&self, what: &str, work: impl Future<Output = Result<T>>) -> Result<T> {
         here()?;
         timeout_at(self.at(), work).await.unwrap_or_else(|_| Err(self.passed(what)))

@@ -1,5 +1,5 @@
-//! What grants leases: the contract between the client and an engine, and one folder for each engine.
-//! A backend does not depend on the client, nor on another backend.
+//! What grants leases: the contract between the client and an engine, and a folder for each engine. A backend
+//! does not depend on the client, nor on another backend.
 
 mod deadline;
 pub(crate) mod dflockd;
@@ -56,7 +56,7 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
 
     fn capabilities(&self) -> Capabilities;
 
-    /// What `Debug` shows of the client: the names of what grants.
+    /// Returns the names of its endpoints, which `Debug` shows.
     fn endpoints(&self) -> Vec<Arc<str>>;
 
     /// Checks a request when a lock is made for it, before any I/O.
@@ -73,11 +73,11 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
     /// [`ErrorKind::InvalidInput`] if the engine cannot carry the key.
     fn locate(&self, key: &Key) -> Result<usize>;
 
-    /// The name of an endpoint.
+    /// Returns the name of an endpoint.
     fn endpoint(&self, index: usize) -> &Arc<str>;
 
-    /// How long after its request a grant may arrive and still be used as it is. The client renews an older
-    /// one once before it makes a guard.
+    /// Returns how old a grant may be when it arrives, counted from its request, and still be used as it is.
+    /// The client renews an older one once before it makes a guard.
     fn confirm_after(&self) -> Duration;
 
     /// Returns `true` if an acquire that may wait is to skip the try.
@@ -122,9 +122,9 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
 
     fn gauges(&self) -> Gauges;
 
-    /// Refuses what is asked from now on, and closes what is not in use: at once, not when the future is
-    /// polled. The future resolves when nothing is left: no connection, no caller who could bring back a
-    /// grant, no release in flight.
+    /// Refuses new requests and closes what is not in use: at once, not when the future is polled. The future
+    /// resolves when nothing is left: no connection, no caller that could bring back a grant, no release in
+    /// flight.
     fn close(&self, deadline: Instant) -> impl Future<Output = Result<()>> + Send;
 }
 
@@ -140,20 +140,20 @@ pub(crate) struct AcquireRequest {
     pub(crate) isolated: bool,
 }
 
-/// What a try returns.
+/// The outcome of a try.
 pub(crate) enum Attempt<L: HeldLease> {
     Acquired(Grant<L>),
-    /// Others hold the key, or wait for it.
+    /// Another holder has the key, or another waiter waits for it.
     Busy(Error),
 }
 
-/// What an enqueue returns.
+/// The outcome of an enqueue.
 pub(crate) enum Enqueue<B: Backend> {
     Acquired(Grant<B::Lease>),
     Queued(B::Place),
 }
 
-/// A key that was granted.
+/// A granted key.
 pub(crate) struct Grant<L: HeldLease> {
     pub(crate) lease: Unclaimed<L>,
     pub(crate) token: Token,
@@ -177,7 +177,7 @@ impl<L: HeldLease> Unclaimed<L> {
         self.0.as_ref().expect("it has its lease until it is claimed")
     }
 
-    /// Hands over the lease, with the duty to release it.
+    /// Returns the lease, and with it the duty to release it.
     pub(crate) fn claim(mut self) -> L {
         self.0.take().expect("it has its lease until it is claimed")
     }
@@ -202,7 +202,7 @@ pub(crate) struct Gauges {
     pub(crate) round_trips: Latency,
 }
 
-/// The key is taken, and stayed so for as long as the caller waited.
+/// The error of a key that stayed busy for as long as the caller waited.
 pub(crate) fn busy() -> Error {
     Error::new(ErrorKind::Timeout, "the key stayed busy").while_busy()
 }

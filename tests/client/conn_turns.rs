@@ -116,7 +116,7 @@ async fn a_second_reply_is_never_the_next_commands() {
         let token = Token::parse(TOKEN).unwrap();
         let error = command::release(&conn, "k", &token).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Protocol, "{error}");
-        assert!(error.to_string().contains("nobody asked for"), "{error}");
+        assert!(error.to_string().contains("unsolicited line"), "{error}");
         is_dead(&conn);
         assert_eq!(wire.any_request().await, None, "the release was not sent");
     }
@@ -148,7 +148,7 @@ async fn what_a_server_says_before_it_drops_an_idle_connection_is_an_end() {
     drop(wire);
     let error = command::ping(&conn).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::ConnectionClosed);
-    assert_eq!(error.to_string(), "ping: connection closed: the server ended an idle connection");
+    assert_eq!(error.to_string(), "ping: connection closed: the server closed an idle connection");
     is_dead(&conn);
 }
 

@@ -359,7 +359,7 @@ async fn another_limit_is_refused_until_the_key_has_been_idle_for_as_long_as_the
     let new = locks.semaphore("exports", 5).unwrap();
     let error = new.try_acquire().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LimitMismatch);
-    for words in ["when nobody has used it", "--gc-max-idle, 60 s", "--gc-interval, 5 s"] {
+    for words in ["once it was idle", "--gc-max-idle, 60 s", "--gc-interval, 5 s"] {
         assert!(error.to_string().contains(words), "{error}");
     }
     old.release().await.unwrap();

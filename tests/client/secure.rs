@@ -160,7 +160,7 @@ async fn a_missing_token_is_asked_for_each_time() {
 async fn a_token_that_the_server_does_not_want_is_refused() {
     let error = fails(listen(ServerConfig::default()).await.auth_token("s3cret")).await;
     assert_eq!((error.kind(), error.raw()), (ErrorKind::PermissionDenied, Some("error")));
-    assert!(error.to_string().contains("or wants none"), "{error}");
+    assert!(error.to_string().contains("or has none configured"), "{error}");
 }
 
 #[tokio::test]

@@ -134,12 +134,12 @@ fn a_pace_that_cannot_work_is_refused() {
 #[test]
 fn servers_that_cannot_be_dialled_are_refused() {
     let none: [(&str, u16); 0] = [];
-    refused(builder().servers(none).build(), "servers is empty, at least one is needed");
+    refused(builder().servers(none).build(), "servers is empty, the minimum is 1");
     refused(builder().servers([("a", 1), ("", 6388)]).build(), "host is empty");
-    refused(builder().servers([("a b", 6388)]).build(), "host \"a b\" has white space");
+    refused(builder().servers([("a b", 6388)]).build(), "host \"a b\" has whitespace");
     refused(
         builder().servers([("[::1]", 6388)]).build(),
-        "host \"[::1]\" has brackets, the address goes without them",
+        "host \"[::1]\" has brackets, give the address without them",
     );
     refused(builder().servers([("a", 1), ("b", 0)]).build(), "port is 0, the range is 1 to 65535");
 }
@@ -271,7 +271,7 @@ async fn a_sharding_strategy_that_is_out_of_range_is_an_error_at_use(face: Face)
         let client = face.build(client);
         let lock = client.lock("k").unwrap();
         let fault = format!(
-            "invalid input: sharding_strategy answered {answer} for key \"k\", there are {servers} servers"
+            "invalid input: sharding_strategy returned {answer} for key \"k\", there are {servers} servers"
         );
         let error = lock.acquire().await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::InvalidInput);

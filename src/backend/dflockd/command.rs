@@ -1,16 +1,16 @@
-//! One free function per wire command, over an [`AsyncConn`]: for those who want the protocol and
-//! nothing on top. No renewal, no retry; a grant is bound to its connection, and lost with it.
+//! One free function per wire command, over an [`AsyncConn`]: the bare protocol. No renewal, no retry; a
+//! grant is bound to its connection, and lost with it.
 //!
-//! Each function states within which time it has its reply, counted from its turn on the connection;
-//! then it fails with [`Timeout`](crate::ErrorKind::Timeout), and the connection is closed. The 5 s are
+//! Each function states the time within which it has its reply, counted from its turn on the connection.
+//! After that it fails with [`Timeout`](crate::ErrorKind::Timeout), and the connection is closed. The 5 s are
 //! the connection's [`request_timeout`](AsyncConn::request_timeout), which also bounds a command whose
 //! timeout is 0.
 //!
-//! Durations go up to whole seconds. Every function checks its input before it sends anything
-//! ([`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput)) and is, as to cancellation,
-//! [`AsyncConn::command`]: dropped half-way, it closes the connection. So does a reply that does not
-//! fit the command ([`ErrorKind::Protocol`](crate::ErrorKind::Protocol)): it may be another's. The
-//! `sem_` functions are those of semaphores: the same, with a limit.
+//! Durations are rounded up to whole seconds. Every function checks its input before it sends anything
+//! ([`ErrorKind::InvalidInput`](crate::ErrorKind::InvalidInput)), and is as cancel safe as
+//! [`AsyncConn::command`]: if its future is dropped half-way, the connection closes. A reply that does not
+//! fit the command closes it as well ([`ErrorKind::Protocol`](crate::ErrorKind::Protocol)), since it may be
+//! another command's. The `sem_` functions are the same commands for semaphores, with a limit.
 //!
 //! ```
 //! use std::time::Duration;
@@ -44,10 +44,10 @@ use crate::validate::{check_time, lease_seconds};
 pub use crate::backend::dflockd::replies::{Enqueued, Grant};
 pub use semaphore::{sem_acquire, sem_enqueue, sem_release, sem_renew, sem_wait};
 
-/// How long a table may be that is parsed where it was asked for, in bytes.
+/// The longest `stats` reply, in bytes, that is parsed on the caller's task.
 const MAX_PARSED_INLINE: usize = 64 * 1024;
 
-/// Dials a server, over TLS where `tls` is given. `TCP_NODELAY` and keepalive probes are on.
+/// Connects to a server; over TLS if `tls` is given. `TCP_NODELAY` and keepalive probes are on.
 ///
 /// # Errors
 /// All within `connect_timeout`: [`Timeout`](ErrorKind::Timeout), [`Io`](ErrorKind::Io) or
@@ -55,7 +55,7 @@ const MAX_PARSED_INLINE: usize = 64 * 1024;
 /// the handshake; each names the address.
 ///
 /// # Cancel safety
-/// Dropping the future gives the attempt up.
+/// Dropping the future abandons the attempt.
 ///
 /// # Examples
 /// ```
@@ -86,8 +86,8 @@ pub async fn open_conn(
     Ok(AsyncConn::new(stream))
 }
 
-/// Sends a request and reads the reply that fits it; one that does not closes the connection.
-/// The server may wait up to `timeout` before it answers.
+/// Sends a request and returns its reply. A reply that does not fit closes the connection. The server may
+/// wait up to `timeout` before it replies.
 async fn request_reply(conn: &AsyncConn, request: &Request, timeout: Duration) -> Result<Reply> {
     let read = |line: String| Reply::parse(line.as_bytes(), request.expect()).map_err(replies::bad_reply);
     exchange(conn, request, timeout, read).await
@@ -105,7 +105,7 @@ async fn exchange<T>(
     conn.exchange(request.command(), &key, &arg, Some(conn.reply_within(timeout)), read).await
 }
 
-/// `stats`, whose reply is parsed as it lies there: it can be long.
+/// Requests `stats` and parses the reply in place, since it can be long.
 async fn request_stats(conn: &AsyncConn) -> Result<StatsResult> {
     let read = |line: String| match Status::parse(&line) {
         Some(status) => Ok(Err(replies::status_error(&status, Expect::Stats))),
@@ -116,21 +116,21 @@ async fn request_stats(conn: &AsyncConn) -> Result<StatsResult> {
     if line.len() <= MAX_PARSED_INLINE {
         return replies::stats(&line);
     }
-    // A million keys take a second, in which others want their turn.
+    // A million keys take a second to parse, in which other tasks must have their turn.
     let parsed = tokio::task::spawn_blocking(move || replies::stats(&line)).await;
     parsed.unwrap_or_else(|_| Err(Error::new(ErrorKind::ConnectionClosed, "the runtime was shut down")))
 }
 
-/// Names the operation and the key in whatever went wrong.
+/// Names the operation and the key in an error.
 fn named<T>(outcome: Result<T>, operation: &'static str, key: &Key) -> Result<T> {
     outcome.map_err(|error| error.during(operation).for_key(key))
 }
 
-/// `auth`: the first command on a server that has an auth token. Reply within 5 s.
+/// `auth`: authenticates. The first command on a server that has an auth token. Reply within 5 s.
 ///
 /// # Errors
-/// [`PermissionDenied`](ErrorKind::PermissionDenied) when the server refuses the token (or has
-/// none configured); otherwise as [`AsyncConn::command`].
+/// [`PermissionDenied`](ErrorKind::PermissionDenied) if the server refuses the token, or has none configured;
+/// otherwise as [`AsyncConn::command`].
 ///
 /// # Examples
 /// ```
@@ -152,7 +152,7 @@ pub async fn authenticate(conn: &AsyncConn, auth_token: &str) -> Result<()> {
 /// `ping`: keeps a quiet connection open. Reply within 5 s.
 ///
 /// # Errors
-/// [`Server`](ErrorKind::Server) from a server too old to know it (the connection goes on);
+/// [`Server`](ErrorKind::Server) from a server too old to know the command (the connection stays open);
 /// otherwise as [`AsyncConn::command`].
 ///
 /// # Examples
@@ -171,12 +171,11 @@ pub async fn ping(conn: &AsyncConn) -> Result<()> {
         .map_err(|error| error.during("ping"))
 }
 
-/// `stats`: what the server holds right now. Reply within 5 s.
+/// `stats`: returns what the server holds now. Reply within 5 s.
 ///
 /// # Errors
-/// [`Protocol`](ErrorKind::Protocol) when the answer is longer than
-/// [`max_stats_bytes`](AsyncConn::max_stats_bytes) or not the JSON that it should be; otherwise as
-/// [`AsyncConn::command`].
+/// [`Protocol`](ErrorKind::Protocol) if the reply is longer than
+/// [`max_stats_bytes`](AsyncConn::max_stats_bytes) or malformed; otherwise as [`AsyncConn::command`].
 ///
 /// # Examples
 /// ```
@@ -195,10 +194,9 @@ pub async fn stats(conn: &AsyncConn) -> Result<StatsResult> {
 /// `l`: takes the lock, waiting up to `timeout` (0 is a try). Reply within `timeout` + 1 s.
 ///
 /// # Errors
-/// [`Timeout`](ErrorKind::Timeout) when the key stays busy,
-/// [`MaxLocks`](ErrorKind::MaxLocks), [`MaxWaiters`](ErrorKind::MaxWaiters),
-/// [`LimitMismatch`](ErrorKind::LimitMismatch), [`Draining`](ErrorKind::Draining); otherwise as
-/// [`AsyncConn::command`].
+/// [`Timeout`](ErrorKind::Timeout) if the key stays busy, [`MaxLocks`](ErrorKind::MaxLocks),
+/// [`MaxWaiters`](ErrorKind::MaxWaiters), [`LimitMismatch`](ErrorKind::LimitMismatch),
+/// [`Draining`](ErrorKind::Draining); otherwise as [`AsyncConn::command`].
 ///
 /// # Examples
 /// ```
@@ -235,11 +233,11 @@ async fn acquire_any(
     named(reply.and_then(replies::grant), "acquire", &key)
 }
 
-/// `e`: takes the lock or a place in its queue, without waiting. Reply within 5 s.
+/// `e`: takes the lock or a place in its wait queue, without waiting. Reply within 5 s.
 ///
 /// # Errors
-/// [`AlreadyQueued`](ErrorKind::AlreadyQueued) on a second enqueue before its [`wait`]; otherwise
-/// as [`acquire`], without the timeout.
+/// [`AlreadyQueued`](ErrorKind::AlreadyQueued) on a second enqueue before its [`wait`]; otherwise as
+/// [`acquire`], without the timeout.
 ///
 /// # Examples
 /// ```
@@ -247,10 +245,10 @@ async fn acquire_any(
 /// # use std::time::Duration;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
 /// # let conn = TestServer::new().conn();
-/// use command::Place;
-/// let Place::Acquired(grant) = command::enqueue(&conn, "job", None).await? else { panic!("it is free") };
+/// use command::Enqueued;
+/// let Enqueued::Acquired(grant) = command::enqueue(&conn, "job", None).await? else { panic!("it is free") };
 /// command::release(&conn, "job", &grant.token).await?;
-/// assert!(matches!(command::enqueue(&conn, "job", None).await?, Place::Acquired(_)));
+/// assert!(matches!(command::enqueue(&conn, "job", None).await?, Enqueued::Acquired(_)));
 /// # Ok(()) }
 /// ```
 pub async fn enqueue(conn: &AsyncConn, key: &str, lease: Option<Duration>) -> Result<Enqueued> {
@@ -270,12 +268,12 @@ async fn enqueue_any(
     named(reply.and_then(replies::place), "enqueue", &key)
 }
 
-/// `w`: waits up to `timeout` for the grant of an earlier [`enqueue`] on this connection. The
-/// place in the queue is given up when the time runs out. Reply within `timeout` + 1 s.
+/// `w`: waits up to `timeout` for the grant of an earlier [`enqueue`] on this connection. A timeout gives up
+/// the place in the wait queue. Reply within `timeout` + 1 s.
 ///
 /// # Errors
 /// [`Timeout`](ErrorKind::Timeout), [`NotQueued`](ErrorKind::NotQueued),
-/// [`LeaseExpired`](ErrorKind::LeaseExpired) when the grant came and ran out before this call,
+/// [`LeaseExpired`](ErrorKind::LeaseExpired) if the grant came and its lease expired before this call,
 /// [`Draining`](ErrorKind::Draining); otherwise as [`AsyncConn::command`].
 ///
 /// # Examples
@@ -303,11 +301,10 @@ async fn wait_any(conn: &AsyncConn, key: &str, timeout: Duration, family: Family
     named(reply.and_then(replies::grant), "wait", &key)
 }
 
-/// `r`: lets go; from any connection. Reply within 5 s.
+/// `r`: releases the lock, from any connection. Reply within 5 s.
 ///
 /// # Errors
-/// [`NotHeld`](ErrorKind::NotHeld) when the server knows no such holder; otherwise as
-/// [`AsyncConn::command`].
+/// [`NotHeld`](ErrorKind::NotHeld) if the server knows no such holder; otherwise as [`AsyncConn::command`].
 ///
 /// # Examples
 /// ```
@@ -333,12 +330,12 @@ async fn release_any(conn: &AsyncConn, key: &str, token: &Token, family: Family)
     named(reply.and_then(replies::released), "release", &key)
 }
 
-/// `n`: sets the lease anew, counting from now, and answers it; from any connection. Reply within
-/// 5 s. Without a `lease` the server falls back to its own default.
+/// `n`: renews the lease, counting from now, and returns it; from any connection. Reply within 5 s. Without a
+/// `lease`, the server falls back to its own default.
 ///
 /// # Errors
-/// [`NotHeld`](ErrorKind::NotHeld) when the token is not held or its lease has run out; otherwise
-/// as [`AsyncConn::command`].
+/// [`NotHeld`](ErrorKind::NotHeld) if the token is not held or its lease has expired; otherwise as
+/// [`AsyncConn::command`].
 ///
 /// # Examples
 /// ```

@@ -1,5 +1,5 @@
-//! One connection, one command at a time: the request is written and its reply read under a lock,
-//! so replies can never be mixed up. Knows of no lease and no pool.
+//! One connection, one command at a time: writes the request and reads its reply under a lock, so that
+//! replies never get mixed up.
 
 use std::fmt;
 use std::mem;
@@ -19,24 +19,23 @@ use crate::process::Origin;
 use crate::proto::{LineDecoder, MAX_REPLY_BYTES};
 use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_LINE_BYTES};
 
-/// How long a request that waits for no key may take, unless set.
+/// The timeout of a request that does not wait for a key, unless set.
 pub(crate) const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
-/// The max_len answer to `stats` that is read, unless set: a million keys with 32 bytes of name fit.
+/// The longest reply to `stats` that is read, unless set: a million keys with names of 32 bytes fit.
 pub(crate) const DEFAULT_MAX_STATS_BYTES: usize = 128 * 1024 * 1024;
-/// How long a close may take to say goodbye.
+/// How long a close may take to shut the stream down.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection over any stream: TCP, TLS, a duplex pipe, a scripted mock.
 ///
-/// Tasks may share it; their commands take turns. A command whose future is dropped or that times
-/// out once its first byte may be on the way closes the connection, because the reply that is
-/// still to come could be taken for another's: every later command fails at once with
-/// [`ErrorKind::ConnectionClosed`].
+/// Tasks may share it; their commands take turns. If a command's future is dropped, or times out, once its
+/// first byte may be sent, the connection closes, since the reply to come could pass for another command's.
+/// Every later command fails at once with [`ErrorKind::ConnectionClosed`].
 ///
-/// A TCP or TLS stream belongs to the runtime that opened it: its commands fail with
-/// [`ErrorKind::Io`] once that is shut down, and wait while a current-thread runtime is not driven.
-/// Time limits need a tokio runtime: outside any, a command that has one fails with
-/// [`ErrorKind::InvalidInput`], with nothing sent.
+/// A TCP or TLS stream belongs to the runtime that opened it. Once that runtime is shut down, commands fail
+/// with [`ErrorKind::Io`]; while a current-thread runtime is not driven, they wait. Timeouts need a tokio
+/// runtime: outside one, a command that has a timeout fails with [`ErrorKind::InvalidInput`], with nothing
+/// sent.
 ///
 /// # Examples
 /// ```
@@ -50,7 +49,7 @@ const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// # Ok(()) }
 /// ```
 pub struct AsyncConn {
-    /// Taken out while a command runs: whoever drops that command drops the stream with it.
+    /// Taken out while a command runs: dropping that command drops the stream with it.
     halves: Arc<Mutex<Option<Halves>>>,
     closing: watch::Sender<bool>,
     max_reply: usize,
@@ -59,7 +58,7 @@ pub struct AsyncConn {
     origin: Origin,
 }
 
-/// A forked process leaves the stream to its parent, whose runtime it is registered with.
+/// A forked child leaves the stream to its parent, whose runtime it is registered with.
 impl Drop for AsyncConn {
     fn drop(&mut self) {
         if !self.origin.is_here() {
@@ -89,27 +88,28 @@ impl AsyncConn {
         }
     }
 
-    /// Sets the max_len reply line that is read, in bytes, but for the one to `stats`; a longer line is
-    /// a protocol error and closes the connection. Defaults to 1 MiB.
+    /// Sets the maximum length of a reply line, in bytes, except of the reply to `stats`. A longer line is a
+    /// protocol error and closes the connection. Defaults to 1 MiB.
     pub fn max_reply(mut self, bytes: usize) -> Self {
         self.max_reply = bytes;
         self
     }
 
-    /// The same for the reply to `stats`. Defaults to 128 MiB, which a million keys fit into.
+    /// Sets the maximum length of the reply to `stats`, in bytes. Defaults to 128 MiB, which a million keys
+    /// fit into.
     pub fn max_stats_bytes(mut self, bytes: usize) -> Self {
         self.max_stats_bytes = bytes;
         self
     }
 
-    /// Sets how long the functions of [`command`](crate::command) wait for a reply to what waits for no
-    /// key. Defaults to 5 s.
+    /// Sets how long the functions of [`command`](crate::command) wait for a reply if the request does not
+    /// wait for a key. Defaults to 5 s.
     pub fn request_timeout(mut self, timeout: Duration) -> Self {
         self.request_timeout = timeout;
         self
     }
 
-    /// The same connection, for another thread.
+    /// Returns the same connection, for another thread.
     #[cfg(feature = "blocking")]
     pub(crate) fn share(&self) -> Self {
         Self {
@@ -120,26 +120,25 @@ impl AsyncConn {
         }
     }
 
-    /// How long a request that may wait for so long at the server may take.
+    /// Returns how long a request may take that may wait at the server for `timeout`.
     pub(crate) fn reply_within(&self, timeout: Duration) -> Duration {
         if timeout.is_zero() { self.request_timeout } else { timeout.saturating_add(GRACE) }
     }
 
-    /// Sends one request, any three lines, and reads its one reply line, without its line end.
+    /// Sends one request, any three lines, and returns its one reply line without the newline.
     ///
-    /// `read_timeout` covers writing and reading, not the wait for other tasks' commands; `None`
-    /// waits for ever.
+    /// `read_timeout` covers writing and reading, not the wait for the commands of other tasks; with `None`,
+    /// the command waits forever.
     ///
     /// # Errors
-    /// [`InvalidInput`](ErrorKind::InvalidInput), with nothing sent: a line break in a line, or a
-    /// line over its cap. [`Timeout`](ErrorKind::Timeout),
-    /// [`ConnectionClosed`](ErrorKind::ConnectionClosed), [`Protocol`](ErrorKind::Protocol) (a
-    /// reply that is too long, not UTF-8, or that nobody asked for) and [`Io`](ErrorKind::Io):
-    /// the connection is closed.
+    /// [`InvalidInput`](ErrorKind::InvalidInput), with nothing sent: a newline in a line, or a line over its
+    /// maximum length. [`Timeout`](ErrorKind::Timeout), [`ConnectionClosed`](ErrorKind::ConnectionClosed),
+    /// [`Protocol`](ErrorKind::Protocol) (a reply that is too long, not UTF-8, or unsolicited) and
+    /// [`Io`](ErrorKind::Io): the connection is closed.
     ///
     /// # Cancel safety
-    /// Dropped while it waits for its turn, nothing happens. Dropped later, the connection is
-    /// closed, and the server may or may not have carried the command out.
+    /// If the future is dropped while it waits for its turn, nothing happens. If it is dropped later, the
+    /// connection closes, and the server may or may not have carried out the command.
     pub async fn command(
         &self,
         cmd: &str,
@@ -150,8 +149,8 @@ impl AsyncConn {
         self.exchange(cmd, key, arg, read_timeout, Ok).await
     }
 
-    /// [`command`](Self::command), for a caller who knows which replies are possible: a line that
-    /// `read` refuses may be another request's reply, so it closes the connection.
+    /// Runs a [`command`](Self::command) whose possible replies are known. A line that `read` refuses may be
+    /// another request's reply, so it closes the connection.
     pub(crate) async fn exchange<T>(
         &self,
         cmd: &str,
@@ -188,17 +187,17 @@ impl AsyncConn {
         Ok(reply)
     }
 
-    /// Closes the connection: a command under way ends with
-    /// [`ConnectionClosed`](ErrorKind::ConnectionClosed), later ones fail at once. Closing twice
-    /// is no error.
+    /// Closes the connection. A command in flight fails with
+    /// [`ConnectionClosed`](ErrorKind::ConnectionClosed), a later one fails at once. Closing twice is no
+    /// error.
     ///
     /// # Cancel safety
-    /// Once polled, the connection is closed for every user of it.
+    /// Once polled, the connection is closed for all its users.
     pub async fn close(&self) {
         self.closing.send_replace(true);
         if let Some(mut halves) = self.halves.lock().await.take() {
-            // Nobody waits for the goodbye: a peer that does not take it is gone as well. Outside a runtime
-            // there is no clock, and it is said once.
+            // The shutdown is best effort: a peer that does not take it is gone as well. Outside a runtime
+            // there is no timer, so it is tried once.
             if here().is_ok() {
                 let _ = timeout(CLOSE_TIMEOUT, halves.writer.shutdown()).await;
             } else {
@@ -207,13 +206,13 @@ impl AsyncConn {
         }
     }
 
-    /// The half of [`close`](Self::close) that waits for nothing: whoever reads is told.
+    /// Closes the connection without waiting. A command that reads is woken.
     #[cfg(feature = "blocking")]
     pub(crate) fn interrupt(&self) {
         self.closing.send_replace(true);
     }
 
-    /// The stream itself, between two commands.
+    /// Returns the stream. Call it between two commands.
     pub(crate) fn into_stream(mut self) -> Result<BoxStream> {
         let halves = Arc::get_mut(&mut self.halves).and_then(|halves| halves.get_mut().take());
         let halves = halves.ok_or_else(already_closed)?;
@@ -241,12 +240,12 @@ impl Halves {
             };
             sent.map_err(|cause| Error::io("could not send the request", cause))
         };
-        // Read meanwhile: the peer may have something of its own to get rid of first, as TLS does.
+        // Reads meanwhile: the peer may have to write first, as TLS does.
         let ((), line) = futures::future::try_join(sending, read_line(reader, max_len)).await?;
         Ok(line)
     }
 
-    /// A peer that closed, or that speaks unsolicited, is found out before anything is sent to it.
+    /// Fails if the peer has closed, or has sent an unsolicited line, before anything is sent to it.
     fn expect_no_input(&mut self) -> Result<()> {
         match self.reader.fill_buf().now_or_never() {
             None => Ok(()),
@@ -282,7 +281,7 @@ async fn read_line(reader: &mut BufReader<ReadHalf<BoxStream>>, max_len: usize) 
 
 fn text(line: Vec<u8>) -> Result<String> {
     String::from_utf8(line).map_err(|fault| {
-        // Without the line, which may hold a token.
+        // The line is left out, as it may hold a token.
         Error::new(ErrorKind::Protocol, "reply is not valid utf-8").caused_by(fault.utf8_error())
     })
 }
@@ -305,5 +304,8 @@ fn encode(cmd: &str, key: &str, arg: &str) -> Result<Vec<u8>> {
 }
 
 fn already_closed() -> Error {
-    Error::new(ErrorKind::ConnectionClosed, "it was closed, or an earlier command on it was cut off")
+    Error::new(
+        ErrorKind::ConnectionClosed,
+        "it was closed, or an earlier command on it was dropped or failed",
+    )
 }

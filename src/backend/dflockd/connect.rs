@@ -1,4 +1,4 @@
-//! Opening a connection to a server, and naming its unexpected end.
+//! Opens connections to a server, and names the ways in which they end unexpectedly.
 
 use std::io;
 use std::time::Duration;
@@ -34,10 +34,10 @@ pub(crate) fn closed_by_peer(when: &str) -> Error {
     Error::new(ErrorKind::ConnectionClosed, format!("the server closed it {when}")).caused_by(cause)
 }
 
-/// A line that came unsolicited: a server says `error` before it drops an idle connection.
+/// Returns the error of an unsolicited line. A server sends `error` before it drops an idle connection.
 pub(crate) fn unsolicited(bytes: &[u8]) -> Error {
     if bytes.starts_with(b"error") {
-        return Error::new(ErrorKind::ConnectionClosed, "the server ended an idle connection");
+        return Error::new(ErrorKind::ConnectionClosed, "the server closed an idle connection");
     }
-    Error::new(ErrorKind::Protocol, "the server sent a line that nobody asked for")
+    Error::new(ErrorKind::Protocol, "unsolicited line from the server")
 }

@@ -1,5 +1,5 @@
-//! A server's grant as the engine of a lease: renewed and released over the connection that brought
-//! it, or, where the lock was told to reattach, over the one after that.
+//! A server's grant as a held lease: renewed and released over the connection that it came by, or, if the
+//! lock reattaches, over a later one.
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -19,18 +19,18 @@ use crate::proto::{Family, Request};
 use crate::suspend;
 use crate::types::{Key, Seconds, Token};
 
-/// How long a renewal may take.
+/// The timeout of a renewal.
 const RENEW_TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) struct DflockdLease {
     pub(crate) pool: Arc<Pool>,
     pub(crate) shard: usize,
-    /// Where the lease is; given back when it is let go.
+    /// The lease's place on a connection; `None` once the lease is released.
     pub(crate) conn: Mutex<Option<PoolConnection>>,
     pub(crate) key: Key,
     pub(crate) token: Token,
     pub(crate) family: Family,
-    /// As it was granted: a renewal without one would fall back to the server's default.
+    /// The ttl as granted. A renewal without one would fall back to the server's default.
     pub(crate) ttl: Seconds,
 }
 
@@ -49,7 +49,7 @@ impl DflockdLease {
         self.conn.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The connection; none once the lease was let go.
+    /// Returns the connection; `None` once the lease is released.
     fn mux(&self) -> Option<MuxConnection> {
         self.conn().as_ref().map(|conn| conn.mux().clone())
     }
@@ -58,9 +58,10 @@ impl DflockdLease {
         self.pool.options.on_disconnect == OnDisconnect::Reattach
     }
 
-    /// The connection to renew over: another one, where the old one ended and that is no loss.
+    /// Returns the connection to renew over. If the old one has closed and the lock reattaches, it is another
+    /// one.
     async fn attached(&self, deadline: &Deadline) -> Result<MuxConnection> {
-        let released = || Error::new(ErrorKind::NotHeld, "it was let go");
+        let released = || Error::new(ErrorKind::NotHeld, "it was released");
         let mux = self.mux().ok_or_else(released)?;
         if !self.reattaches() || mux.lost(suspend::now()).is_none() {
             return Ok(mux);
@@ -131,15 +132,15 @@ impl HeldLease for DflockdLease {
     }
 }
 
-/// Also where it was never let go: forgotten, or lost with nobody to release it, or cut off by the
-/// end of its runtime.
+/// Gives the place back also if the lease was never released: if it is forgotten, lost, or cut off by the end
+/// of its runtime.
 impl Drop for DflockdLease {
     fn drop(&mut self) {
         let conn = self.conn.get_mut().unwrap_or_else(PoisonError::into_inner);
         if conn.as_ref().is_none_or(|conn| conn.mux().is_ours()) {
             return self.cut();
         }
-        // A forked process leaves all of it alone.
+        // A forked child leaves all of it alone.
         std::mem::forget(conn.take());
     }
 }

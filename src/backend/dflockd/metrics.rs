@@ -1,4 +1,4 @@
-//! What the connections of one client count.
+//! The counters of one client's connections.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;

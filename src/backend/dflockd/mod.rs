@@ -36,7 +36,7 @@ pub use options::{Dflockd, OnDisconnect};
 #[cfg(any(feature = "tls", feature = "blocking"))]
 pub(crate) use tls::ClientTls;
 
-/// How long a connection may take to close after the server said so.
+/// How long a server may take to close a connection after its reply that precedes the close.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
 
 /// A client's connections to its fleet of servers.
@@ -68,7 +68,7 @@ impl DflockdBackend {
             .map_err(|error| if error.is_timeout() { error.on_server(self.endpoint(shard)) } else { error })
     }
 
-    /// Sends a request that may be granted late, and returns its grant.
+    /// Sends a request whose grant may take long, and returns the grant.
     async fn wait_for_grant(
         &self,
         mut conn: PoolConnection,
@@ -85,7 +85,7 @@ impl DflockdBackend {
         }
     }
 
-    /// Makes a held lease of a grant. The error of a refusal may take a moment to tell.
+    /// Makes a held lease of a grant. If the reply is no grant, the error is a future that may take a moment.
     fn grant<'a>(
         &self,
         conn: PoolConnection,
@@ -107,7 +107,7 @@ impl DflockdBackend {
             family: Family::of(request.limit),
             ttl,
         });
-        // The duty to release it has moved.
+        // The lease has the duty to release it from here on.
         response.into_reply();
         Ok(Grant { lease, token, fence, ttl: ttl.duration(), sent, received: suspend::now() })
     }
@@ -125,19 +125,19 @@ fn wait_request(request: &AcquireRequest, timeout: Seconds) -> Request {
     Request::Wait { key: request.key.clone(), timeout, family: Family::of(request.limit) }
 }
 
-/// The error of a reply that is no grant.
+/// Returns the error of a reply that is no grant.
 async fn refused(conn: PoolConnection, response: Response, deadline: &Deadline) -> Error {
     let server = conn.mux().server().clone();
     let error = replies::grant(response.into_reply()).err();
     let mut error = error.unwrap_or_else(|| Error::new(ErrorKind::Protocol, "a reply to another request"));
-    // A sound request gets a bare `error` from a server that had read nothing for too long, and
-    // closes: the request was lost, or crossed that.
+    // A sound request gets a bare `error` from a server that has read nothing for its read timeout, and that
+    // then closes the connection. The request was lost, or sent too late.
     if error.raw() == Some("error") && conn.closed_by(deadline.at().min(Instant::now() + CLOSE_GRACE)).await {
         let detail = "the server had read nothing from it for too long";
         error = Error::new(ErrorKind::ConnectionClosed, detail);
     }
     match error.kind() {
-        // The server closes a connection to which it says this.
+        // The server closes the connection after this reply.
         ErrorKind::Auth | ErrorKind::Draining => conn.retire(),
         _ => drop(conn),
     }
@@ -168,7 +168,7 @@ impl Backend for DflockdBackend {
         self.pool.options.keepalive_interval
     }
 
-    /// An isolated lease waits on its own connection in any case.
+    /// An isolated lease waits on its exclusive connection in any case.
     fn skips_try(&self, request: &AcquireRequest) -> bool {
         request.isolated
     }
@@ -219,7 +219,7 @@ impl Backend for DflockdBackend {
         let reply = conn.send(enqueue_request(request), sent, deadline);
         let response = conn.response(reply, deadline).await?;
         if *response.reply() == Reply::Queued {
-            // A wait of no time ends the registration: it answers `timeout`, or a grant that came meanwhile.
+            // A wait of 0 s ends the registration. Its reply is `timeout`, or a grant that came meanwhile.
             conn.mux().queue(wait_request(request, Seconds::ZERO));
             return Ok(Enqueue::Queued(QueuePlace(Some(conn))));
         }
@@ -258,7 +258,7 @@ impl Backend for DflockdBackend {
     }
 }
 
-/// A place in a key's wait queue, which its connection has.
+/// A place in a key's wait queue, bound to its connection.
 pub(crate) struct QueuePlace(Option<PoolConnection>);
 
 impl Drop for QueuePlace {

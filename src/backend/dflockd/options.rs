@@ -1,4 +1,4 @@
-//! The settings of the dflockd engine: as a caller gives them, and as its parts rely on them, checked.
+//! The settings of the dflockd engine: first as the caller gives them, then checked.
 
 use std::fmt;
 use std::sync::Arc;
@@ -74,17 +74,18 @@ impl fmt::Debug for Dflockd {
     }
 }
 
-/// What the end of a lease's connection means to the lease; see [`Builder::on_disconnect`](crate::Builder::on_disconnect).
+/// The effect of a closed connection on its leases; see
+/// [`Builder::on_disconnect`](crate::Builder::on_disconnect).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum OnDisconnect {
     /// The lease is lost: the server frees what a connection held when it closes.
     #[default]
     Lost,
-    /// The lease is at risk, and renewed by its token over a new connection while it lasts.
+    /// The lease is at risk, and renewed by its token over a new connection until it expires.
     ///
-    /// Right for servers with `--auto-release-on-disconnect=false` alone. With any other, a lease
-    /// is held here and free there, from when the connection ends until the renewal is refused.
+    /// Only for servers with `--auto-release-on-disconnect=false`. With any other server, the lease counts as
+    /// held here but is free there, from when the connection closes until the renewal is refused.
     Reattach,
 }
 
@@ -124,7 +125,7 @@ impl Options {
     /// the limit.
     pub(crate) fn check(given: Dflockd, request_timeout: Duration) -> Result<Self> {
         if given.servers.is_empty() {
-            return Err(Error::invalid("servers", "is empty, at least one is needed"));
+            return Err(Error::invalid("servers", "is empty, the minimum is 1"));
         }
         let mut servers = Vec::with_capacity(given.servers.len());
         for (host, port) in given.servers {
@@ -172,14 +173,14 @@ impl Options {
         let shard = self.sharding.shard(&key.to_text(), count);
         if shard >= count {
             let fault =
-                format!("answered {shard} for key {}, there are {count} servers", Quoted(&key.to_text()));
+                format!("returned {shard} for key {}, there are {count} servers", Quoted(&key.to_text()));
             return Err(Error::invalid("sharding_strategy", fault));
         }
         Ok(shard)
     }
 }
 
-/// `host:port`, an IPv6 host in brackets.
+/// Returns `host:port`, with an IPv6 host in brackets.
 pub(super) fn server_name(host: &str, port: u16) -> String {
     if host.contains(':') { format!("[{host}]:{port}") } else { format!("{host}:{port}") }
 }
@@ -189,14 +190,15 @@ pub(super) fn check_server(host: &str, port: u16) -> Result<()> {
         return Err(Error::invalid("host", "is empty"));
     }
     if !is_host(host) {
-        let fault = format!("is {} and no name, whose limit is 253 bytes, and 63 a label", quoted(host));
+        let fault =
+            format!("is {}, not a valid host name: at most 253 bytes, and 63 per label", quoted(host));
         return Err(Error::invalid("host", fault));
     }
     if host.contains(char::is_whitespace) {
-        return Err(Error::invalid("host", format!("{} has white space", quoted(host))));
+        return Err(Error::invalid("host", format!("{} has whitespace", quoted(host))));
     }
     if host.contains(['[', ']']) {
-        let fault = format!("{} has brackets, the address goes without them", quoted(host));
+        let fault = format!("{} has brackets, give the address without them", quoted(host));
         return Err(Error::invalid("host", fault));
     }
     if port == 0 {

@@ -1,35 +1,37 @@
-//! What replies mean to a caller: statuses become errors, grants become values.
+//! Makes errors of statuses and values of grants.
 
 use std::time::Duration;
 
+use crate::backend::busy;
 use crate::error::{Error, ErrorKind, Result};
 use crate::proto::{BadReply, Expect, Reply, StatsResult, Status};
 use crate::types::Token;
 
-/// A grant as the low-level functions answer it: nothing renews it.
+/// A grant, as the functions of [`command`](crate::command) return it. Nothing renews it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Grant {
-    /// The proof of it, for [`renew`](crate::command::renew) and [`release`](crate::command::release).
-    /// [`Token::fence`] is noise from a 1.x server, which answers [`ping`](crate::command::ping) with an error.
+    /// Proves the grant to [`renew`](crate::command::renew) and [`release`](crate::command::release).
+    /// [`Token::fence`] is noise from a 1.x server, which replies to [`ping`](crate::command::ping) with an
+    /// error.
     pub token: Token,
-    /// For how long, unless renewed: whole seconds.
+    /// The lease, unless it is renewed: whole seconds.
     pub lease: Duration,
 }
 
-/// What [`enqueue`](crate::command::enqueue) comes to.
+/// The outcome of [`enqueue`](crate::command::enqueue).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Enqueued {
     /// The key was free and is held.
     Acquired(Grant),
-    /// The connection has a place in the queue: [`wait`](crate::command::wait) for the grant.
+    /// The connection has a place in the wait queue: [`wait`](crate::command::wait) for the grant.
     Queued,
 }
 
-/// An idle key keeps its limit until the server collects it: at most the two settings' time later.
-const LIMIT_CHANGES: &str = "it can have a new one when nobody has used it for as long as the server keeps \
+/// An idle key keeps its limit until the server collects it: at most the sum of the two settings later.
+const LIMIT_CHANGES: &str = "the key can have a new limit once it was idle for as long as the server keeps \
                             idle keys (--gc-max-idle, 60 s unless set, and up to --gc-interval, 5 s)";
 
-/// The error that a refusal is, to a request that expected `expect`.
+/// Returns the error of a status, as the reply to a request that expects `expect`.
 pub(crate) fn status_error(status: &Status, expect: Expect) -> Error {
     let kind = match status {
         Status::Error if expect == Expect::Lease => ErrorKind::NotHeld,
@@ -58,16 +60,11 @@ pub(crate) fn bad_reply(error: BadReply) -> Error {
     Error::new(ErrorKind::Protocol, "").caused_by(error)
 }
 
-/// Others had the key until the time ran out.
-pub(crate) fn busy() -> Error {
-    Error::new(ErrorKind::Timeout, "the key stayed busy").while_busy()
-}
-
 fn unexpected(reply: Reply, expect: Expect) -> Error {
     match reply {
         Reply::Refused(status) => status_error(&status, expect),
         Reply::Timeout => busy().with_raw("timeout"),
-        // `Reply::parse` lets nothing else through for what was expected.
+        // `Reply::parse` allows no other reply for what was expected.
         _ => Error::new(ErrorKind::Protocol, "a reply to another request"),
     }
 }
@@ -114,20 +111,19 @@ pub(crate) fn done(reply: Reply) -> Result<()> {
     }
 }
 
-/// `auth`: whatever the server says against it, the token was refused; but a server that shuts
-/// down says so.
+/// `auth`: any error means that the server refused the token, except if it is shutting down.
 pub(crate) fn authenticated(reply: Reply) -> Result<()> {
     match reply {
         Reply::Done => Ok(()),
         Reply::Refused(status) if status != Status::Draining => {
-            let detail = "the server refused the auth token, or wants none";
+            let detail = "the server refused the auth token, or has none configured";
             Err(Error::new(ErrorKind::PermissionDenied, detail).with_raw(&status.to_string()))
         }
         other => Err(unexpected(other, Expect::Done)),
     }
 }
 
-/// `stats`, a line that is no refusal: `ok` and the JSON.
+/// `stats`, a line that is no status: `ok` and the JSON.
 pub(crate) fn stats(line: &str) -> Result<StatsResult> {
     StatsResult::from_json(line.strip_prefix("ok ").unwrap_or_default())
         .map_err(|cause| Error::new(ErrorKind::Protocol, "malformed stats").caused_by(cause))

@@ -1,9 +1,9 @@
-//! TLS as the client sees it, also in a build that has none.
+//! The client's TLS type, also for a build without TLS.
 
 #[cfg(feature = "tls")]
 pub(crate) use crate::tls::ClientTls;
 
-/// Stands in for the real type in a build without the `tls` feature: there is no value of it.
+/// Stands in for the real type in a build without the `tls` feature. It has no values.
 #[cfg(not(feature = "tls"))]
 #[derive(Clone, Copy, Debug)]
 pub enum ClientTls {}

@@ -1,4 +1,4 @@
-//! The commands of semaphores: those of locks, with a limit.
+//! The commands for semaphores: those for locks, with a limit.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ pub async fn sem_acquire(
     acquire_any(conn, key, timeout, Some(Limit::new(limit)?), lease).await
 }
 
-/// `se`: takes one of `limit` slots or a place in the queue. Reply within 5 s.
+/// `se`: takes one of `limit` slots or a place in the wait queue, without waiting. Reply within 5 s.
 ///
 /// # Errors
 /// As [`enqueue`](super::enqueue).
@@ -45,9 +45,9 @@ pub async fn sem_acquire(
 /// # use std::time::Duration;
 /// # #[tokio::main(flavor = "current_thread")] async fn main() -> dflockd_client::Result<()> {
 /// # let conn = TestServer::new().conn();
-/// use command::Place;
+/// use command::Enqueued;
 /// let place = command::sem_enqueue(&conn, "exports", 3, None).await?;
-/// assert!(matches!(place, Place::Acquired(_)));
+/// assert!(matches!(place, Enqueued::Acquired(_)));
 /// # Ok(()) }
 /// ```
 pub async fn sem_enqueue(
@@ -59,7 +59,7 @@ pub async fn sem_enqueue(
     enqueue_any(conn, key, Some(Limit::new(limit)?), lease).await
 }
 
-/// `sw`: [`wait`](super::wait) for a semaphore.
+/// `sw`: waits for a slot, as [`wait`](super::wait) does for a lock.
 ///
 /// # Errors
 /// As [`wait`](super::wait).
@@ -79,7 +79,7 @@ pub async fn sem_wait(conn: &AsyncConn, key: &str, timeout: Duration) -> Result<
     wait_any(conn, key, timeout, Family::Semaphore).await
 }
 
-/// `sr`: [`release`](super::release) for a semaphore.
+/// `sr`: releases a slot, as [`release`](super::release) does a lock.
 ///
 /// # Errors
 /// As [`release`](super::release).
@@ -98,7 +98,7 @@ pub async fn sem_release(conn: &AsyncConn, key: &str, token: &Token) -> Result<(
     release_any(conn, key, token, Family::Semaphore).await
 }
 
-/// `sn`: [`renew`](super::renew) for a semaphore.
+/// `sn`: renews the lease of a slot, as [`renew`](super::renew) does that of a lock.
 ///
 /// # Errors
 /// As [`renew`](super::renew).

@@ -1,5 +1,4 @@
-//! The stream, with what was read of it and not looked at yet, and what is still to be sent over it.
-//! Knows of no request and no reply.
+//! A stream with its buffers: bytes read and not consumed, and bytes still to be sent.
 
 use std::io;
 use std::ops::Range;
@@ -11,21 +10,21 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::error::{Error, Result};
 use crate::net::BoxStream;
 
-/// How much is read at a time.
+/// How many bytes one read takes at most.
 const CHUNK: usize = 8 * 1024;
-/// How much room is kept of what a burst of requests took.
+/// The capacity that the send buffer keeps after a burst of requests.
 const KEPT_CAPACITY: usize = 64 * 1024;
 
-/// Positions count the bytes that were ever sent.
+/// Positions count the bytes ever sent.
 pub(super) struct Buffered {
     stream: BoxStream,
     read_buf: Box<[u8]>,
-    /// The part of `chunk` that was read and not looked at yet.
+    /// The part of `read_buf` that is not consumed yet.
     unread: Range<usize>,
-    /// The position up to which everything had been sent when `chunk` was read.
+    /// The position up to which requests were sent when `read_buf` was filled.
     sent_before_read: u64,
     sending: Vec<u8>,
-    /// How much of `sending` was sent.
+    /// How much of `sending` is sent.
     written: usize,
     sent: u64,
     unflushed: bool,
@@ -45,7 +44,7 @@ impl Buffered {
         }
     }
 
-    /// How many bytes there are to look at, once there are some; none once the peer has closed.
+    /// Returns the number of unread bytes once there are any; 0 once the peer has closed.
     pub(super) fn poll_read(&mut self, cx: &mut Context<'_>) -> Poll<Result<usize>> {
         if self.unread.is_empty() {
             let mut buffer = ReadBuf::new(&mut self.read_buf);
@@ -57,33 +56,34 @@ impl Buffered {
         Poll::Ready(Ok(self.unread.len()))
     }
 
-    /// What was read and not looked at yet.
+    /// Returns the bytes read and not consumed.
     pub(super) fn unread(&self) -> &[u8] {
         &self.read_buf[self.unread.clone()]
     }
 
-    /// All but this much of it was looked at.
+    /// Consumes all unread bytes but the last `left`.
     pub(super) fn consume_to(&mut self, left: usize) {
         self.unread.start = self.unread.end - left;
     }
 
-    /// Up to where requests had been sent when that was read: nothing in it answers a later one.
+    /// Returns the position up to which requests were sent when the unread bytes came. They answer no later
+    /// request.
     pub(super) fn sent_before_read(&self) -> u64 {
         self.sent_before_read
     }
 
-    /// Up to where requests were sent, as far as that is known, and not less.
+    /// Returns the position up to which bytes may have been sent. Never too low.
     pub(super) fn sent(&self) -> u64 {
         self.sent
     }
 
-    /// Whether nothing is left to be sent.
+    /// Returns `true` if nothing is left to send.
     pub(super) fn is_sent(&self) -> bool {
         self.sending.is_empty()
     }
 
-    /// Sends what is left of before, and then what `more` puts into an empty buffer. Ready once all of it
-    /// is on its way.
+    /// Sends what is left from before, then what `more` puts into the empty buffer. Ready once all of it is
+    /// sent.
     pub(super) fn poll_send(
         &mut self,
         cx: &mut Context<'_>,
@@ -105,7 +105,7 @@ impl Buffered {
                     self.unflushed = true;
                 }
                 outcome => {
-                    // How much of it was sent before it failed is not known.
+                    // How much of it was sent before the error is unknown.
                     self.sent += rest.len() as u64;
                     let cause = outcome.err().unwrap_or_else(|| io::ErrorKind::WriteZero.into());
                     return Poll::Ready(Err(error(cause)));
@@ -122,7 +122,7 @@ impl Buffered {
         Poll::Ready(Ok(()))
     }
 
-    /// Closes this way of the stream.
+    /// Closes the sending half of the stream.
     pub(super) fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<Result<()>> {
         Pin::new(&mut self.stream).poll_shutdown(cx).map_err(|cause| Error::io("could not close", cause))
     }

@@ -1,5 +1,5 @@
-//! What was position of the server and is not answered yet, in order: a first part that was sent, and a
-//! rest that waits for its replies. Knows of no stream.
+//! The requests of one connection that have no reply yet, in order: first those sent, then those still to be
+//! sent.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -15,27 +15,26 @@ use crate::proto::Request;
 
 /// How many replies a server may owe at a time.
 ///
-/// A server that cannot get rid of a reply gives the connection up after its write timeout (5 s), and
-/// frees what it held. So all that are owed fit into the send buffer of the server's system, even
-/// where nothing is read here: no write of the server's ever waits for this side. The smallest one
-/// that a common system begins with has 16 KiB. A grant, the longest reply, has 47 bytes, and 76 as a
-/// TLS record of its own.
+/// If a server cannot write a reply for its write timeout (5 s), it closes the connection, and frees what the
+/// connection held. So all owed replies fit into the send buffer of the server's system, even if this side
+/// reads nothing: no write of the server's ever waits for this side. The smallest initial send buffer of a
+/// common system has 16 KiB. A grant, the longest reply, has 47 bytes, and 76 as a TLS record of its own.
 pub(super) const MAX_OWED: usize = 212;
 const _: () = assert!(MAX_OWED * 76 < 16 * 1024);
 
-/// How often those whose time is up are looked for, at the most.
+/// The shortest interval between two checks for expired deadlines.
 const EXPIRY_INTERVAL: Duration = Duration::from_millis(10);
 
-/// A request on its way, or sent and unanswered.
+/// A request that is queued, or sent and unanswered.
 pub(super) struct InFlight {
     pub(super) request: Request,
     pub(super) responder: Responder,
-    /// The instant before it was sent.
+    /// The instant before it was queued.
     pub(super) sent: Instant,
 }
 
 impl InFlight {
-    /// Until when somebody waits for the answer, if anybody does.
+    /// Returns the deadline of the caller that waits for the reply; `None` if there is none.
     fn deadline(&self) -> Option<Instant> {
         match &self.responder {
             Responder::Caller { deadline, .. } => Some(deadline.at()),
@@ -44,12 +43,13 @@ impl InFlight {
         }
     }
 
-    /// Tells whoever waits that there is no answer in time. What is answered later is nobody's.
+    /// Fails the caller, since its deadline has passed. Its responder is then gone, and a later reply is
+    /// released or dropped.
     fn time_out(&mut self) {
         match std::mem::replace(&mut self.responder, Responder::None) {
             Responder::Caller { sender, deadline } => {
                 let failure = TrySendError { error: deadline.passed("reply"), request: None };
-                // The responder may be gone.
+                // The caller may have dropped its future.
                 drop(sender.send(Err(failure)));
             }
             Responder::Release { mut completion, rerouted } => {
@@ -60,22 +60,22 @@ impl InFlight {
         }
     }
 
-    /// Whether whoever position is gone.
+    /// Returns `true` if the caller is gone.
     pub(super) fn is_cancelled(&self) -> bool {
         matches!(&self.responder, Responder::Caller { sender, .. } if sender.is_closed())
     }
 }
 
-/// Where a request begins that was not sent yet.
+/// The position of a request that was not sent yet.
 const UNSENT: u64 = u64::MAX;
 
-/// Who hears of the reply.
+/// What waits for the reply.
 pub(super) enum Responder {
     Caller {
         sender: oneshot::Sender<Result<Response, TrySendError>>,
         deadline: Deadline,
     },
-    /// Nobody waits for a release, but somebody may want to know how it went.
+    /// No caller waits for the release itself, but one may wait for its completion.
     Release {
         completion: Option<ReleaseCompletion>,
         rerouted: Option<Rerouted>,
@@ -83,16 +83,16 @@ pub(super) enum Responder {
     None,
 }
 
-/// The requests of one connection. Positions count the bytes of all requests that were ever sent.
+/// The requests of one connection. Positions count the bytes of all requests ever sent.
 pub(super) struct RequestQueue {
-    /// Unanswered, in order, each with the position at which it begins, once it is sent.
+    /// The unanswered requests in order, each with the position at which it begins.
     entries: VecDeque<(InFlight, u64)>,
-    /// How many of them are sent, or about to be.
+    /// How many of them are sent, or encoded to be sent.
     owed: usize,
     /// The position at which those end.
     end: u64,
     last_pushed: Instant,
-    /// When somebody who waits may have to be sent away: not later than this.
+    /// The earliest deadline of a caller, or a time before it.
     next_deadline: Option<Instant>,
 }
 
@@ -101,7 +101,7 @@ impl RequestQueue {
         Self { entries: VecDeque::new(), owed: 0, end: 0, last_pushed: now, next_deadline: None }
     }
 
-    /// Takes a request. Answers whether it can be sent now, and is the first that can.
+    /// Takes a request. Returns `true` if it can be sent now and the request before it is sent already.
     pub(super) fn push(&mut self, request: InFlight) -> bool {
         self.next_deadline = self.next_deadline.into_iter().chain(request.deadline()).min();
         let is_first = self.entries.len() == self.owed && self.owed < MAX_OWED;
@@ -110,19 +110,19 @@ impl RequestQueue {
         is_first
     }
 
-    /// The request that a reply answers: the oldest, if it was sent before the position `position`.
+    /// Removes the request that a reply answers: the oldest, if it begins before `position`.
     pub(super) fn pop(&mut self, position: u64) -> Option<InFlight> {
         self.entries.front().filter(|(_, begin)| *begin < position)?;
         self.owed -= 1;
         self.entries.pop_front().map(|(request, _)| request)
     }
 
-    /// Takes back the requests that wait to be sent.
+    /// Removes the requests that are not sent.
     pub(super) fn cancel_unsent(&mut self) -> Vec<InFlight> {
         self.entries.split_off(self.owed).into_iter().map(|(request, _)| request).collect()
     }
 
-    /// Appends what can be sent now to `sending`.
+    /// Appends to `sending` what can be sent now.
     pub(super) fn encode(&mut self, sending: &mut Vec<u8>) {
         let until = self.entries.len().min(MAX_OWED);
         for (request, begin) in self.entries.range_mut(self.owed..until) {
@@ -134,7 +134,7 @@ impl RequestQueue {
         self.owed = until;
     }
 
-    /// Sends those away whose time is up.
+    /// Fails the callers whose deadlines have passed.
     pub(super) fn expire_overdue(&mut self, now: Instant) {
         let mut next: Option<Instant> = None;
         for (request, _) in &mut self.entries {
@@ -143,7 +143,7 @@ impl RequestQueue {
                 until => next = next.into_iter().chain(until).min(),
             }
         }
-        // Not for each of many by itself.
+        // One check serves many deadlines.
         self.next_deadline = next.map(|next| next.max(now + EXPIRY_INTERVAL));
     }
 
@@ -151,7 +151,7 @@ impl RequestQueue {
         self.next_deadline
     }
 
-    /// Forgets requests whose callers are gone, and with that which reply is whose.
+    /// Drops requests whose callers are gone. Replies then no longer match requests.
     pub(super) fn drop_cancelled(&mut self) {
         self.entries.retain(|(request, begin)| {
             let is_cancelled = request.is_cancelled();
@@ -160,23 +160,22 @@ impl RequestQueue {
         });
     }
 
-    /// Hands over what has no reply, each with whether nothing of it was sent up to the position
-    /// `sent`.
+    /// Removes all requests, each with `true` if none of its bytes is among the first `sent`.
     pub(super) fn drain(&mut self, sent: u64) -> impl Iterator<Item = (InFlight, bool)> + use<> {
         std::mem::take(&mut self.entries).into_iter().map(move |(request, begin)| (request, begin >= sent))
     }
 
-    /// How many requests have no reply.
+    /// Returns how many requests have no reply.
     pub(super) fn len(&self) -> usize {
         self.entries.len()
     }
 
-    /// The request that is answered next.
+    /// Returns the request that is answered next.
     pub(super) fn front(&self) -> Option<&Request> {
         self.entries.front().map(|(request, _)| &request.request)
     }
 
-    /// The instant before the last request was made.
+    /// Returns the instant before the last request was queued.
     pub(super) fn last_pushed(&self) -> Instant {
         self.last_pushed
     }

@@ -1,4 +1,4 @@
-//! What becomes of a request, from whoever waits for it to a grant that nobody took.
+//! What a caller receives for a request: a reply, an error, or a grant with the duty to release it.
 
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
@@ -16,23 +16,24 @@ use crate::failpoints::{Rule, is_broken};
 use crate::proto::{Family, Reply, Request};
 use crate::types::{Key, Seconds, Token};
 
-/// Why a call has no reply.
+/// Why a request has no reply.
 #[derive(Debug)]
 pub(crate) struct TrySendError {
     pub(crate) error: Error,
-    /// The request, where nothing of it was sent: it may be made again elsewhere.
+    /// The request, if none of it was sent: it may go by another connection.
     pub(crate) request: Option<Box<Request>>,
 }
 
-/// The reply to one request, which is not a part of this: it is moved about, and should be small.
+/// Resolves to the response of one request. The response is not part of this, which is moved often and stays
+/// small.
 pub(crate) struct ResponseFuture {
     pub(super) reply: oneshot::Receiver<Result<Response, TrySendError>>,
-    /// Where nobody else sees to the deadline.
+    /// Enforces the deadline, if no driver on this runtime does.
     pub(super) timer: Option<BoxFuture<'static, Error>>,
 }
 
 impl ResponseFuture {
-    /// Looks at a clock of its own, and waits until the deadline at the most.
+    /// Adds a timer that enforces the deadline.
     pub(super) fn with_timer(mut self, deadline: Deadline) -> Self {
         self.timer = Some(Box::pin(async move {
             sleep_until(deadline.at()).await;
@@ -58,7 +59,7 @@ impl Future for ResponseFuture {
     }
 }
 
-/// A reply on its way to its caller. Dropped with a grant inside, it releases the grant.
+/// A reply on its way to its caller. If it has a grant, dropping it releases the grant.
 #[derive(Debug)]
 pub(crate) struct Response {
     pub(super) reply: Option<Reply>,
@@ -66,7 +67,7 @@ pub(crate) struct Response {
 }
 
 impl Response {
-    /// The grant in it, which stays the answer's to release.
+    /// Returns the grant. The duty to release it stays with the response.
     pub(crate) fn grant(&self) -> Option<(Token, Seconds)> {
         match self.reply() {
             Reply::Granted { token, lease } | Reply::Acquired { token, lease } => {
@@ -76,7 +77,7 @@ impl Response {
         }
     }
 
-    /// The reply; a grant in it is now the caller's to release.
+    /// Returns the reply, and with it the duty to release a grant.
     pub(crate) fn into_reply(mut self) -> Reply {
         self.unclaimed = None;
         self.reply.take().unwrap_or(Reply::Timeout)
@@ -94,19 +95,19 @@ impl Drop for Response {
             && !is_broken(Rule::ReleaseUnclaimed)
         {
             let fence = conn.fence_of(&unclaimed.token);
-            tracing::debug!(key = %unclaimed.key, ?fence, "a grant that nobody took is released");
+            tracing::debug!(key = %unclaimed.key, ?fence, "releasing a grant that no caller took");
             conn.release(unclaimed, Instant::now(), None);
         }
     }
 }
 
-/// A grant that nobody took: whoever gets it releases it.
+/// A grant that no caller took. The receiver must release it.
 #[derive(Debug)]
 pub(crate) struct UnclaimedGrant {
     pub(crate) key: Key,
     pub(crate) token: Token,
     pub(crate) family: Family,
-    /// That its release was passed on already, from a conn that had ended: it is once.
+    /// Set if the release was rerouted from a closed connection already. It is rerouted once only.
     pub(crate) rerouted: Option<Rerouted>,
 }
 

@@ -1,4 +1,4 @@
-//! A place on a connection: what a request or a lease has of it, given back on drop.
+//! A connection that is checked out of the pool, for one request or one lease.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -11,11 +11,11 @@ use crate::backend::dflockd::pool::Pool;
 use crate::error::Result;
 use crate::proto::Request;
 
-/// How often a request that was not sent is made next on another connection.
+/// How many times an unsent request is made again on another connection.
 const RESENDS: usize = 3;
 
-/// One user's place on a connection, shared with others or not. Dropped, nothing is held there and
-/// nothing waits.
+/// One user's place on a connection, shared or exclusive. Once this drops, it holds nothing there and waits
+/// for nothing.
 pub(crate) struct PoolConnection {
     pool: Arc<Pool>,
     shard: usize,
@@ -36,16 +36,17 @@ impl PoolConnection {
         self.shard
     }
 
-    /// Sends a request, at `now`.
+    /// Sends a request at `now`.
     pub(crate) fn send(&self, request: Request, now: Instant, deadline: &Deadline) -> ResponseFuture {
         self.mux.send_request(request, now, deadline)
     }
 
-    /// Waits for the response to what was asked here. A request that could not be sent may go by another
+    /// Waits for the response to a request sent here. If the request could not be sent, it may go by another
     /// connection.
     ///
-    /// Dropped, or without an response, it gives up a connection of its own, and with it the place in a
-    /// queue. On a shared one the request is answered all the same, and a grant in it given back.
+    /// If the future is dropped, or fails, an exclusive connection is abandoned, and with it a place in a
+    /// wait queue. On a shared connection the driver reads the reply all the same, and releases a grant in
+    /// it.
     pub(crate) async fn response(
         &mut self,
         mut reply: ResponseFuture,
@@ -65,15 +66,15 @@ impl PoolConnection {
         Ok(response)
     }
 
-    /// A `wait` is bound to the connection that queued, any other request that was not sent is made
-    /// next elsewhere.
+    /// Makes an unsent request again on another connection. A `wait` is bound to the connection that
+    /// enqueued.
     async fn resend(&mut self, mut failure: TrySendError, deadline: &Deadline) -> Result<Response> {
         for _ in 0..RESENDS {
             let may_move = |request: &mut Box<Request>| !matches!(**request, Request::Wait { .. });
             let Some(request) = failure.request.take_if(may_move).filter(|_| self.mux.is_closed()) else {
                 break;
             };
-            tracing::debug!(server = %self.mux.server(), error = %failure.error, "a dead connection is replaced");
+            tracing::debug!(server = %self.mux.server(), error = %failure.error, "replacing a dead connection");
             *self = self.replacement().await?;
             let mut reply = self.send(*request, Instant::now(), deadline);
             match self.wait(&mut reply).await {
@@ -84,7 +85,7 @@ impl PoolConnection {
         Err(failure.error.on_server(self.mux.server()))
     }
 
-    /// A place of the same kind on another connection.
+    /// Checks out another connection, shared or exclusive like this one.
     async fn replacement(&self) -> Result<Self> {
         if self.shared {
             self.pool.checkout_shared(self.shard).await
@@ -93,20 +94,20 @@ impl PoolConnection {
         }
     }
 
-    /// Whether the connection has ended by then.
+    /// Returns `true` if the connection closes by then.
     pub(crate) async fn closed_by(&self, until: Instant) -> bool {
         timeout_at(until, self.mux.closed()).await.is_ok()
     }
 
-    /// The server may yet hold something by this connection that nobody will release. Where others
-    /// share it, they do not mind; the next to have it alone would.
+    /// Gives the connection up, as the server may hold something by it that no request will release. A shared
+    /// connection stays open: its other users do not mind. The next exclusive user would.
     pub(crate) fn discard(self) {
         if !self.shared {
             self.mux.close();
         }
     }
 
-    /// No new request goes by this connection; what is under way or held goes on.
+    /// Takes the connection out of use for new requests. Requests in flight and leases stay on it.
     pub(crate) fn retire(self) {
         self.pool.server(self.shard).retire(&self.mux);
         self.discard();
@@ -124,8 +125,7 @@ impl Drop for PoolConnection {
     }
 }
 
-/// A request that is under way on a connection of its own. Dropped before it is answered, the
-/// connection is abandoned.
+/// Abandons an exclusive connection, unless its request is answered before this drops.
 struct AbandonOnDrop<'a>(Option<&'a MuxConnection>);
 
 impl Drop for AbandonOnDrop<'_> {

@@ -1,6 +1,5 @@
-//! Connections per server: the shared ones, over which the uncontended work of all tasks goes, and
-//! those that one wait or one isolated lease has to itself; dialling, handing out, taking back,
-//! closing.
+//! The connections to each server: shared ones, for the uncontended work of all tasks, and exclusive ones,
+//! for one wait or one isolated lease. Connects, checks out, takes back and closes.
 
 mod checkout;
 mod server;
@@ -35,15 +34,15 @@ pub(crate) struct Pool {
     pub(crate) options: Arc<Options>,
     metrics: Arc<ConnMetrics>,
     servers: Vec<Mutex<ServerPool>>,
-    /// Which servers have said that they are shutting down.
+    /// Per server, `true` once it has replied that it is shutting down.
     draining: Vec<Arc<AtomicBool>>,
     closed: AtomicBool,
-    /// How many releases go by another connection than that of their grant.
+    /// How many releases are in flight over another connection than their grant's.
     rerouted: Arc<watch::Sender<usize>>,
     origin: Origin,
 }
 
-/// A forked process neither closes what it finds here nor takes a lock of it.
+/// A forked child neither closes what it finds here nor takes one of its locks.
 impl Drop for Pool {
     fn drop(&mut self) {
         if !self.origin.is_here() {
@@ -68,8 +67,8 @@ impl Pool {
         })
     }
 
-    /// A place on a shared connection of this runtime, if one is open with permits for it at `now`. It is
-    /// for requests that the server answers at once.
+    /// Checks out a shared connection of this runtime, if one is open and has room at `now`. It is for
+    /// requests that the server answers at once.
     pub(crate) fn try_checkout_shared(
         self: &Arc<Self>,
         shard: usize,
@@ -79,7 +78,7 @@ impl Pool {
         Some(PoolConnection::new(self, shard, mux, true))
     }
 
-    /// The same, on one that is dialled if need be.
+    /// Checks out a shared connection, and connects if there is none with room.
     pub(crate) async fn checkout_shared(self: &Arc<Self>, shard: usize) -> Result<PoolConnection> {
         let here = here()?;
         loop {
@@ -91,7 +90,7 @@ impl Pool {
                     None => server.join_connect(self, shard, here),
                 }
             };
-            // A connection that nobody takes a place on, in the end, may be one too many.
+            // If no caller takes a place on the connection, it may be surplus.
             let _tidy = ReleaseSurplusOnDrop { pool: self, shard, here };
             match connecting.await {
                 Ok(mux) if self.server(shard).try_reserve_opened(&mux) => {
@@ -106,8 +105,8 @@ impl Pool {
         }
     }
 
-    /// A connection of one's own, for a request that may wait, or for a lease that is to have it: an
-    /// idle one, or one that is dialled.
+    /// Checks out an exclusive connection, for a request that may wait or an isolated lease: an idle one, or
+    /// a new one.
     pub(crate) async fn checkout_exclusive(self: &Arc<Self>, shard: usize) -> Result<PoolConnection> {
         let here = here()?;
         self.check_open()?;
@@ -116,7 +115,7 @@ impl Pool {
         Ok(PoolConnection::new(self, shard, mux, false))
     }
 
-    /// The next connection that tasks share.
+    /// Opens the next shared connection.
     async fn open_shared(self: &Arc<Self>, shard: usize, here: runtime::Id) -> Result<MuxConnection> {
         let reserved = self.server(shard).reserved();
         let permit = match reserved {
@@ -141,7 +140,7 @@ impl Pool {
         }
     }
 
-    /// Room for one more connection, once there is some.
+    /// Waits for the permit for one more connection, up to the connect timeout.
     async fn exclusive_permit(&self, shard: usize) -> Result<OwnedSemaphorePermit> {
         let permits = self.server(shard).exclusive_permits();
         if let Ok(permit) = permits.clone().try_acquire_owned() {
@@ -175,7 +174,7 @@ impl Pool {
         let rerouted = self.rerouted.clone();
         let release_elsewhere = Arc::new(move |mut unclaimed: UnclaimedGrant, completion| {
             unclaimed.rerouted = Some(Rerouted::begin(&rerouted));
-            // A release outlives the client that it came from.
+            // A release may outlive its client.
             let pool = pool.upgrade().filter(|pool| !pool.is_closed());
             let pool = pool.unwrap_or_else(|| Self::new(options.clone()));
             pool.release_elsewhere(shard, unclaimed, completion);
@@ -193,7 +192,7 @@ impl Pool {
         if is_open { Ok(mux) } else { Err(client_closed()) }
     }
 
-    /// A connection that is ready for commands, within the connect timeout.
+    /// Opens a connection and authenticates, within the connect timeout.
     async fn connect(&self, server: &Server) -> Result<AsyncConn> {
         let Options { connect_timeout, auth_token, tls, dial, .. } = &*self.options;
         within(*connect_timeout, async {
@@ -207,7 +206,7 @@ impl Pool {
         .await
     }
 
-    /// Releases a grant over another connection than the one that brought it.
+    /// Releases a grant over another connection than its own.
     fn release_elsewhere(
         self: &Arc<Self>,
         shard: usize,
@@ -242,10 +241,10 @@ impl Pool {
         });
     }
 
-    /// What one server holds, within the request timeout.
+    /// Returns what one server holds, within the request timeout.
     ///
-    /// It is asked over a connection that carries nothing else, ever: a server frees what a connection
-    /// held over which it cannot get rid of a reply, and this one may be too long for any buffer.
+    /// Asks over a connection that carries nothing else: the reply may be too long for any buffer, and if the
+    /// server cannot write it in time, it frees what the connection holds.
     pub(crate) async fn stats(self: &Arc<Self>, shard: usize) -> Result<StatsResult> {
         here()?;
         if is_broken(Rule::StatsApart) {
@@ -281,7 +280,7 @@ impl Pool {
     }
 
     /// Refuses to connect from now on, at once. The future resolves when nothing is left: no connection, no
-    /// caller who could bring back a grant of one, no release in flight.
+    /// caller that could bring back a grant, no release in flight.
     pub(crate) fn close(&self, deadline: Instant) -> impl Future<Output = Result<()>> + Send {
         self.closed.store(true, Ordering::Release);
         (0..self.servers.len()).for_each(|shard| self.server(shard).close());
@@ -291,7 +290,7 @@ impl Pool {
             timeout_at(deadline, self.settled(&monitors)).await.unwrap_or_else(|_| {
                 let left = monitors.iter().filter(|monitor| !monitor.is_finished());
                 let elsewhere = if left.clone().any(|monitor| monitor.runtime() != here) {
-                    "; one ends on the runtime that opened it, once that runs"
+                    "; one closes on the runtime that opened it, once that runs"
                 } else {
                     ""
                 };
@@ -305,7 +304,7 @@ impl Pool {
 
     async fn settled(&self, monitors: &[ConnMonitor]) -> Result<()> {
         let settled = futures::future::join_all(monitors.iter().map(ConnMonitor::settled)).await;
-        // The sender is this pool's own.
+        // The pool owns the sender.
         let _ = self.rerouted.subscribe().wait_for(|count| *count == 0).await;
         settled.into_iter().collect()
     }
@@ -318,7 +317,7 @@ impl Pool {
     }
 }
 
-/// A caller who waits for a connecting, whatever comes of it.
+/// Moves a surplus connection to the idle ones when a caller stops waiting for it.
 struct ReleaseSurplusOnDrop<'a> {
     pool: &'a Pool,
     shard: usize,
@@ -331,12 +330,12 @@ impl Drop for ReleaseSurplusOnDrop<'_> {
     }
 }
 
-/// Nothing can be completion about a grant any more: it runs out by itself.
+/// Reports a grant that cannot be released. It stays held until it expires.
 fn release_failed(unclaimed: &UnclaimedGrant, completion: Option<ReleaseCompletion>, error: Error) {
     match completion {
         Some(completion) => completion.complete(Err(error.during("release").for_key(&unclaimed.key))),
         None => {
-            tracing::warn!(key = %unclaimed.key, %error, "a grant that nobody took runs out by itself");
+            tracing::warn!(key = %unclaimed.key, %error, "an unclaimed grant stays held until it expires");
         }
     }
 }

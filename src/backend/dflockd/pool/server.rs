@@ -1,11 +1,10 @@
-//! One server's connections: which are shared, which are idle, which dial is under way. Plain
-//! bookkeeping, under the pool's lock.
+//! One server's connections: the shared ones, the idle ones, and those being opened. Plain bookkeeping under
+//! the pool's lock.
 //!
-//! What a connection is for, its place here says, and nothing else: it stands among the shared ones,
-//! or among the idle ones, or nowhere, where one lease or one wait has it to itself, or where it takes
-//! nobody new. Places on a connection are taken here alone, and only on one that stands among the
-//! shared ones, which it does not leave for the idle ones while anybody has a place on it. So a lease
-//! never comes to share a connection with a wait.
+//! The list that a connection is in says what it is for. It is in `shared`, or in `idle`, or in neither: then
+//! one lease or one wait has it exclusively, or it takes no new user. Only this file takes a place on a
+//! connection, and only on one in `shared`; a connection does not move from `shared` to `idle` while a user
+//! has a place on it. So a lease never shares a connection with a wait.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -21,30 +20,30 @@ use crate::backend::dflockd::options::Options;
 use crate::backend::dflockd::pool::Pool;
 use crate::error::Result;
 
-/// A dial that several wait for. When all of them are gone, so is the dial.
+/// A connect that several callers wait for. It is dropped with the last of them.
 pub(super) type Connecting = Shared<BoxFuture<'static, Result<MuxConnection>>>;
 
 pub(super) struct ServerPool {
     runtimes: Vec<RuntimePool>,
-    /// All that may be open, whoever has them.
+    /// All connections that may be open, in use or not.
     opened: Vec<WeakMuxConnection>,
-    /// Each open connection that is not idle holds a permit of one of these; together with the idle
-    /// ones they never exceed both. The first is for shared connections alone, so that waits never
-    /// leave the others without one.
+    /// Each open connection that is not idle holds a permit of one of these; together with the idle ones they
+    /// never exceed both. The first is for shared connections alone, so that waits never use up their
+    /// permits.
     reserved: Arc<Semaphore>,
     exclusive: Arc<Semaphore>,
-    /// How many permits there are of both.
+    /// How many permits both have.
     max: usize,
     options: Arc<Options>,
     closed: bool,
 }
 
-/// The connections of one runtime: their drivers run there, and no caller on another is given one.
+/// The connections of one runtime. Their drivers run there, and only its callers use them.
 struct RuntimePool {
     id: runtime::Id,
-    /// Each carries the requests and leases of many.
+    /// Each carries the requests and leases of many users.
     shared: Vec<MuxConnection>,
-    /// Nobody has them; the one that was used last is the last.
+    /// Not in use. The last was used last.
     idle: Vec<MuxConnection>,
     connecting: Option<WeakShared<BoxFuture<'static, Result<MuxConnection>>>>,
 }
@@ -69,7 +68,7 @@ impl ServerPool {
         self.exclusive.clone()
     }
 
-    /// Room for a shared connection that need not wait for others to be done with theirs.
+    /// Takes a permit for a shared connection that does not wait for other connections to close.
     pub(super) fn reserved(&self) -> Option<OwnedSemaphorePermit> {
         self.reserved.clone().try_acquire_owned().ok()
     }
@@ -78,7 +77,7 @@ impl ServerPool {
         self.runtimes.iter().find(|runtime| runtime.id == here)
     }
 
-    /// The runtime of a runtime, made if there is none. Those whose runtimes have ended go.
+    /// Returns the connections of a runtime, and adds it if it is new. Drops runtimes without connections.
     fn runtime_or_insert(&mut self, here: runtime::Id) -> &mut RuntimePool {
         let at = self.runtimes.iter().position(|runtime| runtime.id == here).unwrap_or_else(|| {
             self.runtimes.retain_mut(RuntimePool::is_used);
@@ -93,21 +92,21 @@ impl ServerPool {
         &mut self.runtimes[at]
     }
 
-    /// A place on the shared connection with the fewest users; `None` where another connection is
-    /// to be dialled first.
+    /// Takes a place on the shared connection with the fewest users. Returns `None` if another connection
+    /// should be opened first.
     pub(super) fn least_loaded(&self, here: runtime::Id, now: Instant) -> Option<MuxConnection> {
         let (count, mux) = self.runtime(here)?.least_loaded(now);
         mux.filter(|_| count >= self.options.shared_connections).filter(|mux| self.try_reserve(mux))
     }
 
-    /// A place on whichever shared connection there is, if none can be dialled.
+    /// Takes a place on any shared connection. For a caller that could not connect.
     pub(super) fn any(&self, here: runtime::Id) -> Option<MuxConnection> {
         let (_, mux) = self.runtime(here)?.least_loaded(Instant::now());
         mux.filter(|mux| self.try_reserve(mux))
     }
 
-    /// A place on the connection that a dial brought, if it still stands among the shared ones. One that
-    /// has ended since has places for everyone: whoever sends over it is told so.
+    /// Takes a place on a connection that was just opened, if it is still shared. A closed connection has
+    /// room for every caller, and its requests fail with the reason.
     pub(super) fn try_reserve_opened(&self, mux: &MuxConnection) -> bool {
         if mux.is_closed() {
             mux.users().fetch_add(1, Ordering::Relaxed);
@@ -119,7 +118,7 @@ impl ServerPool {
         is_shared && self.try_reserve(mux)
     }
 
-    /// Takes a place on a shared connection, if it has exclusive.
+    /// Takes a place on a shared connection, if it has room.
     fn try_reserve(&self, mux: &MuxConnection) -> bool {
         let has_room = mux.users().load(Ordering::Relaxed) < self.options.max_leases_per_connection;
         if has_room {
@@ -128,7 +127,7 @@ impl ServerPool {
         has_room
     }
 
-    /// The dial that brings the next shared connection; begun if nobody has.
+    /// Returns the connect in progress for the next shared connection, and starts one if there is none.
     pub(super) fn join_connect(&mut self, pool: &Arc<Pool>, shard: usize, here: runtime::Id) -> Connecting {
         let runtime = self.runtime_or_insert(here);
         runtime.shared.retain(|mux| !mux.is_closed());
@@ -142,14 +141,14 @@ impl ServerPool {
         connecting
     }
 
-    /// Puts a connection that nobody has among the shared ones.
+    /// Adds a connection without users to the shared ones.
     pub(super) fn share(&mut self, mux: &MuxConnection) {
         if !self.closed {
             self.runtime_or_insert(mux.runtime()).shared.push(mux.clone());
         }
     }
 
-    /// Enters a connection that was opened; `false` where the client was closed meanwhile.
+    /// Registers an opened connection. Returns `false` if the client was closed meanwhile.
     #[must_use]
     pub(super) fn opened(&mut self, mux: &MuxConnection) -> bool {
         self.opened.retain(|opened| opened.upgrade().is_some());
@@ -157,13 +156,16 @@ impl ServerPool {
         !self.closed
     }
 
-    /// All whose drivers run, or that somebody has.
+    /// Returns all connections that have a driver or a user.
     pub(super) fn monitors(&self) -> Vec<ConnMonitor> {
         self.opened.iter().filter_map(WeakMuxConnection::upgrade).collect()
     }
 
-    /// The idle connection that was used last, of those to which nothing is owed: it is no longer idle,
-    /// and holds the permit from now on. Where there is none, one may be dialled with the permit.
+    /// Takes the idle connection that was used last and has nothing in flight. It keeps the permit from now
+    /// on.
+    ///
+    /// # Errors
+    /// Returns the permit if there is none. A new connection may be opened with it.
     pub(super) fn pop_idle(
         &mut self,
         here: runtime::Id,
@@ -183,8 +185,7 @@ impl ServerPool {
         Err(permit)
     }
 
-    /// Whoever holds a permit is about to dial: an idle connection that is one too many then goes, whoever
-    /// could have used it.
+    /// Closes an idle connection if the holder of a new permit would exceed the maximum by connecting.
     pub(super) fn evict_idle(&mut self) {
         let in_use = self.max - self.reserved.available_permits() - self.exclusive.available_permits();
         let idle: usize = self.runtimes.iter().map(|runtime| runtime.idle.len()).sum();
@@ -195,7 +196,7 @@ impl ServerPool {
         }
     }
 
-    /// Nobody has this connection any more.
+    /// Takes back a connection without users.
     pub(super) fn push_idle(&mut self, mux: MuxConnection) {
         let now = Instant::now();
         if !self.closed && is_usable(&mux, now) {
@@ -204,7 +205,7 @@ impl ServerPool {
         }
     }
 
-    /// Shared connections of a runtime that are too many, and that nobody uses, become idle.
+    /// Moves surplus shared connections of a runtime, if they have no users, to the idle ones.
     pub(super) fn release_surplus(&mut self, here: runtime::Id) {
         let max = self.options.shared_connections;
         let Some(runtime) =
@@ -224,14 +225,14 @@ impl ServerPool {
         surplus.into_iter().for_each(|mux| self.push_idle(mux));
     }
 
-    /// No more requests for this connection: the server is about to close it.
+    /// Takes a connection out of use for new requests, since the server is about to close it.
     pub(super) fn retire(&mut self, mux: &MuxConnection) {
         for runtime in &mut self.runtimes {
             runtime.shared.retain(|shared| !shared.is_same(mux));
         }
     }
 
-    /// Keeps none from now on.
+    /// Keeps no connections from now on.
     pub(super) fn close(&mut self) {
         self.closed = true;
         self.runtimes.clear();
@@ -246,7 +247,7 @@ impl RuntimePool {
         is_connecting || !self.shared.is_empty() || !self.idle.is_empty()
     }
 
-    /// How many shared connections are usable for use, and the one of them with the fewest users.
+    /// Returns how many shared connections are usable, and the one of them with the fewest users.
     fn least_loaded(&self, now: Instant) -> (usize, Option<MuxConnection>) {
         let users = |mux: &MuxConnection| mux.users().load(Ordering::Relaxed);
         let mut count = 0;
