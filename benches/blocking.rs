@@ -1,6 +1,6 @@
-//! What the blocking face costs over the async one: one acquire and its release over loopback TCP, of
-//! a task on a runtime with one worker, and of a thread whose lock lives on such a runtime or on the
-//! hidden thread. The server has a runtime of its own.
+//! The cost of the blocking API over the async one: one acquire and its release over loopback TCP, by a task
+//! on a runtime with one worker, and by a thread whose lock lives on such a runtime or on the hidden thread.
+//! The server has its own runtime.
 
 use criterion::{Criterion, criterion_group, criterion_main};
 use dflockd_client::server::{Server, ServerConfig};

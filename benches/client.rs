@@ -1,5 +1,5 @@
-//! One acquire and its release over loopback TCP, beside a bare exchange of the same bytes with a
-//! peer that does nothing: what the client, the guard and the server cost on top of the network.
+//! One acquire and its release over loopback TCP, beside a bare exchange of the same bytes with a peer that
+//! does nothing: the cost of client, guard and server on top of the network.
 
 use std::time::Duration;
 
@@ -15,7 +15,7 @@ const GRANTED: &[u8] = b"ok 000000000000002a00112233445566aa 33\n";
 const RELEASE: &[u8] = b"r\nbench\n000000000000002a00112233445566aa\n";
 const RELEASED: &[u8] = b"ok\n";
 
-/// A peer that answers the two requests without looking at them.
+/// Replies to the two requests without parsing them.
 async fn bare_peer() -> TcpStream {
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

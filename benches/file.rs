@@ -10,8 +10,8 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use dflockd_client::FileLock;
 
-/// Plays a contender: `lock` and `unlock` are answered with the time, `cycle N` with nanoseconds
-/// for one of N.
+/// Plays a contender: replies to `lock` and `unlock` with the time, and to `cycle N` with the nanoseconds of
+/// one of N.
 const PYTHON: &str = r#"
 import sys, time
 from flufl.lock import Lock
@@ -62,7 +62,7 @@ fn contend(path: &Path) {
     }
 }
 
-/// One contender's process; killed with its handle.
+/// One contender's process. Dropping this kills it.
 struct Contender {
     process: Child,
     input: ChildStdin,
@@ -117,7 +117,7 @@ fn measure(start: impl Fn(&Path) -> Contender, cycles: u32, hand_overs: usize) -
             let [one, other] = &mut pair;
             let (holder, waiter) = if turn % 2 == 0 { (one, other) } else { (other, one) };
             waiter.tell("lock");
-            // So that it has begun to wait, and for different times.
+            // The other process has then begun to wait, and waits for a varying time.
             std::thread::sleep(Duration::from_millis(5 + (turn as u64 * 7) % 40));
             holder.tell("unlock");
             let left = holder.hear();
@@ -128,7 +128,7 @@ fn measure(start: impl Fn(&Path) -> Contender, cycles: u32, hand_overs: usize) -
     Figures { alone: best, hand_over: times[times.len() / 2] }
 }
 
-/// Nanoseconds for creating, writing and closing a claim, linking it, and removing both names.
+/// Returns nanoseconds for creating, writing and closing a claim, linking it, and removing both names.
 fn bare_calls(cycles: u32) -> u64 {
     let dir = tempfile::tempdir().unwrap();
     let (claim, lock) = (dir.path().join("claim"), dir.path().join("lock"));

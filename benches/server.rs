@@ -1,4 +1,4 @@
-//! The server over loopback TCP: batches of pipelined requests, beside few and beside many held keys.
+//! The server over loopback TCP: batches of pipelined requests, with few and with many held keys.
 
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use dflockd_client::proto::{Family, LineDecoder, MAX_REPLY_BYTES, Reply, Request};
@@ -18,7 +18,7 @@ async fn connect() -> TcpStream {
     stream
 }
 
-/// Sends all requests in one write, and reads a reply for each.
+/// Sends all requests in one write, and reads a reply to each.
 async fn exchange(stream: &mut TcpStream, requests: &[Request]) -> Vec<Reply> {
     let (mut bytes, mut replies) = (Vec::new(), Vec::with_capacity(requests.len()));
     requests.iter().for_each(|request| request.encode(&mut bytes));

@@ -1,4 +1,4 @@
-//! The server's lock table alone: what a command costs beside few and beside many other keys.
+//! The server's lock table alone: the cost of a command with few and with many other keys.
 
 use std::time::{Duration, Instant};
 
@@ -64,7 +64,7 @@ fn hand_off(c: &mut Criterion) {
             (0..waiters).for_each(|waiter| queue(&mut table, ConnId(10 + waiter)));
             b.iter(|| {
                 assert!(table.release(now, &key, &token));
-                let delivery = table.poll_delivery().expect("somebody waits");
+                let delivery = table.poll_delivery().expect("a waiter is there");
                 token = delivery.outcome.expect("it is granted").token;
                 queue(&mut table, delivery.conn);
             });
@@ -73,7 +73,7 @@ fn hand_off(c: &mut Criterion) {
     group.finish();
 }
 
-/// Joins the end of a queue and leaves it again.
+/// Joins the end of a wait queue and leaves it.
 fn join_and_leave(c: &mut Criterion) {
     let mut group = c.benchmark_group("table: join a queue and leave it");
     for waiters in [1_u64, 1_000, 100_000] {
@@ -104,7 +104,7 @@ fn join_and_leave(c: &mut Criterion) {
     group.finish();
 }
 
-/// A sweep that evicts a thousand leases, and one that evicts none, beside leases that go on.
+/// A sweep that evicts a thousand leases, and one that evicts none, with leases that stay.
 fn sweep(c: &mut Criterion) {
     const EXPIRED: u64 = 1000;
     let mut group = c.benchmark_group("table: sweep");
@@ -120,7 +120,7 @@ fn sweep(c: &mut Criterion) {
         }
         let keys: Vec<_> = (0..EXPIRED).map(|number| Key::parse(&format!("x:{number}")).unwrap()).collect();
         let after = now + Duration::from_secs(33);
-        group.bench_function(format!("{EXPIRED} run out, {others} others held"), |b| {
+        group.bench_function(format!("{EXPIRED} expire, {others} others held"), |b| {
             b.iter_custom(|times| {
                 let sweep = |_| {
                     keys.iter().for_each(|key| drop(held(&mut table, now, ME, key)));
@@ -132,9 +132,8 @@ fn sweep(c: &mut Criterion) {
             });
             assert!(!table.holds(ME));
         });
-        group.bench_function(format!("none runs out, {others} others held"), |b| {
-            b.iter(|| table.sweep(after))
-        });
+        group
+            .bench_function(format!("none expires, {others} others held"), |b| b.iter(|| table.sweep(after)));
     }
     group.finish();
 }

@@ -1,4 +1,4 @@
-//! The wire without a socket: requests cut from bytes, replies cut from bytes, both written.
+//! The wire without a socket: cuts requests and replies from bytes, and writes both.
 
 use std::hint::black_box;
 

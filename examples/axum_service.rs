@@ -1,9 +1,8 @@
-//! A small bank on axum: transfers under a lock per account, whose fences the store checks; exports
-//! that a semaphore caps; one instance of many that pays interest; health, metrics, and a stop that
-//! releases.
+//! A small bank on axum: transfers under a lock per account, whose fences the store checks; exports capped by
+//! a semaphore; one instance of many that pays interest; health, metrics, and a stop that releases.
 //!
-//! `cargo run --release --example axum_service` starts it with a lock server of its own, for several
-//! instances pass `--locks HOST:PORT`. The README shows what to ask it with curl.
+//! `cargo run --release --example axum_service` starts it with a lock server inside. For several instances
+//! pass `--locks HOST:PORT`. The README has the curl commands.
 
 use std::collections::HashMap;
 use std::convert::Infallible;
@@ -25,17 +24,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
-/// How long a request waits for an account that is busy.
+/// How long a request waits for a busy account.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How many exports the whole fleet makes at a time.
+/// How many exports the whole fleet runs at a time.
 const EXPORTS: u64 = 2;
 
 #[derive(Parser)]
 struct Flags {
-    /// Where to listen.
+    /// The address to listen on.
     #[arg(long, default_value = "127.0.0.1:8088")]
     listen: SocketAddr,
-    /// The lock server; one inside this process unless set.
+    /// The lock server. Unless set, it runs inside this process.
     #[arg(long, value_name = "HOST:PORT")]
     locks: Option<SocketAddr>,
 }
@@ -65,8 +64,8 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("listening on http://{}", listener.local_addr()?);
     axum::serve(listener, router(app)).with_graceful_shutdown(stopped()).await?;
 
-    // No request is under way any more. The leader lets go, so that the next one need not wait; and
-    // what handlers dropped on their way out is let go of before this ends.
+    // No request is in flight any longer. The leader releases, so that the next one need not wait, and
+    // `close` waits for the releases of dropped guards.
     drop(stop_leader);
     leader.await?;
     locks.close().await?;
@@ -90,7 +89,7 @@ async fn stopped() {
             }
         }
     }
-    // Where signals cannot be had, it serves until it is killed.
+    // If signals are unavailable, the service runs until it is killed.
     if tokio::signal::ctrl_c().await.is_err() {
         std::future::pending().await
     }
@@ -122,20 +121,20 @@ pub(crate) fn router(app: App) -> Router {
         .with_state(app)
 }
 
-/// What a request is refused with. A caller does something else about each of them.
+/// Why a request is refused. A caller reacts differently to each.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// Somebody else has the account: the same request may succeed in a moment.
+    /// Another request has the account: the same request may succeed in a moment.
     Busy,
     /// All slots are taken.
     Full,
-    /// The lease was lost half-way, or the store has seen a later holder: look before trying again.
+    /// The lease was lost half-way, or the store has seen a later holder: check before you retry.
     Lost(String),
-    /// The locks cannot be had now.
+    /// The lock server is unavailable.
     Unavailable(String),
-    /// The request is at fault.
+    /// The request is invalid.
     Bad(String),
-    /// This service is.
+    /// The service has a bug.
     Broken(Error),
 }
 
@@ -160,7 +159,7 @@ impl From<LostReason> for Refusal {
 impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let (status, again, text) = match self {
-            Self::Busy => (StatusCode::LOCKED, Some("1"), "somebody else has it: try again".into()),
+            Self::Busy => (StatusCode::LOCKED, Some("1"), "another transfer has it: try again".into()),
             Self::Full => (StatusCode::TOO_MANY_REQUESTS, Some("5"), "all slots are taken".into()),
             Self::Lost(why) => (StatusCode::CONFLICT, None, why),
             Self::Unavailable(why) => (StatusCode::SERVICE_UNAVAILABLE, Some("5"), why),
@@ -180,7 +179,7 @@ pub(crate) struct Order {
     pub(crate) from: String,
     pub(crate) to: String,
     pub(crate) cents: u64,
-    /// How long the transfer takes, so that there is something to see.
+    /// How long the transfer takes, for demonstrations.
     #[serde(default)]
     pub(crate) work_ms: u64,
 }
@@ -198,13 +197,13 @@ pub(crate) async fn transfer(
     if order.from == order.to || order.cents == 0 {
         return Err(Refusal::Bad("a transfer moves something from one account to another".into()));
     }
-    // Everybody takes the lesser account first, lest two transfers wait for each other.
+    // All transfers take the lesser account first, so that no two wait for each other.
     let first = app.take(order.from.as_str().min(&order.to)).await?;
     let second = app.take(order.from.as_str().max(&order.to)).await?;
     let fences = if order.from < order.to { [&first, &second] } else { [&second, &first] };
     let fences = [fence(fences[0])?, fence(fences[1])?];
     let work = async {
-        // Asks the fraud department, say.
+        // Stands for a call to the fraud department, say.
         sleep(Duration::from_millis(order.work_ms)).await;
         app.bank.transfer(&order, fences)
     };
@@ -238,7 +237,7 @@ pub(crate) async fn export(State(app): State<App>) -> Result<String, Refusal> {
     }
 }
 
-/// Pays interest while this instance leads; stands for election while it does not.
+/// Pays interest while this instance leads, and stands for election while it does not.
 pub(crate) async fn lead(app: App, mut stops: watch::Receiver<()>) {
     let office = app.locks.lock("interest").expect("the key is valid");
     loop {
@@ -262,7 +261,7 @@ pub(crate) async fn lead(app: App, mut stops: watch::Receiver<()>) {
         app.leads.store(false, Relaxed);
         match outcome {
             Some(Outcome::Completed(never)) => match never {},
-            // The library has logged why; another instance leads, or this one does again.
+            // The library has logged why. Another instance leads now, or this one leads again.
             Some(Outcome::Lost(_)) => {}
             None => {
                 if let Err(error) = guard.release().await {
@@ -288,14 +287,14 @@ pub(crate) async fn leader(State(app): State<App>) -> String {
     format!("this instance {}, and has paid interest {paid} times\n", if leads { "leads" } else { "follows" })
 }
 
-/// Whether the locks can be had, which transfers need. Reading an account does not.
+/// Returns whether the lock server is available, which transfers need. Reading an account does not.
 pub(crate) async fn health(State(app): State<App>) -> Result<&'static str, Refusal> {
     let silent = |_| Refusal::Unavailable(format!("no answer within {PATIENCE:?}"));
     timeout(PATIENCE, app.locks.stats()).await.map_err(silent)??;
     Ok("ok\n")
 }
 
-/// In the text format of Prometheus.
+/// Returns the metrics in the text format of Prometheus.
 pub(crate) async fn metrics(State(app): State<App>) -> String {
     let locks = app.locks.metrics();
     let gauges = [
@@ -322,14 +321,14 @@ pub(crate) async fn metrics(State(app): State<App>) -> String {
     page
 }
 
-/// The store. It trusts no lease, but the fence that comes with the write.
+/// The store. It does not rely on a lease, but on the fence that comes with the write.
 #[derive(Default)]
 pub(crate) struct Bank(Mutex<HashMap<String, Account>>);
 
 #[derive(Clone, Copy, Serialize)]
 pub(crate) struct Account {
     pub(crate) cents: u64,
-    /// The highest one that has written.
+    /// The highest fence that has written.
     pub(crate) fence: u64,
 }
 
@@ -340,8 +339,8 @@ impl Default for Account {
 }
 
 impl Bank {
-    /// In one transaction, for both accounts:
-    /// `UPDATE account SET cents = $1, fence = $2 WHERE id = $3 AND fence <= $2`
+    /// Does in one transaction, for both accounts: `UPDATE account SET cents = $1, fence = $2 WHERE id = $3
+    /// AND fence <= $2`
     pub(crate) fn transfer(&self, order: &Order, fences: [Fence; 2]) -> Result<Receipt, Refusal> {
         let mut accounts = self.accounts();
         let mut from = accounts.get(&order.from).copied().unwrap_or_default();

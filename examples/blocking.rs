@@ -1,5 +1,5 @@
-//! Locks without a line of async: five threads contend for one key, one of them computes for three
-//! ttls and keeps its lease, a thread that waits is woken, and a lease is lost on purpose.
+//! Locks without async: five threads contend for one key, one of them computes for three ttls and keeps its
+//! lease, a waiting thread is woken, and a lease is lost on purpose.
 //!
 //! `cargo run --release --example blocking`
 
@@ -15,7 +15,7 @@ const TTL: Duration = Duration::from_secs(1);
 const PATIENCE: Duration = Duration::from_secs(30);
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // The server is async; where `dflockd` runs as a process, nothing of this is needed.
+    // The server is async. If `dflockd` runs as a process, none of this is needed.
     let runtime = tokio::runtime::Runtime::new()?;
     let server = runtime.block_on(Server::bind(ServerConfig { port: 0, ..Default::default() }))?;
     let port = server.local_addr().ok_or("the server is not bound")?.port();
@@ -35,17 +35,17 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let slot = waiter.join().map_err(|_| "the waiter panicked")??;
     println!("the waiter has it, until {slot:?} is dropped");
 
-    println!("\nA lease that is lost: somebody releases it behind its holder.");
+    println!("\nA lease that is lost: another client releases it behind its holder.");
     let guard = locks.lock("lost-on-purpose")?.acquire()?;
-    let (tell, told) = mpsc::channel();
-    guard.on_lost(move |reason| tell.send(reason).unwrap_or_default());
+    let (sender, receiver) = mpsc::channel();
+    guard.on_lost(move |reason| sender.send(reason).unwrap_or_default());
     let thief = blocking::open_conn("127.0.0.1", port, None, PATIENCE)?;
     blocking::release(&thief, "lost-on-purpose", guard.token())?;
     match guard.run(|lease| compute(lease, 10 * TTL)) {
         Outcome::Lost(reason) => println!("the holder stopped its work: {reason}"),
         Outcome::Completed(steps) => return Err(format!("it worked on for {steps} steps").into()),
     }
-    println!("so it was told: {}", told.recv_timeout(PATIENCE)?);
+    println!("its callback got: {}", receiver.recv_timeout(PATIENCE)?);
     Ok(())
 }
 
@@ -70,7 +70,7 @@ fn contend(locks: &LockClient) -> dflockd_client::Result<()> {
     })
 }
 
-/// Keeps the processor busy while the lease is held, for as long as that.
+/// Keeps the processor busy for as long as the lease is held.
 fn compute(lease: &Lease, time: Duration) -> u64 {
     let began = Instant::now();
     let mut steps = 0;

@@ -1,9 +1,9 @@
-//! A lock file shared by processes that have no server in common: three of them count to thirty
-//! together, one task keeps the lock for longer than its lifetime, and a holder is killed.
+//! A lock file shared by processes that have no server in common: three of them count to thirty together, one
+//! task keeps the lock for longer than its lifetime, and a holder is killed.
 //!
-//! `cargo run --release --example file_lock --features file` plays it through. On a file of your
-//! own, in as many terminals as you like, and beside Python's `flufl.lock`:
-//! `cargo run --example file_lock --features file -- hold /tmp/x.lck`, and `show /tmp/x.lck`.
+//! `cargo run --release --example file_lock --features file` runs all of it. To use your own file, in as many
+//! terminals as you like, and beside Python's `flufl.lock`: `cargo run --example file_lock --features file --
+//! hold /tmp/x.lck`, and `show /tmp/x.lck`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -21,7 +21,7 @@ type Outcomes<T = ()> = Result<T, Box<dyn std::error::Error>>;
 struct Flags {
     #[command(subcommand)]
     part: Option<Part>,
-    /// How long the lock is kept without a refresh, in seconds.
+    /// The lifetime of the lock without a refresh, in seconds.
     #[arg(long, default_value_t = 15, global = true)]
     lifetime: u64,
     /// By how much clocks may differ, in seconds.
@@ -31,11 +31,11 @@ struct Flags {
 
 #[derive(Subcommand)]
 enum Part {
-    /// Takes the lock, keeps it until a line comes in, and leaves it.
+    /// Takes the lock, keeps it until it reads a line, and releases it.
     Hold { lock: PathBuf },
-    /// Says what can be told of the lock.
+    /// Prints what is known of the lock.
     Show { lock: PathBuf },
-    /// Adds 1 to the number in a file, so many times, each under the lock.
+    /// Adds 1 to the number in a file, this many times, each under the lock.
     Count { lock: PathBuf, counter: PathBuf, times: u32 },
 }
 
@@ -58,7 +58,7 @@ fn hold(builder: Builder) -> Result<(), Error> {
     let lock = builder.build()?;
     lock.lock(None)?;
     println!("held");
-    // Whether a line comes or the input ends, it is time to go.
+    // Releases at a line as well as at the end of the input.
     let _ = std::io::stdin().lock().lines().next();
     lock.unlock()?;
     println!("left");

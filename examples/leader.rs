@@ -1,10 +1,8 @@
-//! Leader election among processes: three candidates, one leader. The leader is killed (`kill -9`),
-//! and then, where there are signals for it, one is suspended: how long does it take until another
-//! leads?
+//! Leader election among processes: three candidates, one leader. The leader is killed (`kill -9`), and then,
+//! on systems with signals for it, one is suspended. Measures the time until another one leads.
 //!
-//! `cargo run --release --example leader` plays it through. Candidates of your own:
-//! `cargo run --example leader -- --stand alice --locks 127.0.0.1:6388`, in as many terminals as you
-//! like.
+//! `cargo run --release --example leader` runs all of it. To start your own candidates, in as many terminals
+//! as you like: `cargo run --example leader -- --stand alice --locks 127.0.0.1:6388`.
 
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
@@ -18,21 +16,21 @@ use dflockd_client::{Error, LockClient, Outcome};
 
 type Result<T = (), E = Box<dyn std::error::Error>> = std::result::Result<T, E>;
 
-/// What a candidate prints when it is elected.
+/// Printed by a candidate when it is elected.
 const LEADS: &str = "leads";
 const CANDIDATES: usize = 3;
-/// Longer than any take-over; the machine may be busy.
+/// Longer than any take-over, also on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Parser)]
 struct Flags {
-    /// Stands for election under this name, until it is killed.
+    /// Stands for election under this name until killed.
     #[arg(long, requires = "locks")]
     stand: Option<String>,
     /// The lock server.
     #[arg(long, value_name = "HOST:PORT")]
     locks: Option<SocketAddr>,
-    /// A leader's lease, in seconds: a leader that only stops is followed after so long.
+    /// A leader's lease, in seconds: a suspended leader is followed after this time.
     #[arg(long, default_value_t = 2, value_parser = clap::value_parser!(u64).range(1..))]
     ttl: u64,
 }
@@ -46,7 +44,7 @@ async fn main() -> Result {
     }
 }
 
-/// One candidate: waits in the queue, leads, and stands again when it is deposed.
+/// Runs one candidate: waits in the queue, leads, and stands again when it is deposed.
 async fn stand(name: &str, server: SocketAddr, ttl: u64) -> Result<(), Error> {
     let locks = LockClient::builder()
         .servers([(server.ip().to_string(), server.port())])
@@ -66,12 +64,12 @@ async fn stand(name: &str, server: SocketAddr, ttl: u64) -> Result<(), Error> {
     }
 }
 
-/// What only a leader may do.
+/// Does what only a leader may do.
 async fn lead() {
     std::future::pending().await
 }
 
-/// A candidate's process, and what was heard of it.
+/// A candidate's process, and the lines that it has printed.
 struct Candidate {
     name: String,
     process: Child,
@@ -79,7 +77,7 @@ struct Candidate {
 
 impl Drop for Candidate {
     fn drop(&mut self) {
-        // It may be gone already.
+        // It may have exited already.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
@@ -89,7 +87,7 @@ async fn election(ttl: u64) -> Result {
     let server = Server::bind(ServerConfig { port: 0, ..Default::default() }).await?;
     let address = server.local_addr().ok_or("the server is not bound")?;
     tokio::spawn(server.run(std::future::pending()));
-    // The rest waits for processes, which is nothing for the threads that serve.
+    // The rest waits for processes, on a thread that serves nothing.
     tokio::task::spawn_blocking(move || play(address, ttl).map_err(|error| error.to_string())).await??;
     Ok(())
 }
@@ -114,7 +112,7 @@ fn play(server: SocketAddr, ttl: u64) -> Result {
     let since = Instant::now();
     let last = next_leader(&said)?;
     println!(
-        "-- {last} took over after {:.0} ms: the lease of {ttl} s ran out, and a server looks",
+        "-- {last} took over after {:.0} ms: the lease of {ttl} s expired, and a server looks",
         ms(since)
     );
     println!("   once a second (--lease-sweep-interval)");
@@ -125,7 +123,7 @@ fn ms(since: Instant) -> f64 {
     since.elapsed().as_secs_f64() * 1e3
 }
 
-/// Starts a candidate, and passes on what it says.
+/// Starts a candidate, and prints its lines.
 fn enter(number: usize, server: SocketAddr, ttl: u64, say: &Sender<String>) -> Result<Candidate> {
     let name = format!("candidate-{number}");
     let mut command = Command::new(std::env::current_exe()?);
@@ -144,7 +142,7 @@ fn enter(number: usize, server: SocketAddr, ttl: u64, say: &Sender<String>) -> R
     Ok(Candidate { name, process })
 }
 
-/// Waits until somebody leads, and tells who.
+/// Waits until a candidate leads, and returns which.
 fn next_leader(said: &Receiver<String>) -> Result<String> {
     loop {
         let line = said.recv_timeout(PATIENCE)?;
@@ -156,7 +154,7 @@ fn next_leader(said: &Receiver<String>) -> Result<String> {
     }
 }
 
-/// Stops a candidate where it stands, as a machine that sleeps does; false where that cannot be done.
+/// Suspends a candidate, as a machine that sleeps does. Returns `false` if the system cannot.
 fn suspend(candidates: &[Candidate], name: &str) -> bool {
     let Some(candidate) = candidates.iter().find(|candidate| candidate.name == name) else { return false };
     let pid = candidate.process.id().to_string();

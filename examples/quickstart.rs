@@ -1,5 +1,5 @@
-//! The main job in one run: an embedded server, five tasks that contend for one lock, six for a
-//! semaphore of three, and one lease that is lost on purpose.
+//! The main uses in one run: an embedded server, five tasks that contend for one lock, six for a semaphore of
+//! three, and a lease that is lost on purpose.
 //!
 //! `cargo run --release --example quickstart`
 
@@ -35,7 +35,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("\nSix tasks, a semaphore of three.");
     contend(story, &locks, 6, Some(3)).await?;
 
-    println!("\nA lease that is lost: somebody releases it behind its holder.");
+    println!("\nA lease that is lost: another client releases it behind its holder.");
     let guard = locks.lock("lost-on-purpose")?.acquire().await?;
     granted(story, "holder", &guard);
     let thief = command::open_conn("127.0.0.1", address.port(), None, Duration::from_secs(5)).await?;
@@ -55,7 +55,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Lets tasks queue up one after another, so that the order of the grants can be seen.
+/// Lets tasks queue up one after another, so that the order of the grants is visible.
 async fn contend(
     story: Story,
     locks: &LockClient,
@@ -80,7 +80,7 @@ async fn contend(
             granted(story, &who, &guard);
             // The first one works longer than its lease: only renewals keep it.
             work(story, &who, &guard, if number == 1 { 15 } else { 4 }).await;
-            story.say(&who, "lets go");
+            story.say(&who, "releases");
             guard.release().await?;
             Ok::<(), dflockd_client::Error>(())
         }));
@@ -96,7 +96,7 @@ fn granted(story: Story, who: &str, guard: &LeaseGuard) {
     story.say(who, &format!("was granted, {fence}"));
 }
 
-/// Holds the lease for some tenths of a second, and tells of each renewal.
+/// Holds the lease for some tenths of a second, and prints each renewal.
 async fn work(story: Story, who: &str, lease: &Lease, tenths: u32) {
     let mut deadline = lease.deadline();
     for _ in 0..tenths {

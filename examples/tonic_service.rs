@@ -1,8 +1,8 @@
-//! Long jobs over gRPC, on tonic: `Run` streams a job's progress and holds a lease all the while. The
-//! stream ends with `ABORTED` as soon as the lease is lost, and a client that hangs up frees the job.
+//! Long jobs over gRPC, on tonic: `Run` streams a job's progress and holds a lease for as long. The stream
+//! ends with `ABORTED` as soon as the lease is lost, and a client that disconnects frees the job.
 //!
-//! `cargo run --release --example tonic_service` plays all of it through. The service is written by
-//! hand, so that no `protoc` is needed to build it; its `.proto` would be:
+//! `cargo run --release --example tonic_service` runs all of it. The service is written by hand, so that the
+//! build needs no `protoc`; its `.proto` would be:
 //!
 //! ```proto
 //! package demo;
@@ -43,7 +43,7 @@ pub(crate) struct RunRequest {
 pub(crate) struct Progress {
     #[prost(uint32, tag = "1")]
     pub(crate) step: u32,
-    /// What the job's writes are to be fenced with; 0 from a lock server that does not fence.
+    /// The fence for the job's writes; 0 from a lock server without fences.
     #[prost(uint64, tag = "2")]
     pub(crate) fence: u64,
 }
@@ -62,7 +62,7 @@ impl Jobs {
         let running = || Status::already_exists(format!("{} runs already", request.job));
         let guard = lock.try_acquire().await.map_err(status)?.ok_or_else(running)?;
         let fence = guard.fence().map_or(0, |fence| fence.get());
-        // The guard travels with the stream: whoever drops that, drops the lease.
+        // The stream owns the guard: dropping the stream releases the lease.
         let steps = try_unfold((guard, 1), move |(guard, step)| async move {
             if step > request.steps {
                 guard.release().await.map_err(status)?;
@@ -81,7 +81,7 @@ async fn work() {
     sleep(Duration::from_millis(100)).await;
 }
 
-/// What a caller is told, so that it knows what to do: wait, look, try again later, or ask otherwise.
+/// The status of an error, which tells a caller to wait, to check, to retry later, or to change the request.
 pub(crate) fn status(error: Error) -> Status {
     let code = match &error {
         error if error.is_busy() => Code::AlreadyExists,
@@ -93,7 +93,7 @@ pub(crate) fn status(error: Error) -> Status {
     Status::new(code, error.to_string())
 }
 
-// What generated code would do, from here on: the service and its client.
+// From here on, what generated code would do: the service and its client.
 
 impl NamedService for Jobs {
     const NAME: &'static str = "demo.Jobs";
@@ -141,7 +141,7 @@ async fn call(channel: &Channel, job: &str, steps: u32) -> Result<Streaming<Prog
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    // A lock server in memory, which loses leases when told to.
+    // A lock server in memory, whose leases the example takes away.
     let locks = TestServer::new();
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let address = listener.local_addr()?;
@@ -167,7 +167,7 @@ async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut progress = call(&channel, "report", 1_000).await?;
     println!("  {:?}", progress.message().await?);
     locks.expire_lease("job:report");
-    // The next renewal would tell after half of the ttl; a closed connection tells at once.
+    // The next renewal would show it after half of the ttl; a closed connection shows it at once.
     locks.cut();
     let end = loop {
         match progress.message().await {

@@ -1,8 +1,8 @@
-//! The guide: recipes that run, questions that come up, and which lock to take at all.
+//! The guide: recipes that run, answers to common questions, and help to choose a lock.
 //!
 //! - [`cookbook`]: twelve things to do with a lease.
 //! - [`questions`]: which ttl, what if the server restarts, how to change the list of servers.
-//! - [`choosing`]: this, Redis, etcd, Postgres or a file, and whether you need a lock.
+//! - [`choosing`]: this crate, Redis, etcd, Postgres or a file, and whether you need a lock.
 //! - [`services`]: leases in HTTP and gRPC handlers, statuses, shutdown.
 //!
 //! For running a server there is [`docs/operating.md`][operating] in the repository.

@@ -1,5 +1,5 @@
-//! The limit for a client that does not pipeline: the same bytes as an acquire and its release, over plain TCP, with
-//! one connection per worker and one request in flight, between peers that look at nothing.
+//! The limit for a client that does not pipeline: the same bytes as an acquire and its release, over plain
+//! TCP, with one connection per worker and one request in flight, between peers that parse nothing.
 
 use std::net::SocketAddr;
 
@@ -14,7 +14,8 @@ use crate::workers::Worker;
 
 const TOKEN: Token = Token::mint(Fence::new(1 << 60), 1 << 60);
 const TOKEN_BYTES: usize = 32;
-/// Each read asks for more than comes, so that tokio knows by its shortness that nothing is left: one system call.
+/// Each read asks for more than comes, so that tokio knows from the short read that nothing is left: one
+/// system call.
 const BUFFER: usize = 1024;
 
 /// One connection that exchanges the bytes of an acquire and its release.
@@ -39,7 +40,7 @@ impl Bare {
         Ok(Self { stream, requests, replies: canned(lease).map(|reply| reply.len()) })
     }
 
-    /// Exchanges the first request, or the second, which gives the token back that the first has brought.
+    /// Exchanges the first request, or the second, which returns the token that the first has brought.
     async fn exchange(&mut self, which: usize) -> Result<()> {
         let mut buffer = [0; BUFFER];
         self.stream.write_all(&self.requests[which]).await?;
@@ -66,8 +67,9 @@ impl Worker for Bare {
     }
 }
 
-/// The same with the tasks that a client has who can be cancelled and keeps leases, and with nothing else: one for each
-/// connection, which is asked by a channel, and one for each lease, which ends with it.
+/// The same bytes through the tasks of a client that supports cancellation and keeps leases, and nothing
+/// else: one task for each connection, which receives requests by a channel, and one for each lease, which
+/// ends with it.
 pub(crate) struct Relayed(mpsc::UnboundedSender<(usize, oneshot::Sender<Result<()>>)>);
 
 impl Relayed {
@@ -75,7 +77,7 @@ impl Relayed {
         let (calls, mut called) = mpsc::unbounded_channel::<(_, oneshot::Sender<_>)>();
         tokio::spawn(async move {
             while let Some((which, done)) = called.recv().await {
-                // Who asked waits for it, or the measurement is over.
+                // The caller waits for the reply, or the measurement is over.
                 let _ = done.send(bare.exchange(which).await);
             }
         });
@@ -111,14 +113,14 @@ fn some(read: usize) -> Result<usize> {
     if read == 0 { Err("the peer hung up".into()) } else { Ok(read) }
 }
 
-/// Answers every third line, by turns with a grant and with `ok`, for ever.
+/// Replies to every third line, alternately with a grant and with `ok`, forever.
 pub(crate) async fn respond(lease: Seconds, ready: impl FnOnce(SocketAddr)) -> Result<()> {
     let listener = TcpListener::bind("127.0.0.1:0").await?;
     ready(listener.local_addr()?);
     loop {
         let (stream, _) = listener.accept().await?;
         stream.set_nodelay(true)?;
-        // A worker that has enough hangs up.
+        // A worker closes the connection when it is done.
         tokio::spawn(async move { answer(stream, lease).await.ok() });
     }
 }

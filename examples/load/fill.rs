@@ -1,5 +1,5 @@
-//! Few held keys beside very many: how fast a server takes more, how long a probe takes meanwhile, and what memory a
-//! held lease costs it. Two servers take turns, so that whatever else goes on slows both alike.
+//! Few held keys beside very many: how fast a server takes more, how long a probe takes meanwhile, and what
+//! memory a held lease costs it. Two servers take turns, so that other load slows both alike.
 
 use std::time::{Duration, Instant};
 
@@ -32,11 +32,11 @@ pub(crate) struct Args {
     server_threads: usize,
 }
 
-/// In how many parts the many keys are taken; after each, the few are taken again.
+/// The number of parts in which the many keys are taken; after each, the few are taken again.
 const PARTS: usize = 20;
-/// How often the few are taken after each part: they take little time, and a mean of many is wanted.
+/// How often the few are taken after each part: they take little time, so the mean of many is used.
 const AGAIN: usize = 5;
-/// How many probes a server gets before it is the other's turn.
+/// How many probes one server gets before the other's turn.
 const TURN: usize = 500;
 
 pub(crate) fn main(args: &Args) -> Result<()> {
@@ -44,7 +44,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     runtime(1)?.block_on(async {
         let before = usage::resident(many.pid())?;
         let held = fill(args, &few, &many).await?;
-        // The allocator has what is in flight to give back as well; nothing is in flight any more.
+        // The allocator must return what was in flight as well; nothing is in flight any longer.
         let after = usage::resident(many.pid())?;
         #[expect(clippy::cast_precision_loss, reason = "bytes of memory")]
         let each = (after - before) as f64 / args.many as f64;
@@ -55,7 +55,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     })
 }
 
-/// Takes the keys on both servers and prints the rates; the keys are held while the connections are kept.
+/// Takes the keys on both servers and prints the rates. The keys are held while the connections are kept.
 async fn fill(args: &Args, few: &Peer, many: &Peer) -> Result<Vec<Wire<TcpStream>>> {
     let mut held = connect(many, args.connections).await?;
     let (mut few_rates, mut many_rates) = (Vec::new(), Vec::new());

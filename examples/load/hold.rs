@@ -1,5 +1,5 @@
-//! Very many leases held and renewed by one client: what memory and what time of a core they take, in the client and
-//! in the server.
+//! Very many leases held and renewed by one client: the memory and processor time that they take, in the
+//! client and in the server.
 
 use std::time::Duration;
 
@@ -32,7 +32,7 @@ pub(crate) fn main(args: &Args) -> Result<()> {
         let (client, me) = (LockClient::builder(), std::process::id());
         let client = client.servers([("127.0.0.1", server.port)]).lease_ttl(Duration::from_secs(args.lease));
         let client = client.build()?;
-        // What the first lease brings with it is not counted to each.
+        // What the first lease allocates once is not counted to each.
         let first = client.lock("load:first")?.acquire().await?;
         let before = [usage::resident(me)?, usage::resident(server.pid())?];
         let bar = ProgressBar::new(u64::from(args.leases));

@@ -1,10 +1,10 @@
-//! Measures this crate's client and server, and what they cost on top of the network. What each scenario shows, and
-//! the figures that came of it, stand in `benches/README.md`.
+//! Measures this crate's client and server, and what they cost on top of the network. `benches/README.md`
+//! says what each scenario shows, and has the figures.
 //!
 //! `cargo run --release --example load -- --workers 1,50,200 --mode shared --baseline`
 //!
-//! The server runs in a process of its own, as it does in life, which also keeps the two sides' memory and time apart.
-//! Each side has one thread unless told otherwise: on two cores, one each.
+//! The server is a process of its own, as in production, which also keeps the two sides' memory and time
+//! apart. Each side has one thread unless told otherwise: on two cores, one each.
 
 mod baseline;
 mod fill;
@@ -39,7 +39,7 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Scenario {
-    /// Many workers acquire and release (the scenario that is meant when none is named)
+    /// Many workers acquire and release (the default scenario)
     Run(run::Args),
     /// Few held keys beside a million: fill rate, probes, the server's memory
     Fill(fill::Args),
@@ -47,7 +47,7 @@ enum Scenario {
     Hold(hold::Args),
     /// A short queue beside one of a hundred thousand: join, leave, hand-off
     Queue(queue::Args),
-    /// Leases that run out, beside few held ones and beside a million: the server's time
+    /// Leases that expire, beside few held ones and beside a million: the server's time
     Sweep(sweep::Args),
     /// The other side of a measurement: what the scenarios start in a process of its own
     #[command(hide = true)]
@@ -81,7 +81,7 @@ fn count() -> impl clap::builder::TypedValueParser<Value = usize> {
     clap::builder::RangedU64ValueParser::<usize>::new().range(1..)
 }
 
-/// A runtime of so many threads; one of them is the thread that calls.
+/// Builds a runtime with this many threads; one of them is the calling thread.
 fn runtime(threads: usize) -> std::io::Result<tokio::runtime::Runtime> {
     match threads {
         0 | 1 => tokio::runtime::Builder::new_current_thread().enable_all().build(),

@@ -1,5 +1,5 @@
-//! The other side of a measurement, as a process of its own: an embedded server, or a responder that answers canned
-//! bytes. It prints its address, and ends when its standard input does, so that it cannot outlive who started it.
+//! The other side of a measurement, as a process of its own: an embedded server, or a responder with canned
+//! bytes. It prints its address, and ends when its standard input does, so that it cannot outlive its parent.
 
 use std::ffi::OsStr;
 use std::io::{BufRead, BufReader, Read};
@@ -16,7 +16,7 @@ use crate::{Result, baseline, runtime};
 pub(crate) struct Args {
     #[arg(long, default_value_t = 1)]
     threads: usize,
-    /// Answers with canned bytes, whatever comes: grants of so many seconds
+    /// Replies with canned bytes to any request: grants of this many seconds
     #[arg(long, value_name = "SECONDS")]
     canned: Option<u64>,
     #[arg(long, requires = "key")]
@@ -28,7 +28,7 @@ pub(crate) struct Args {
 pub(crate) fn main(args: Args) -> Result<()> {
     let threads = args.threads;
     std::thread::spawn(|| {
-        // Whatever ends it, ends this process.
+        // The end of either ends this process.
         let _ = std::io::stdin().read_to_end(&mut Vec::new());
         std::process::exit(0);
     });
@@ -44,7 +44,7 @@ pub(crate) fn main(args: Args) -> Result<()> {
     })
 }
 
-/// The defaults, but for the caps that a measurement is not about.
+/// The defaults, except for the limits that a measurement is not about.
 fn config(args: Args) -> ServerConfig {
     ServerConfig {
         port: 0,
@@ -56,7 +56,7 @@ fn config(args: Args) -> ServerConfig {
     }
 }
 
-/// A peer that runs; dropping it ends it.
+/// A running peer. Dropping it kills it.
 pub(crate) struct Peer {
     child: Child,
     pub(crate) port: u16,
@@ -73,7 +73,7 @@ impl Peer {
         Self::start(threads, &[OsStr::new("--cert"), cert.as_ref(), OsStr::new("--key"), key.as_ref()])
     }
 
-    /// Starts a responder that answers with canned bytes.
+    /// Starts a responder with canned bytes.
     pub(crate) fn canned(threads: usize, lease: Seconds) -> Result<Self> {
         Self::start(threads, &["--canned", &lease.to_string()])
     }
@@ -93,7 +93,7 @@ impl Peer {
         Ok(Self { child, port })
     }
 
-    /// Its process.
+    /// Returns its process.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()
     }
@@ -101,7 +101,7 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It may have ended by itself.
+        // It may have exited by itself.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }

@@ -1,4 +1,4 @@
-//! Draws what `run` measured: how the latencies are spread, and ops/s over workers.
+//! Plots what `run` measured: the distribution of latencies, and ops/s over workers.
 
 use std::path::Path;
 
@@ -20,7 +20,7 @@ pub(crate) fn draw(file: &Path, points: &[Point]) -> Result<()> {
     Ok(area.present()?)
 }
 
-/// Every series with its name; the baseline's beside ours, in a lighter colour.
+/// Every series with its name; the baseline's in a lighter colour.
 fn series(points: &[Point]) -> impl Iterator<Item = (String, RGBAColor, &Series)> {
     points.iter().enumerate().flat_map(|(index, point)| {
         let colour = Palette99::pick(index);

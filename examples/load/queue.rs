@@ -1,5 +1,6 @@
-//! A short queue for a key beside a very long one: what it costs to join, to leave, and to hand the key on. Everyone
-//! who waits has a connection, and so many sockets no process may open: here they are pipes inside this one.
+//! A short queue for a key beside a very long one: what it costs to join, to leave, and to hand the key on.
+//! Every waiter has a connection, and a process may not open that many sockets: here they are pipes inside
+//! this one.
 
 use std::time::{Duration, Instant};
 
@@ -26,7 +27,7 @@ pub(crate) struct Args {
     steps: usize,
 }
 
-/// The least that a pipe must hold: a request or a reply.
+/// The minimum that a pipe must hold: a request or a reply.
 const PIPE: usize = 512;
 
 pub(crate) fn main(args: &Args) -> Result<()> {
@@ -54,12 +55,12 @@ pub(crate) fn main(args: &Args) -> Result<()> {
     })
 }
 
-/// A server, and a key of it that many wait for.
+/// A server, and one of its keys with many waiters.
 struct Queue {
     key: Key,
     holder: Wire<DuplexStream>,
     token: Token,
-    /// In the order in which their turn comes, the last first.
+    /// In reverse order of the queue: the next waiter is the last.
     waiters: Vec<Wire<DuplexStream>>,
     /// Joins and leaves.
     passer_by: Wire<DuplexStream>,
@@ -98,7 +99,7 @@ impl Queue {
         Ok(Self { key, holder, token, waiters, passer_by: connect(), join, leave, hand_off })
     }
 
-    /// One joins and leaves at the end, and the holder hands on to the first.
+    /// A waiter joins and leaves at the end, and the holder hands on to the first.
     async fn step(&mut self) -> Result<()> {
         let key = &self.key;
         let join = Request::Enqueue { key: key.clone(), limit: None, lease: Some(LONG) };

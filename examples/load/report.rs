@@ -1,4 +1,4 @@
-//! What was measured, and how it is printed. Knows of no server.
+//! The measurements, and how they are printed.
 
 use std::time::Duration;
 
@@ -10,7 +10,7 @@ pub(crate) struct Latencies(Histogram<u64>);
 
 impl Latencies {
     pub(crate) fn new() -> Self {
-        // Three digits are within what the histogram can do.
+        // The histogram supports three digits.
         Self(Histogram::new(3).expect("a histogram of three digits"))
     }
 
@@ -19,12 +19,12 @@ impl Latencies {
         self.0.record(nanos).expect("it grows with what it is given");
     }
 
-    /// In microseconds, as all figures are printed.
+    /// Returns microseconds, the unit of all printed figures.
     pub(crate) fn quantile(&self, quantile: f64) -> f64 {
         micros(self.0.value_at_quantile(quantile))
     }
 
-    /// Latency in microseconds, and the part of all that took at most as long.
+    /// Latencies in microseconds, each with the share of operations that took at most as long.
     pub(crate) fn distribution(&self) -> impl Iterator<Item = (f64, f64)> + '_ {
         self.0.iter_quantiles(5).map(|step| (micros(step.value_iterated_to()), step.quantile()))
     }
@@ -35,11 +35,11 @@ fn micros(nanos: u64) -> f64 {
     nanos as f64 / 1000.0
 }
 
-/// One series: all its operations, and what each of its slices came to.
+/// One series: all its operations, and the figures of each of its slices.
 #[derive(Clone)]
 pub(crate) struct Series {
     pub(crate) latencies: Latencies,
-    /// Operations a second.
+    /// Operations per second.
     rates: Vec<f64>,
     /// Processor time for one operation, in microseconds: this side's, then the other's.
     costs: Vec<Vec<f64>>,
@@ -50,18 +50,19 @@ impl Series {
         Self { latencies: Latencies::new(), rates: Vec::new(), costs: Vec::new() }
     }
 
-    /// So many operations, in so many seconds, for which each process ran so long.
+    /// Returns the figures of this many operations in this many seconds, for which each process ran this
+    /// long.
     pub(crate) fn add_slice(&mut self, count: f64, took: f64, ran: Vec<Duration>) {
         self.rates.push(count / took);
         self.costs.push(ran.into_iter().map(|ran| ran.as_secs_f64() * 1e6 / count).collect());
     }
 
-    /// The median of its slices: one that something else slowed down says nothing.
+    /// The median of its slices, so that one slowed down by other load does not count.
     pub(crate) fn rate(&self) -> f64 {
         median(self.rates.iter().copied())
     }
 
-    /// The medians of both sides' costs; none of a side that runs elsewhere.
+    /// The medians of both sides' costs; none for a side that runs elsewhere.
     fn cost(&self) -> [Option<f64>; 2] {
         [0, 1].map(|side| {
             let known: Option<Vec<f64>> = self.costs.iter().map(|cost| cost.get(side).copied()).collect();
@@ -76,7 +77,7 @@ pub(crate) fn median(values: impl Iterator<Item = f64>) -> f64 {
     values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
 }
 
-/// What is printed of a series' latencies.
+/// The printed figures of a series' latencies.
 const QUANTILES: [f64; 4] = [0.5, 0.9, 0.99, 1.0];
 
 pub(crate) fn print_head() {
@@ -98,7 +99,7 @@ pub(crate) fn print_series(name: &str, series: &Series) {
     println!("{name:<27}{rate:>9.0}{p50:>10.1}{p90:>10.1}{p99:>10.1}{max:>11.1}{client:>10}{server:>8}");
 }
 
-/// Every figure as a ratio to the baseline's; of rates, slice by slice, the median.
+/// Every figure as a ratio to the baseline's; for rates, the median of the slices' ratios.
 pub(crate) fn print_ratio(series: &Series, baseline: &Series) {
     let rate = median(series.rates.iter().zip(&baseline.rates).map(|(ours, bare)| ours / bare));
     let [p50, p90, p99, max] =
@@ -113,7 +114,7 @@ pub(crate) fn print_ratio(series: &Series, baseline: &Series) {
     );
 }
 
-/// The same with few and with many of something, and the ratio of the two.
+/// The same with few and with many, and the ratio of the two.
 pub(crate) fn print_compared(what: &str, few: (usize, &Latencies), many: (usize, &Latencies)) {
     println!("{what:<28}{:>11}{:>11}{:>11}{:>11}   (µs)", "p50", "p90", "p99", "max");
     for (count, latencies) in [few, many] {

@@ -1,5 +1,5 @@
-//! Many workers acquire and release: through one client that all share, or one client each; on a key each, on one
-//! key, or on some. The baseline takes its turns between, so that whatever else goes on slows both alike.
+//! Many workers acquire and release: through one shared client, or one client each; on a key each, on one
+//! key, or on some. The baseline takes its turns between, so that other load slows both alike.
 
 use std::path::PathBuf;
 use std::str::FromStr;
@@ -25,7 +25,7 @@ pub(crate) struct Args {
     /// How many times each worker does so
     #[arg(long, default_value_t = 2000, value_parser = count())]
     rounds: usize,
-    /// A key for each worker, one for all, or so many
+    /// A key for each worker, one for all, or this many
     #[arg(long, default_value = "unique", value_name = "unique|one|N")]
     keys: Keys,
     #[arg(long, value_enum, default_value = "shared")]
@@ -39,10 +39,10 @@ pub(crate) struct Args {
     /// Over TLS (the embedded server makes itself a certificate)
     #[arg(long)]
     tls: bool,
-    /// Whom to trust with --tls and --servers
+    /// The CA to trust with --tls and --servers
     #[arg(long, requires = "servers", value_name = "FILE")]
     tls_ca: Option<PathBuf>,
-    /// Servers that run already, in place of the embedded one
+    /// Running servers, in place of the embedded one
     #[arg(long, value_delimiter = ',', value_name = "HOST:PORT,…")]
     servers: Vec<Address>,
     /// Measures a bare TCP exchange of the same bytes as well, by turns
@@ -72,7 +72,7 @@ enum Mode {
     Shared,
     /// A client for each worker
     PerWorker,
-    /// No client: the baseline's bytes through the tasks that one would have
+    /// No client: the baseline's bytes through the tasks that a client would have
     Tasks,
     /// No client: the baseline's connections to the server
     Bare,
@@ -142,7 +142,7 @@ pub(crate) fn main(args: Args) -> Result<()> {
     args.plot.map_or(Ok(()), |file| plot::draw(&file, &points))
 }
 
-/// What one number of workers came to.
+/// The results of one number of workers.
 pub(crate) struct Point {
     pub(crate) workers: usize,
     pub(crate) ours: Series,
@@ -150,13 +150,13 @@ pub(crate) struct Point {
     pub(crate) bare: Option<(usize, Series)>,
 }
 
-/// Whom the workers talk to.
+/// The peer of the workers.
 struct Target {
     servers: Vec<(String, u16)>,
     tls: Option<ClientTls>,
     canned: Option<Peer>,
     lease: Seconds,
-    /// Runs for as long as it is kept.
+    /// Kept to keep the server running.
     server: Option<Peer>,
 }
 
@@ -240,7 +240,7 @@ impl Target {
         }
     }
 
-    /// Measures these workers and, where that is asked for, the baseline by turns.
+    /// Measures these workers and, if requested, the baseline by turns.
     async fn compare<W: Worker>(
         &self,
         mut holders: Measured<W>,

@@ -1,11 +1,11 @@
-//! What a process takes of the machine, as the kernel counts it.
+//! The resources that a process uses, as the kernel counts them.
 
 use std::fs;
 use std::time::Duration;
 
 use crate::Result;
 
-/// The memory that is resident, in bytes.
+/// Returns the resident memory, in bytes.
 pub(crate) fn resident(pid: u32) -> Result<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status"))?;
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
@@ -13,7 +13,7 @@ pub(crate) fn resident(pid: u32) -> Result<u64> {
     Ok(kib.trim().parse::<u64>()? * 1024)
 }
 
-/// The time that all its threads ran.
+/// Returns the time that all its threads ran.
 pub(crate) fn ran(pid: u32) -> Result<Duration> {
     let mut nanos = 0;
     for thread in fs::read_dir(format!("/proc/{pid}/task"))? {

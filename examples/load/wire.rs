@@ -1,4 +1,4 @@
-//! The bare protocol over any stream, many requests at once: what fills a server, and probes it, without the client.
+//! The bare protocol over any stream, many requests at once: fills and probes a server without the client.
 
 use dflockd_client::proto::{LineDecoder, MAX_REPLY_BYTES, Reply, Request};
 use dflockd_client::{Key, Seconds, Token};
@@ -7,7 +7,7 @@ use tokio::net::TcpStream;
 
 use crate::Result;
 
-/// How many requests go out together.
+/// How many requests are sent together.
 pub(crate) const BATCH: usize = 64;
 /// Longer than any scenario.
 pub(crate) const LONG: Seconds = Seconds::new(36_000).expect("ten hours");
@@ -16,7 +16,7 @@ pub(crate) struct Wire<S> {
     stream: S,
     out: Vec<u8>,
     inbox: Vec<u8>,
-    /// How much of `inbox` was taken already.
+    /// How much of `inbox` is consumed.
     taken: usize,
 }
 
@@ -40,11 +40,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Ok(self.stream.write_all(&self.out).await?)
     }
 
-    /// The reply to the request that is next in line.
+    /// Returns the reply to the next request in order.
     pub(crate) async fn reply(&mut self, request: &Request) -> Result<Reply> {
         loop {
             let mut rest = &self.inbox[self.taken..];
-            // A decoder for each try: the bytes are still there, so that none has to be remembered.
+            // Each try starts a new decoder: the bytes are still there, so it need not remember any.
             if let Some(line) = LineDecoder::new().next(&mut rest, MAX_REPLY_BYTES) {
                 let reply = Reply::parse(line?, request.expect())?;
                 self.taken = self.inbox.len() - rest.len();
@@ -62,7 +62,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         self.reply(request).await
     }
 
-    /// Takes free keys, so many at a time, and keeps them.
+    /// Takes free keys, this many at a time, and keeps them.
     pub(crate) async fn take(&mut self, keys: impl Iterator<Item = Key>, lease: Seconds) -> Result<()> {
         let mut keys = keys.map(|key| acquire(key, Seconds::ZERO, lease)).peekable();
         while keys.peek().is_some() {
@@ -87,7 +87,7 @@ pub(crate) fn granted(reply: Reply) -> Result<Token> {
     }
 }
 
-/// A key of 18 bytes.
+/// Returns a key of 18 bytes.
 pub(crate) fn key(group: char, number: usize) -> Key {
     Key::parse(&format!("load:{group}{number:012}")).expect("neither empty, long nor spaced")
 }

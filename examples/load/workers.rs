@@ -1,4 +1,4 @@
-//! Tasks that do one thing over and over, at once, and how long each time takes them. Knows not what the thing is.
+//! Tasks that repeat one operation concurrently, and how long each repetition takes.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -10,16 +10,16 @@ use crate::peer::Peer;
 use crate::report::Series;
 use crate::{Result, usage};
 
-/// Whoever does the thing.
+/// Performs the operation.
 pub(crate) trait Worker: Send + 'static {
-    /// Does it once.
+    /// Performs it once.
     fn round(&mut self) -> impl Future<Output = Result<()>> + Send;
 }
 
 /// Workers, and what was measured of them so far.
 pub(crate) struct Measured<W> {
     workers: Vec<W>,
-    /// This process and, where it is ours to look at, the other side's.
+    /// This process and, if it runs on this machine, the other side's.
     processes: Vec<u32>,
     pub(crate) series: Series,
 }
@@ -38,7 +38,7 @@ impl<W: Worker> Measured<W> {
         self.series = Series::new();
     }
 
-    /// Has each worker do so many rounds, all beginning together.
+    /// Has each worker do this many rounds, all starting together.
     pub(crate) async fn slice(&mut self, rounds: usize) -> Result<()> {
         let barrier = Arc::new(Barrier::new(self.workers.len() + 1));
         let tasks = self.workers.drain(..).map(|mut worker| {
