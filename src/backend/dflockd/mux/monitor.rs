@@ -1,10 +1,9 @@
-//! Views of a connection that do not keep it open, and the count of releases that left it.
+//! Views of a connection that do not keep it open.
 
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use tokio::runtime;
-use tokio::sync::watch;
 
 use super::MuxConnection;
 use super::shared::ConnShared;
@@ -72,28 +71,5 @@ impl ConnMonitor {
             Some(error) if error.kind() == ErrorKind::Timeout => Err(error.clone()),
             _ => Ok(()),
         }
-    }
-}
-
-/// Counts a release that goes over another connection than its grant came over, until it is answered or
-/// has failed.
-pub(crate) struct Rerouted(Arc<watch::Sender<usize>>);
-
-impl Rerouted {
-    pub(crate) fn begin(count: &Arc<watch::Sender<usize>>) -> Self {
-        count.send_modify(|count| *count += 1);
-        Self(count.clone())
-    }
-}
-
-impl Drop for Rerouted {
-    fn drop(&mut self) {
-        self.0.send_modify(|count| *count -= 1);
-    }
-}
-
-impl std::fmt::Debug for Rerouted {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Rerouted")
     }
 }

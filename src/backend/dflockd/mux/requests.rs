@@ -7,8 +7,7 @@ use std::time::Duration;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
-use super::monitor::Rerouted;
-use super::response::{Response, TrySendError};
+use super::response::{Rerouted, Response, TrySendError};
 use crate::backend::Deadline;
 use crate::lease::ReleaseCompletion;
 use crate::proto::Request;

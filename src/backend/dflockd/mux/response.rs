@@ -1,15 +1,15 @@
 //! What a caller receives for a request: a reply, an error, or a grant with the duty to release it.
 
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 
 use futures::FutureExt;
 use futures::future::BoxFuture;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::MuxConnection;
-use super::monitor::Rerouted;
 use crate::backend::Deadline;
 use crate::error::{Error, ErrorKind};
 use crate::failpoints::{Rule, is_broken};
@@ -109,6 +109,29 @@ pub(crate) struct UnclaimedGrant {
     pub(crate) family: Family,
     /// Set if the release was rerouted from a closed connection already. It is rerouted once only.
     pub(crate) rerouted: Option<Rerouted>,
+}
+
+/// Counts a release that goes over another connection than its grant came over, until it is answered or
+/// has failed.
+pub(crate) struct Rerouted(Arc<watch::Sender<usize>>);
+
+impl Rerouted {
+    pub(crate) fn begin(count: &Arc<watch::Sender<usize>>) -> Self {
+        count.send_modify(|count| *count += 1);
+        Self(count.clone())
+    }
+}
+
+impl Drop for Rerouted {
+    fn drop(&mut self) {
+        self.0.send_modify(|count| *count -= 1);
+    }
+}
+
+impl std::fmt::Debug for Rerouted {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Rerouted")
+    }
 }
 
 /// The error of a request whose driver is gone.
