@@ -10,7 +10,7 @@ use std::time::Duration;
 use dflockd_client::server::{Server, ServerConfig};
 use dflockd_client::test_util::TestServer;
 use dflockd_client::tls::ClientTls;
-use dflockd_client::{AsyncConn, Error, ErrorKind, FileLock, LockClient, LockOptions, command};
+use dflockd_client::{AsyncConn, Directory, Error, ErrorKind, FileLock, LockClient, LockOptions, command};
 use futures::FutureExt;
 use tokio::time::{Instant, sleep};
 
@@ -227,14 +227,20 @@ async fn errors(face: Face) -> Vec<(ErrorKind, Error)> {
     ]
 }
 
-/// What only a lock file says: its errors name the file in place of a key and a server.
+/// The kinds that only lock files have: their errors name the file in place of a key and a server.
 fn errors_of_files() -> Vec<(ErrorKind, Error)> {
     let folder = tempfile::tempdir().unwrap();
     let lock = FileLock::builder(folder.path().join("k")).build().unwrap();
     let not_locked = lock.unlock().unwrap_err();
     lock.lock(S).unwrap();
     let already_locked = lock.lock(S).unwrap_err();
-    vec![(ErrorKind::NotLocked, not_locked), (ErrorKind::AlreadyLocked, already_locked)]
+    let directory = LockClient::builder().backend(Directory::new(folder.path())).build().unwrap();
+    let unsupported = directory.semaphore("k", 3).unwrap_err();
+    vec![
+        (ErrorKind::NotLocked, not_locked),
+        (ErrorKind::AlreadyLocked, already_locked),
+        (ErrorKind::Unsupported, unsupported),
+    ]
 }
 
 /// The variants as the source names them: from outside, the compiler cannot tell that one is left out.
