@@ -1,9 +1,9 @@
-//! Lease locks for tokio services: when one task in a fleet may do a thing at a time.
+//! Lease locks for tokio services: one task of a whole fleet at a time.
 //!
-//! Several processes take a *key* by name from a [dflockd](https://github.com/mtingers/dflockd)
-//! lock server, which hands it out strictly first come, first served: to one of them (a lock) or
-//! to a few (a semaphore). A handler awaits a guard, works, and lets go; behind it this crate
-//! renews the lease, knows whether it is still held, and says at once when it is not.
+//! Several processes acquire a *key* by name from a [dflockd](https://github.com/mtingers/dflockd)
+//! lock server, which grants it strictly first come, first served: to one process (a lock) or
+//! to a few (a semaphore). A handler awaits a guard, works, and releases it. Meanwhile this crate
+//! renews the lease, knows if it is still held, and signals at once when it is lost.
 //!
 //! ```
 //! use dflockd_client::{LockClient, Outcome};
@@ -20,7 +20,7 @@
 //! let locks = LockClient::builder()
 //!     .servers([("127.0.0.1", port)])
 //!     .lease_ttl(Duration::from_secs(30))
-//!     .build()?; // keep it: it is cheap to clone, and its connections are used again
+//!     .build()?; // keep it: it is cheap to clone, and reuses its connections
 //!
 //! let guard = locks.lock("account:17")?.acquire().await?;
 //! match guard.run(transfer(guard.fence())).await {
@@ -31,22 +31,22 @@
 //! # Ok(()) }
 //! ```
 //!
-//! That is the first lock. What it promises, whatever goes wrong, is
-//! [below](#what-a-lease-promises).
+//! That is the first lock. [Below](#what-a-lease-promises) is what it promises under every failure.
 //!
 //! # Which type
 //!
-//! | You want | Take |
+//! | For | Use |
 //! |---|---|
 //! | locks and semaphores in a service | [`LockClient`], in the service's state |
 //! | one lock or one semaphore, with a client of its own | [`AsyncDistributedLock`], [`AsyncDistributedSemaphore`] |
-//! | any of these on threads, without async | their twins in [`blocking`]: [`SyncDistributedLock`] and the rest |
-//! | to join the queue now and wait later | [`enqueue`](AsyncDistributedLock::enqueue) and its [`Ticket`] |
+//! | any of these on threads, without async | the blocking API in [`blocking`]: [`SyncDistributedLock`] and so on |
+//! | a place in the queue now, and the wait later | [`enqueue`](AsyncDistributedLock::enqueue) and its [`Ticket`] |
 //! | a lock without a server, on a shared file system | [`FileLock`] |
+//! | many such locks, in one directory | [`Directory`], as the [backend](Builder::backend) of a [`LockClient`] |
 //! | the commands of the protocol and nothing on top | [`AsyncConn`] and [`command`] |
 //! | a server for tests, development or a single node | [`server::Server`], the `dflockd` binary |
-//! | to test what your service does when a lease is lost | [`test_util::TestServer`] |
-//! | to speak the wire yourself | [`proto`], without I/O |
+//! | a test of what your service does when a lease is lost | [`test_util::TestServer`] |
+//! | your own code for the wire | [`proto`], without I/O |
 //!
 //! # The guide
 //!
@@ -58,35 +58,36 @@
 //!
 //! # What a lease is
 //!
-//! A server that gave a key away for good would never get it back from a holder that crashed. So
-//! it gives it for a limited time, the *ttl*, which the holder extends again and again: it *renews*
-//! its *lease*. A [`LeaseGuard`] does that in the background, after half of what remains (see
-//! [`Builder::renew_ratio`]). Its state only goes forward, but that a renewal heals the first step:
+//! If a server granted a key forever, a crashed holder would keep it forever. So
+//! the server grants it for a limited time, the *ttl*, which the holder extends again and again: it *renews*
+//! its *lease*. A [`LeaseGuard`] does that in the background, after half of the remaining time (see
+//! [`Builder::renew_ratio`]). The lease has four states. A renewal makes a lease at risk healthy again; every other
+//! change is final:
 //!
 //! - **Healthy**: held, with time to spare.
-//! - **At risk** ([`Lease::at_risk`]): held, but no renewal got through and a quarter of the ttl is
-//!   left (see [`Builder::at_risk_ratio`]): wind down, or hope.
-//! - **Lost** ([`Lease::lost`]): not held any more, for good, and the reason says why.
-//! - **Released**: let go while it was held. That is the same for every handle on it, at once: `lost`
-//!   and `at_risk` resolve, and work that [`Lease::run`] keeps under it stops, because from then on the
+//! - **At risk** ([`Lease::at_risk`]): held, but no renewal succeeded and a quarter of the ttl is
+//!   left (see [`Builder::at_risk_ratio`]): time to wind down.
+//! - **Lost** ([`Lease::lost`]): no longer held, with a reason.
+//! - **Released**: released while it was held. Every handle on the lease sees that at once: `lost`
+//!   and `at_risk` resolve, and work that [`Lease::run`] runs under the lease stops, because from then on the
 //!   next holder may be at work.
 //!
 //! # What a lease promises
 //!
-//! **While a guard says that it is held, the server has given the key to nobody else**, as long as
+//! **While a guard says that it is held, the server has granted the key to no other holder**, as long as
 //! this process's clock runs no slower than the server's, the server keeps its state, and nothing
-//! between the two tells the server alone that the connection has ended. A loss is known
+//! between the two closes the server's end of the connection alone. A loss is known
 //!
-//! - at once, when the server closes or resets the connection and that gets through;
+//! - at once, if the server closes or resets the connection and the client receives that;
 //! - with the first renewal that the server rejects;
-//! - whatever the network swallows, at the latest at the *earlier* of two instants:
+//! - if the network drops everything, at the latest at the *earlier* of two instants:
 //!   1. the [deadline](Lease::deadline), less a margin of 2 % of the ttl (at most 500 ms). The
 //!      deadline is when the last successful acquire or renewal was sent, plus the ttl;
-//!   2. two [keepalive intervals](Builder::keepalive_interval) (20 s) after the last request was
-//!      sent that the server has answered, on that lease's connection.
+//!   2. two [keepalive intervals](Builder::keepalive_interval) (20 s) after the client sent the last
+//!      request that has a reply, on that lease's connection.
 //!
-//! A renewal that fails in any other way is tried again while the lease lives. [`Lease::is_held`]
-//! asks the clock, so it is right even where the renewal task was starved of its turn.
+//! A renewal that fails in any other way is tried again while the lease is held. [`Lease::is_held`]
+//! reads the clock, so it is right even if the renewal task was starved.
 //!
 //! Why the first bound holds:
 //!
@@ -95,90 +96,90 @@
 //! 2. The server lets the lease run until `r + ttl`, or longer if a later renewal arrives.
 //! 3. The guard counts as held until `s + ttl - margin` at most.
 //! 4. `s + ttl - margin < r + ttl`: the guard gives up first.
-//! 5. Only an answer moves `s` forward, and only to when its own request was sent. A grant that had
+//! 5. Only a reply moves `s` forward, and only to when its own request was sent. A grant that had
 //!    to queue counts from the renewal that confirms it.
 //!
 //! The second bound is the same argument for the server's read timeout (23 s unless set): a server
 //! drops a connection on which it reads nothing for that long, and frees what it held. Hence the
 //! keepalive interval must stay below half of the read timeout.
 //!
-//! A server ends a connection for other reasons too; none of them frees a key earlier than that,
-//! unless the client is told at once:
+//! A server closes a connection for other reasons too. None of them frees a key earlier than that,
+//! unless the client knows at once:
 //!
 //! | The server | Why the bounds hold |
 //! |---|---|
-//! | cannot write a reply for its write timeout (5 s) | no more replies are owed on a lease's connection than its send buffer holds, read or not; the long one, to [`stats`](LockClient::stats), has a connection of its own. This crate's server keeps what was held until the read timeout besides |
-//! | lets the lease run out | the first bound |
-//! | reads a line over its cap, a wrong auth token, an auth where none is due | this client sends none |
+//! | cannot write a reply for its write timeout (5 s) | on a lease's connection, no more replies are in flight than its send buffer holds, read or not; the long one, to [`stats`](LockClient::stats), has an exclusive connection. In addition, this crate's server keeps what was held until the read timeout |
+//! | expires the lease | the first bound |
+//! | reads a line over its cap, a wrong auth token, an unexpected `auth` | this client sends none |
 //! | has too many connections | those that it refuses hold nothing |
 //! | is stopped, and its shutdown timeout has passed | it grants nothing from the start of the stop on; the next one has forgotten the lease, see below |
-//! | hears from its system that the peer is gone (keepalive, unacknowledged bytes) | that takes longer than the second bound, 50 s and more here; the original's system settings are its own |
+//! | learns from its system that the peer is gone (keepalive, unacknowledged bytes) | that takes longer than the second bound, 50 s and more here; the original server has its own system settings |
 //!
 //! ## Clocks, and machines that stop
 //!
 //! Both sides count with clocks that no time service sets back or forward. A clock that runs slower
 //! by more than the margin breaks the rule; real ones are off by a hundredth of that.
 //!
-//! A process that did not run finds out when it wakes up, and not before:
+//! A process that did not run learns of a loss when it wakes up, and not before:
 //!
-//! - *Stopped by a signal, starved, or in a long page fault*: its clock went on. The first look at
+//! - *Stopped by a signal, starved, or in a long page fault*: its clock went on. The first call of
 //!   [`is_held`](Lease::is_held) is right.
 //! - *On a machine that was suspended* (a laptop that is closed): its clock stood still. On Linux and
-//!   Android the crate also asks the clock that counts suspended time (`CLOCK_BOOTTIME`): the first look is
-//!   right, and whoever only waits for [`lost`](Lease::lost) hears of it within a keepalive interval of
-//!   waking. On other systems it is right once the next renewal is answered, or is not.
-//! - *In a virtual machine that was paused, or went on from a snapshot*: none of its clocks may know. The
-//!   first look may say that the lease is held, until the next renewal is answered.
+//!   Android the crate also reads the clock that counts suspended time (`CLOCK_BOOTTIME`): the first call is
+//!   right, and [`lost`](Lease::lost) resolves within a keepalive interval of waking. On other systems `is_held`
+//!   is right once the next renewal has a reply, or has timed out.
+//! - *In a virtual machine that was paused, or resumed from a snapshot*: perhaps none of its clocks counts that
+//!   time. `is_held` may return `true` until the next renewal has a reply.
 //!
-//! And in each case it may have looked at `is_held` a moment before it stopped, and write as soon as it wakes
-//! up. A middlebox that resets the server's end of a connection alone makes the server hand the key on up
-//! to 20 s before the holder can know. All that is left to the fence.
+//! In each case the process may have called `is_held` a moment before it stopped, and may write as soon as it wakes
+//! up. A middlebox that resets only the server's end of a connection makes the server grant the key again up
+//! to 20 s before the holder can know. For all of these there is the fence.
 //!
 //! ## Fences
 //!
 //! For those cases every grant carries a [`Fence`], a number that grows with each grant of a key.
-//! Hand it to whatever the lease protects, and have that refuse a lower one than it has seen. In
-//! SQL, in the statement that writes:
+//! Pass it to the resource that the lease protects, which rejects a fence lower than the highest one it has
+//! seen. In SQL, in the statement that writes:
 //!
 //! ```sql
 //! UPDATE account SET balance = $1, fence = $2 WHERE id = $3 AND fence <= $2
 //! ```
 //!
-//! No row changed: a later holder was there. In an object store, keep the fence in the object (or
+//! If no row changed, a later holder has written. In an object store, keep the fence in the object (or
 //! its metadata), read it together with the object's version, stop if it is higher than yours, and
 //! write on the condition that the version has not changed (`If-Match`); if the condition fails,
-//! begin again. Fences are for locks: the holders of a semaphore have different ones at one time.
-//! They grow over a server's restarts where it has a `--fence-state-file`. A lock's fence that falls
-//! is logged as a warning, once per key. A 1.x server has no fences: [`Lease::fence`] is `None` there.
+//! begin again. Fences are for locks: the holders of a semaphore have different ones at the same time.
+//! They grow across a server's restarts if it has a `--fence-state-file`. If a lock's fence falls, the client
+//! logs a warning, once per key. A 1.x server has no fences: [`Lease::fence`] is `None` there.
 //!
-//! ## When the connection ends
+//! ## When the connection closes
 //!
 //! A dflockd server frees what a connection held when it closes (*auto-release*): a crashed holder's
-//! key is free at once, and so the end of a connection is the end of its leases here. Where a
+//! key is free at once, and when a connection closes here, its leases are lost. If a
 //! server runs with `--auto-release-on-disconnect=false`, leases outlive their connections, and
-//! [`OnDisconnect::Reattach`] makes the client renew them over another one while they last.
+//! [`OnDisconnect::Reattach`] makes the client renew them over another connection until they expire.
 //!
-//! The leases of a [`LockClient`] share a connection, and so its end. What is shared is no more than
-//! that: a task that is cancelled, a lease that is lost or released, a table too large to read leave
-//! the others alone. A lock that is [`isolated`](AsyncDistributedLock::isolated) shares nothing.
+//! The leases of a [`LockClient`] share a connection, and are lost together when it closes. They share nothing
+//! else: a cancelled task, a lease that is lost or released, or a table too large to read does not affect
+//! the other leases. A lock that is [`isolated`](AsyncDistributedLock::isolated) shares nothing.
 //!
 //! ## When a guard is dropped
 //!
-//! It lets go, once, in the background: on any thread, with or without a runtime, while a panic
-//! unwinds too. A release that fails is logged, and told to [`Builder::on_event`]; the lease then
-//! runs out by itself. [`LeaseGuard::release`] waits for the answer and returns it.
-//! [`LeaseGuard::detach`] gives up the duty and keeps the lease renewed, for handlers that a server
-//! drops when their client goes away; [`LeaseGuard::forget`] gives up both.
+//! The drop releases the lease, once, in the background: on any thread, with or without a runtime, also while a
+//! panic unwinds. A release that fails is logged and passed to [`Builder::on_event`], and the lease then
+//! expires by itself. [`LeaseGuard::release`] waits for the reply and returns the outcome.
+//! [`LeaseGuard::detach`] keeps the lease renewed without the release on drop, for handlers that a server
+//! drops when their client disconnects. [`LeaseGuard::forget`] gives up both renewals and release.
 //!
 //! ## After a fork
 //!
 //! A process that was forked, and did not `exec`, has the memory of its parent and none of its threads.
-//! Leases are the parent's: in the child a guard is not held ([`LostReason::Forked`]), dropping guards,
+//! Leases belong to the parent: in the child a guard is not held ([`LostReason::Forked`]), dropping guards,
 //! tickets, connections and clients sends nothing, closes nothing and waits for nothing, and a call on
-//! a client of the parent's fails with [`ErrorKind::ConnectionClosed`]. Make a new client there, on a new runtime, or fork
-//! first. The child's copies of the sockets stay open while it lives, so a parent that crashes is then
-//! noticed by the server's read timeout and not at once.
-//! A `fork` of the C library is noticed; a bare `clone` system call is not.
+//! a client of the parent fails with [`ErrorKind::ConnectionClosed`]. Build a new client in the child, on a new
+//! runtime, or fork first. The child's copies of the sockets stay open while it runs, so the server detects a
+//! crash of the parent by its read timeout and not at once.
+//! The crate detects a `fork` of the C library, but not a bare `clone` system call.
 //!
 //! # Cancel safety
 //!
@@ -186,22 +187,22 @@
 //!
 //! | Dropped | What happens |
 //! |---|---|
-//! | `acquire`, `acquire_within`, `try_acquire`, `enqueue`, [`Ticket::wait`] | the queue is left; a grant that crosses the drop is given back |
-//! | [`Ticket`] | the queue is left |
-//! | [`FileLock::acquire`], [`FileLock::lock_async`] | the claim is taken away, and a lock that was just taken is left |
+//! | `acquire`, `acquire_within`, `try_acquire`, `enqueue`, [`Ticket::wait`] | the client leaves the queue, and releases a late grant |
+//! | [`Ticket`] | the client leaves the queue |
+//! | [`FileLock::acquire`], [`FileLock::lock_async`] | the claim is removed, and a lock that was just acquired is released |
 //! | [`Lease::renew`] | a renewal that was sent may take effect; the deadline stays the earlier one |
-//! | [`Lease::release`] | once polled, the release is on its way |
-//! | [`Lease::run`] | the work is dropped; the lease is held |
-//! | [`Lease::lost`], [`Lease::at_risk`] | nothing is lost; ask again |
+//! | [`Lease::release`] | once polled, the release is sent |
+//! | [`Lease::run`] | the work is dropped; the lease stays held |
+//! | [`Lease::lost`], [`Lease::at_risk`] | nothing; a later call resolves as well |
 //! | [`LeaseGuard`] | the lease is released in the background |
 //! | [`LockClient::stats`] | nothing |
-//! | [`LockClient::close`] | the client is closed; its connections may stay open until its guards are gone |
+//! | [`LockClient::close`] | the client is closed; its connections may stay open until its guards are dropped |
 //! | [`AsyncConn::command`] and the functions of [`command`] | the connection is closed, since its next reply could be taken for another's |
 //!
 //! # Errors
 //!
-//! There is one [`Error`]. Branch on its [`kind`](Error::kind), print it for people: it names the
-//! operation, the key, the server and the cause. Bad input is refused before anything is sent.
+//! There is one [`Error`]. Code branches on its [`kind`](Error::kind). Its text names the
+//! operation, the key, the server and the cause. Bad input fails before anything is sent.
 //!
 //! # Features
 //!
@@ -211,16 +212,17 @@
 //!   [`blocking`]).
 //! - **`tls`** (default): TLS by rustls with the ring provider, for the client and the server
 //!   (module [`tls`]).
-//! - **`server`**: the embedded server and the `dflockd` binary (module [`server`]).
+//! - **`server`**: the embedded server (module [`server`]).
+//! - **`dflockd`**: the `dflockd` binary; adds nothing to the library.
 //! - **`file`**: [`FileLock`], a lock file on a shared file system, for programs that have no server in
 //!   common (module [`mod@file`]).
 //! - **`cli`**: the `dflock` command line, on Unix; adds nothing to the library.
-//! - **`test-util`**: a server inside your tests that paused time drives, and that fails when told
-//!   to (module [`test_util`]).
+//! - **`test-util`**: a server inside your tests, driven by paused time, over a network that fails on command
+//!   (module [`test_util`]).
 //!
 //! Without any, the parts that do no I/O remain: the wire ([`proto`]), the schedule of a lease
 //! ([`lease::renewal`]), and sharding.
-// The tour names rooms that a feature may leave out.
+// The tour links to modules that a feature may leave out.
 #![cfg_attr(
     not(all(feature = "blocking", feature = "test-util", feature = "tls", feature = "file")),
     allow(rustdoc::broken_intra_doc_links)
@@ -277,10 +279,7 @@ pub use backend::{
     dflockd::{AsyncConn, Dflockd, OnDisconnect, command},
 };
 #[cfg(feature = "blocking")]
-pub use blocking::{
-    Blocking, SyncConn, SyncDistributedLock, SyncDistributedSemaphore, acquire, authenticate, enqueue,
-    open_conn, ping, release, renew, sem_acquire, sem_enqueue, sem_release, sem_renew, sem_wait, stats, wait,
-};
+pub use blocking::{SyncConn, SyncDistributedLock, SyncDistributedSemaphore};
 #[cfg(feature = "client")]
 pub use client::{
     AsyncDistributedLock, AsyncDistributedSemaphore, Builder, ClientTarget, Enqueued, IntoBackend,
