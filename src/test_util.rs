@@ -28,6 +28,7 @@
 //!
 //! With paused time (`start_paused`) a minute of renewals takes microseconds: tokio sets its clock
 //! forward whenever every task waits.
+//!
 //! | The test calls | The client sees |
 //! |---|---|
 //! | [`expire_lease`](TestServer::expire_lease) | its next renewal rejected |

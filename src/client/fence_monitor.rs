@@ -22,7 +22,7 @@ struct Seen {
 
 struct Highest {
     fence: Fence,
-    /// When its grant was received.
+    /// The instant at which its grant was received.
     received: Instant,
     reported: bool,
 }

@@ -11,9 +11,9 @@ use crate::backend::here;
 use crate::error::Result;
 use crate::types::{Key, Limit};
 
-/// What one queue waits for. Each runtime has queues of its own, so that a runtime that is not driven holds up no
-/// other; between runtimes the backend keeps the order. Each limit has a queue of its own, since the server rejects
-/// a second limit.
+/// The key of one queue, with its limit and runtime. Each runtime has queues of its own, so that a runtime that is not
+/// driven holds up no other; between runtimes the backend keeps the order. Each limit has a queue of its own, since
+/// the server rejects a second limit.
 type QueueKey = (Key, Option<Limit>, runtime::Id);
 
 /// The local queues of one client.

@@ -4,7 +4,7 @@ use crate::client::any::AnyBackend;
 use crate::client::lease_options::LeaseOptions;
 use crate::error::Result;
 
-/// What a [`Builder`](crate::Builder) builds.
+/// A type that a [`Builder`](crate::Builder) can build.
 pub trait Target: Sized + sealed::Sealed {
     /// The type that is built.
     type Output;

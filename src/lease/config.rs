@@ -6,7 +6,7 @@ use crate::lease::counters::LeaseCounters;
 use crate::lease::event_handler::EventHandler;
 use crate::lease::renewal::RenewalPolicy;
 
-/// How a lease is renewed, and where its events and counts go.
+/// The renewal policy of a lease, and the receivers of its events.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LeaseConfig {
     pub(crate) renewal: RenewalPolicy,

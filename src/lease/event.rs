@@ -17,7 +17,7 @@ pub struct LeaseEvent {
     pub fence: Option<Fence>,
     /// The server that granted the lease, as `host:port`, or the path of the lock file.
     pub endpoint: Arc<str>,
-    /// What happened.
+    /// The kind of the event, with its data.
     pub kind: LeaseEventKind,
 }
 

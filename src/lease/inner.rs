@@ -27,7 +27,7 @@ pub(super) struct LeaseInner<H: HeldLease + ?Sized = dyn HeldLease> {
     pub(super) held: H,
 }
 
-/// What the holder has decided about the lease.
+/// The holder's decision about the lease.
 #[derive(Clone, Copy)]
 #[repr(u8)]
 enum Disposition {
