@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::sync::oneshot;
+#[cfg(feature = "client")]
 use tokio::time::Instant;
 
 use crate::error::{Error, ErrorKind, Result};
@@ -22,6 +23,7 @@ pub(crate) struct ReleaseCompletion {
 /// A caller that waits for the outcome of a release, up to a deadline.
 pub(crate) struct ReleaseWaiter {
     pub(crate) sender: oneshot::Sender<Result<()>>,
+    #[cfg(feature = "client")]
     pub(crate) deadline: Instant,
 }
 

@@ -285,7 +285,12 @@ impl Lease {
         let (sender, outcome) = oneshot::channel();
         let deadline = now + RELEASE_TIMEOUT;
         let backend_times_out = self.0.held.enforces_release_deadline();
-        self.0.release(now, Some(ReleaseWaiter { sender, deadline }));
+        let waiter = ReleaseWaiter {
+            sender,
+            #[cfg(feature = "client")]
+            deadline,
+        };
+        self.0.release(now, Some(waiter));
         if Handle::try_current().is_err() {
             let detail = "no tokio runtime runs this: the release is sent, but its reply is not awaited";
             return Err(self.0.reporter.error("release", ErrorKind::InvalidInput, detail));
