@@ -8,12 +8,12 @@ use crate::backend::here;
 use crate::error::{Error, ErrorKind, Result};
 use crate::types::Seconds;
 
-/// How much longer than its timeout a wait for a key may take, since an engine may count in whole seconds.
+/// The time that a wait for a key may take beyond its timeout, since an engine may count in whole seconds.
 pub(crate) const GRACE: Duration = Duration::from_secs(1);
 /// Longer than any caller waits, and short enough to be added to any instant of a clock.
 const AGES: Duration = Duration::from_secs(100 * 365 * 24 * 3600);
 
-/// How long an operation may wait for a key, and how long it may take in all.
+/// The limits of an operation: for waiting for a key, and in all.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Deadline {
     began: Instant,

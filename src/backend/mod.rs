@@ -22,13 +22,13 @@ use crate::types::{Fence, Key, Limit, Seconds, Token};
 pub(crate) use deadline::{Deadline, GRACE};
 pub(crate) use runtime::here;
 
-/// How long closing a client may take, releases included.
+/// The timeout of closing a client, releases included.
 pub(crate) const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What an engine can do, beyond locks with timeouts and leases. Returned by
+/// The abilities of an engine, beyond locks with timeouts and leases. Returned by
 /// [`LockClient::capabilities`](crate::LockClient::capabilities).
 ///
-/// What an engine cannot do fails with [`Unsupported`](crate::ErrorKind::Unsupported) before any I/O.
+/// A missing one fails with [`Unsupported`](crate::ErrorKind::Unsupported) before any I/O.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Capabilities {
@@ -128,7 +128,7 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
     fn close(&self, deadline: Instant) -> impl Future<Output = Result<()>> + Send;
 }
 
-/// What a caller asks for: a key, and how to hold it.
+/// A caller's request: a key, and how to hold it.
 #[derive(Clone)]
 pub(crate) struct AcquireRequest {
     pub(crate) key: Key,
@@ -194,7 +194,7 @@ impl<L: HeldLease> Drop for Unclaimed<L> {
     }
 }
 
-/// What a backend has open now, and has counted since it was built.
+/// The open connections of a backend, and its counters since it was built.
 pub(crate) struct Gauges {
     pub(crate) connections: usize,
     pub(crate) in_flight: usize,

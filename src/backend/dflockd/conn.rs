@@ -23,7 +23,7 @@ use crate::types::{MAX_AUTH_TOKEN_BYTES, MAX_LINE_BYTES};
 pub(crate) const DEFAULT_REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// The longest reply to `stats` that is read, unless set: a million keys with names of 32 bytes fit.
 pub(crate) const DEFAULT_MAX_STATS_BYTES: usize = 128 * 1024 * 1024;
-/// How long a close may take to shut the stream down.
+/// The timeout of shutting the stream down in a close.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A connection over any stream: TCP, TLS, a duplex pipe, a scripted mock.

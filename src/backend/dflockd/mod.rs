@@ -36,7 +36,7 @@ pub use options::{Dflockd, OnDisconnect};
 #[cfg(any(feature = "tls", feature = "blocking"))]
 pub(crate) use tls::ClientTls;
 
-/// How long a server may take to close a connection after its reply that precedes the close.
+/// The time that a server may take to close a connection after the reply that precedes the close.
 const CLOSE_GRACE: Duration = Duration::from_millis(500);
 
 /// A client's connections to its fleet of servers.

@@ -12,7 +12,7 @@ use crate::sharding::{DEFAULT_SERVERS, ShardingStrategy, stable_hash_shard};
 use crate::types::{Key, MAX_AUTH_TOKEN_BYTES, Quoted};
 use crate::validate::{check_count, check_time};
 
-/// How many requests may be in flight on one connection, unless set.
+/// The maximum number of requests in flight on one connection, unless set.
 const DEFAULT_MAX_UNANSWERED: usize = 1 << 18;
 
 /// The engine of a [`Builder`](crate::Builder) that names no other: a fleet of dflockd servers, over TCP or

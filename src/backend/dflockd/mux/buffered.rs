@@ -10,7 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use crate::error::{Error, Result};
 use crate::net::BoxStream;
 
-/// How many bytes one read takes at most.
+/// The maximum number of bytes of one read.
 const CHUNK: usize = 8 * 1024;
 /// The capacity that the send buffer keeps after a burst of requests.
 const KEPT_CAPACITY: usize = 64 * 1024;
@@ -24,7 +24,7 @@ pub(super) struct Buffered {
     /// The position up to which requests were sent when `read_buf` was filled.
     sent_before_read: u64,
     sending: Vec<u8>,
-    /// How much of `sending` is sent.
+    /// The number of bytes of `sending` that are sent.
     written: usize,
     sent: u64,
     unflushed: bool,

@@ -23,10 +23,10 @@ use crate::net::BoxStream;
 use crate::proto::{Expect, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, Request, Status};
 use crate::suspend;
 
-/// How long a connection without users may take to finish the requests in flight, and how long an abandoned
-/// wait reads on for a late grant.
+/// The timeout of the requests in flight on a connection without users, and of an abandoned wait that reads
+/// on for a late grant.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
-/// How many replies are delivered before their callers have a turn. Their next requests are then sent while
+/// The number of replies delivered before their callers have a turn. Their next requests are then sent while
 /// the driver delivers the rest, so that neither side waits for the other.
 const REPLY_BATCH: usize = 32;
 

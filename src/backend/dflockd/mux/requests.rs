@@ -12,7 +12,7 @@ use crate::backend::Deadline;
 use crate::lease::ReleaseCompletion;
 use crate::proto::Request;
 
-/// How many replies a server may owe at a time.
+/// The maximum number of replies that a server may owe at a time.
 ///
 /// If a server cannot write a reply for its write timeout (5 s), it closes the connection, and frees what the
 /// connection held. So all owed replies fit into the send buffer of the server's system, even if this side
@@ -68,7 +68,7 @@ impl InFlight {
 /// The position of a request that was not sent yet.
 const UNSENT: u64 = u64::MAX;
 
-/// What waits for the reply.
+/// The party that waits for the reply.
 pub(super) enum Responder {
     Caller {
         sender: oneshot::Sender<Result<Response, TrySendError>>,
@@ -86,7 +86,7 @@ pub(super) enum Responder {
 pub(super) struct RequestQueue {
     /// The unanswered requests in order, each with the position at which it begins.
     entries: VecDeque<(InFlight, u64)>,
-    /// How many of them are sent, or encoded to be sent.
+    /// The number of them that are sent, or encoded to be sent.
     owed: usize,
     /// The position at which those end.
     end: u64,

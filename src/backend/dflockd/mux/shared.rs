@@ -22,13 +22,13 @@ use crate::process::Origin;
 use crate::proto::Request;
 use crate::types::{Fence, Token};
 
-/// What a connection needs of its pool.
+/// The things that a connection needs of its pool.
 #[derive(Clone)]
 pub(crate) struct ConnContext {
     pub(crate) server: Arc<str>,
-    /// How long the connection may be quiet before it pings.
+    /// The time for which the connection may be quiet before it pings.
     pub(crate) keepalive: Duration,
-    /// How many requests may be in flight before the next one fails.
+    /// The number of requests that may be in flight before the next one fails.
     pub(crate) max_unanswered: usize,
     /// `true` once the server has replied that it is shutting down.
     pub(crate) draining: Arc<AtomicBool>,
@@ -58,7 +58,7 @@ pub(super) struct ConnShared {
     pub(super) delivering: AtomicBool,
     /// The request that gives up the place in a wait queue, while the connection has one.
     leave_request: Mutex<Option<Request>>,
-    /// How many leases and requests share the connection.
+    /// The number of leases and requests that share the connection.
     pub(super) users: AtomicUsize,
     occupancy: Mutex<Occupancy>,
     /// `true` if the driver must set its timer anew.
@@ -67,7 +67,7 @@ pub(super) struct ConnShared {
     pub(super) is_unfenced: AtomicBool,
 }
 
-/// What a connection is to its pool.
+/// The state of a connection in its pool.
 pub(super) enum Occupancy {
     /// In use. Dropping this returns the permit.
     InUse(#[expect(dead_code, reason = "kept to be dropped")] Option<OwnedSemaphorePermit>),

@@ -11,7 +11,7 @@ use crate::backend::dflockd::pool::Pool;
 use crate::error::Result;
 use crate::proto::Request;
 
-/// How many times an unsent request is made again on another connection.
+/// The maximum number of times that an unsent request is made again on another connection.
 const RESENDS: usize = 3;
 
 /// One user's place on a connection, shared or exclusive. Once this drops, it holds nothing there and waits

@@ -37,7 +37,7 @@ pub(crate) struct Pool {
     /// Per server, `true` once it has replied that it is shutting down.
     draining: Vec<Arc<AtomicBool>>,
     closed: AtomicBool,
-    /// How many releases are in flight over another connection than their grant's.
+    /// The number of releases in flight over another connection than their grant's.
     rerouted: Arc<watch::Sender<usize>>,
     origin: Origin,
 }

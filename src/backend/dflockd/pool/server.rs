@@ -32,7 +32,7 @@ pub(super) struct ServerPool {
     /// permits.
     reserved: Arc<Semaphore>,
     exclusive: Arc<Semaphore>,
-    /// How many permits both have.
+    /// The number of permits of both.
     max: usize,
     options: Arc<Options>,
     closed: bool,
