@@ -90,7 +90,8 @@ impl Error {
         self.0.key.as_ref()
     }
 
-    /// Returns the server (`host:port`) that the failed operation was sent to.
+    /// Returns the server (`host:port`) that the failed operation was sent to, or the path of the
+    /// key's lock file in a directory.
     pub fn server(&self) -> Option<&str> {
         self.0.server.as_deref()
     }

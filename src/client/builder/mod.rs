@@ -91,8 +91,9 @@ impl<T: Target> Builder<T> {
 }
 
 impl<T: Target, B: IntoBackend> Builder<T, B> {
-    /// Sets the backend that grants the leases. Keeps the lease settings, and drops those of the previous
-    /// backend. Defaults to [`Dflockd`].
+    /// Sets the backend that grants the leases: [`Dflockd`], which is the default, or with the feature `file` a
+    /// [`Directory`](crate::Directory) of lock files. Keeps the lease settings, and drops those of the previous
+    /// backend.
     pub fn backend<C: IntoBackend>(self, backend: C) -> Builder<T, C> {
         Builder { target: self.target, backend, lease: self.lease }
     }
