@@ -56,7 +56,7 @@ pub enum ErrorKind {
     /// The client has reached its limit of requests in flight, or all of its connections stay in use;
     /// nothing was sent.
     Overloaded,
-    /// The engine that grants the leases cannot do this; nothing was sent. See
+    /// The backend that grants the leases cannot do this; nothing was sent. See
     /// [`LockClient::capabilities`](crate::LockClient::capabilities).
     Unsupported,
     /// The operating system refused an operation.

@@ -1,4 +1,4 @@
-//! The directory engine: leases that are lock files on a shared file system, one for each key.
+//! The directory backend: leases that are lock files on a shared file system, one for each key.
 
 mod activity;
 mod file_name;

@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::file::{self, FileLock, MAX_NAME_BYTES, SEPARATOR};
 use crate::types::Key;
 
-/// An engine without a server: a directory with a lock file for each key, on a file system that all
+/// A backend without a server: a directory with a lock file for each key, on a file system that all
 /// contenders share. Given to [`Builder::backend`](crate::Builder::backend).
 ///
 /// Each lock file is a [`FileLock`](crate::FileLock)'s, with what that [promises](crate::file): a holder that
