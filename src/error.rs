@@ -43,7 +43,6 @@ struct Inner {
     raw: Option<Arc<str>>,
     leader: Option<Arc<str>>,
     /// `true` if the key or file was busy, and nothing worse happened.
-    busy: bool,
     source: Option<Arc<dyn StdError + Send + Sync>>,
 }
 
@@ -58,7 +57,6 @@ impl Error {
             server: None,
             raw: None,
             leader: None,
-            busy: false,
             source: None,
         }))
     }
@@ -76,7 +74,7 @@ impl Error {
     /// let guard = lock.acquire().await?;
     /// match lock.acquire_within(Duration::ZERO).await {
     ///     Ok(_) => unreachable!("it is taken"),
-    ///     Err(error) if error.kind() == ErrorKind::Timeout => println!("busy: {error}"),
+    ///     Err(error) if error.kind() == ErrorKind::Busy => println!("{error}"),
     ///     Err(error) => return Err(error),
     /// }
     /// # Ok(()) }
@@ -107,14 +105,15 @@ impl Error {
         self.0.leader.as_deref()
     }
 
-    /// Returns `true` if a timeout has passed.
+    /// Returns `true` if an operation did not finish in time. A key that stays held is
+    /// [busy](Self::is_busy) instead.
     pub fn is_timeout(&self) -> bool {
         self.kind() == ErrorKind::Timeout
     }
 
     /// Returns `true` if the key is held: it stayed so until the timeout, or it has as many waiters as it
     /// may. The same call may succeed later. If a server does not answer, the error is a
-    /// [`Timeout`](ErrorKind::Timeout) as well, but not this.
+    /// [`Timeout`](ErrorKind::Timeout) instead.
     ///
     /// # Examples
     /// ```
@@ -130,7 +129,7 @@ impl Error {
     /// # Ok(()) }
     /// ```
     pub fn is_busy(&self) -> bool {
-        self.0.busy || self.kind() == ErrorKind::MaxWaiters
+        matches!(self.kind(), ErrorKind::Busy | ErrorKind::MaxWaiters)
     }
 
     /// Returns `true` if a lease is gone: what it guarded may have another holder by now.
@@ -181,12 +180,6 @@ impl Error {
 
     pub(crate) fn with_leader(mut self, leader: Option<&str>) -> Self {
         Arc::make_mut(&mut self.0).leader = leader.map(Into::into);
-        self
-    }
-
-    #[cfg(any(feature = "client", feature = "file"))]
-    pub(crate) fn while_busy(mut self) -> Self {
-        Arc::make_mut(&mut self.0).busy = true;
         self
     }
 
@@ -281,6 +274,7 @@ impl From<Error> for io::Error {
         use io::ErrorKind as Io;
         let source_kind = || error.0.source.as_ref()?.downcast_ref::<io::Error>().map(io::Error::kind);
         let kind = match error.kind() {
+            ErrorKind::Busy => Io::ResourceBusy,
             ErrorKind::Timeout => Io::TimedOut,
             ErrorKind::Auth | ErrorKind::PermissionDenied => Io::PermissionDenied,
             ErrorKind::InvalidInput => Io::InvalidInput,

@@ -204,7 +204,7 @@ pub(crate) struct Gauges {
 
 /// The error of a key that stayed busy for as long as the caller waited.
 pub(crate) fn busy() -> Error {
-    Error::new(ErrorKind::Timeout, "the key stayed busy").while_busy()
+    Error::new(ErrorKind::Busy, "")
 }
 
 /// The engine cannot do this.

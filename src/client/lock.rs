@@ -96,9 +96,8 @@ impl AsyncDistributedLock {
     /// Acquires the lock, and waits for it up to the acquire timeout that was built in (`l`).
     ///
     /// # Errors
-    /// - [`Timeout`](crate::ErrorKind::Timeout) if the key stays busy
-    ///   ([`is_busy`](crate::Error::is_busy)), or if the server cannot be reached or does not reply in that
-    ///   time.
+    /// - [`Busy`](crate::ErrorKind::Busy) if the key stays held.
+    /// - [`Timeout`](crate::ErrorKind::Timeout) if the server cannot be reached or does not reply in that time.
     /// - [`MaxLocks`](crate::ErrorKind::MaxLocks), [`MaxWaiters`](crate::ErrorKind::MaxWaiters),
     ///   [`LimitMismatch`](crate::ErrorKind::LimitMismatch) (the key is a semaphore's),
     ///   [`Draining`](crate::ErrorKind::Draining),

@@ -83,9 +83,12 @@ impl Default for RetryPolicy {
 /// Returns `true` if the same acquire may succeed later.
 pub(crate) fn is_retryable(error: &Error) -> bool {
     match error.kind() {
-        ErrorKind::ConnectionClosed | ErrorKind::Draining | ErrorKind::Io | ErrorKind::NotLeader => true,
+        ErrorKind::ConnectionClosed
+        | ErrorKind::Draining
+        | ErrorKind::Io
+        | ErrorKind::NotLeader
+        | ErrorKind::Timeout => true,
         // A key that stays busy is a final outcome.
-        ErrorKind::Timeout => !error.is_busy(),
         _ => false,
     }
 }

@@ -79,7 +79,8 @@ impl Ticket {
     /// up.
     ///
     /// # Errors
-    /// - [`Timeout`](ErrorKind::Timeout) if the grant does not come in time.
+    /// - [`Busy`](ErrorKind::Busy) if the grant does not come in time.
+    /// - [`Timeout`](ErrorKind::Timeout) if the server does not reply.
     /// - [`LeaseExpired`](ErrorKind::LeaseExpired) if the grant came and expired before this call.
     /// - [`Draining`](ErrorKind::Draining) if the server shuts down.
     /// - [`ConnectionClosed`](ErrorKind::ConnectionClosed) if the connection was lost, and the place with it.

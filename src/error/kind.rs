@@ -9,7 +9,10 @@ use crate::error::Error;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// A timeout passed: the lock stayed busy, the server stayed silent, or a connect did not finish.
+    /// The key is held by others, and stayed so for as long as the caller waited.
+    Busy,
+    /// An operation did not finish in time: the server sent no reply, or the connection was not
+    /// established.
     Timeout,
     /// The server requires authentication first (`error_auth` to a command other than `auth`).
     Auth,
@@ -69,6 +72,7 @@ impl ErrorKind {
     /// Returns the kind in words, as an error shows it.
     pub(super) fn phrase(self) -> &'static str {
         match self {
+            Self::Busy => "the key stayed busy",
             Self::Timeout => "timed out",
             Self::Auth => "authentication required",
             Self::PermissionDenied => "permission denied",

@@ -27,7 +27,7 @@ impl FileLock {
     /// replaced or removed. Its key and grantor are the lock file's path, its token the claim's.
     ///
     /// # Errors
-    /// [`Timeout`](crate::ErrorKind::Timeout) and [`Io`](crate::ErrorKind::Io) as [`lock`](Self::lock);
+    /// [`Busy`](crate::ErrorKind::Busy) and [`Io`](crate::ErrorKind::Io) as [`lock`](Self::lock);
     /// [`InvalidInput`](crate::ErrorKind::InvalidInput) if the lifetime is under 2 s, since ends are cut
     /// to whole seconds.
     ///

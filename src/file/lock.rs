@@ -78,7 +78,7 @@ impl FileLock {
     /// the timeout.
     ///
     /// # Errors
-    /// [`Timeout`](ErrorKind::Timeout) if other contenders keep it, or an unrelated file stands at the
+    /// [`Busy`](ErrorKind::Busy) if other contenders keep it, or an unrelated file stands at the
     /// path; [`AlreadyLocked`](ErrorKind::AlreadyLocked) if this object holds it; [`Io`](ErrorKind::Io)
     /// if the directory is missing or may not be written, a directory stands at the path, or the disk is
     /// full. No claim is left behind.
@@ -92,7 +92,7 @@ impl FileLock {
     /// let (one, other) = (FileLock::builder(&path).build()?, FileLock::builder(&path).build()?);
     /// one.lock(None)?;
     /// let error = other.lock(Duration::from_millis(10)).unwrap_err();
-    /// assert_eq!(error.kind(), ErrorKind::Timeout);
+    /// assert_eq!(error.kind(), ErrorKind::Busy);
     /// # Ok::<(), dflockd_client::Error>(())
     /// ```
     pub fn lock(&self, timeout: impl Into<Option<Duration>>) -> Result<()> {

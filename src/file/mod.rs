@@ -142,7 +142,7 @@
 //! | `LockError` | [`Error`](crate::Error) | it names the operation and the path, and keeps the cause |
 //! | `AlreadyLockedError` | [`ErrorKind::AlreadyLocked`](crate::ErrorKind::AlreadyLocked) | |
 //! | `NotLockedError` | [`ErrorKind::NotLocked`](crate::ErrorKind::NotLocked) | |
-//! | `TimeOutError` | [`ErrorKind::Timeout`](crate::ErrorKind::Timeout), [`Error::is_busy`](crate::Error::is_busy) | |
+//! | `TimeOutError` | [`ErrorKind::Busy`](crate::ErrorKind::Busy) | |
 //! | `OSError` | [`ErrorKind::Io`](crate::ErrorKind::Io) | |
 //! | logger `flufl.lock` | `tracing` | a broken lock is logged at info, the rest at debug |
 //!

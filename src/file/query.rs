@@ -73,7 +73,7 @@ impl Settings {
             Some(None) => "the file at the path is not a lock, and is left alone".to_owned(),
             None => "other contenders held it".to_owned(),
         };
-        self.error(ErrorKind::Timeout, detail).while_busy()
+        self.error(ErrorKind::Busy, detail)
     }
 
     pub(super) fn expiration(&self) -> Result<SystemTime> {

@@ -211,13 +211,13 @@ async fn every_status_has_its_kind_and_keeps_its_text() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_busy_key_is_a_timeout_and_leaves_the_connection_open() {
+async fn a_busy_key_is_busy_and_leaves_the_connection_open() {
     for case in cases().into_iter().filter(|case| matches!(case.name, "acquire" | "wait")) {
         let mut builder = Builder::new();
         builder.write(case.sends.as_bytes()).read(b"timeout\n").write(b"ping\n_\n_\n").read(b"ok\n");
         let conn = AsyncConn::new(builder.build());
         let error = (case.call)(&conn).await.unwrap_err();
-        assert_eq!((error.kind(), error.raw()), (ErrorKind::Timeout, Some("timeout")));
+        assert_eq!((error.kind(), error.raw()), (ErrorKind::Busy, Some("timeout")));
         command::ping(&conn).await.unwrap();
     }
 }

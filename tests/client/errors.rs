@@ -58,10 +58,21 @@ async fn answered(face: Face, answers: &'static [&'static str]) -> Error {
     acquire(client(face, Peers::new(move |_, _| script(answers, true)))).await
 }
 
-async fn timeout(face: Face) -> Error {
+async fn busy(face: Face) -> Error {
     let server = plain();
     let _held = hold(face, &server, 30).await;
     acquire(client(face, dial(&server))).await
+}
+
+async fn timeout(face: Face) -> Error {
+    acquire(client(face, Peers::new(|_, _| End::Hangs))).await
+}
+
+/// Refused before anything is sent: it names neither key nor server.
+fn unsupported() -> Error {
+    let folder = tempfile::tempdir().unwrap();
+    let locks = LockClient::builder().backend(Directory::new(folder.path())).build().unwrap();
+    locks.semaphore("k", 2).unwrap_err()
 }
 
 async fn auth(face: Face) -> Error {
@@ -203,7 +214,9 @@ async fn client_closed(face: Face) -> Error {
 async fn errors(face: Face) -> Vec<(ErrorKind, Error)> {
     let invalid = LockClient::builder().servers([("", 1)]).build().unwrap_err();
     vec![
+        (ErrorKind::Busy, busy(face).await),
         (ErrorKind::Timeout, timeout(face).await),
+        (ErrorKind::Unsupported, unsupported()),
         (ErrorKind::Auth, auth(face).await),
         (ErrorKind::PermissionDenied, permission_denied(face).await),
         (ErrorKind::MaxLocks, max_locks(face).await),
@@ -273,6 +286,7 @@ async fn every_error_names_operation_key_and_server_and_what_happened(face: Face
             ErrorKind::PermissionDenied => ("authenticate of \"k\"", SERVER),
             ErrorKind::Overloaded => ("renew of \"k\"", SERVER),
             ErrorKind::InvalidInput => ("", ""),
+            ErrorKind::Unsupported => ("\"k\"", ""),
             ErrorKind::ClientClosed => ("acquire of \"k\"", ""),
             _ => ("acquire of \"k\"", SERVER),
         };
@@ -293,8 +307,8 @@ async fn every_error_names_operation_key_and_server_and_what_happened(face: Face
 async fn what_the_server_said_and_what_caused_it_are_kept(face: Face) {
     for (kind, error) in errors(face).await {
         let raw = match kind {
-            ErrorKind::Timeout => Some("timeout"),
             ErrorKind::Auth | ErrorKind::PermissionDenied => Some("error_auth"),
+            ErrorKind::Busy => Some("timeout"),
             ErrorKind::MaxLocks => Some("error_max_locks"),
             ErrorKind::MaxWaiters => Some("error_max_waiters"),
             ErrorKind::LimitMismatch => Some("error_limit_mismatch"),
@@ -325,7 +339,9 @@ async fn every_error_is_an_io_error_of_a_kind_and_comes_out_of_it_whole(face: Fa
     use io::ErrorKind as Io;
     for (kind, error) in errors(face).await {
         let expected = match kind {
+            ErrorKind::Busy => Io::ResourceBusy,
             ErrorKind::Timeout => Io::TimedOut,
+            ErrorKind::Unsupported => Io::Unsupported,
             ErrorKind::Auth | ErrorKind::PermissionDenied => Io::PermissionDenied,
             ErrorKind::InvalidInput => Io::InvalidInput,
             ErrorKind::Protocol | ErrorKind::Tls => Io::InvalidData,
@@ -344,12 +360,12 @@ async fn every_error_is_an_io_error_of_a_kind_and_comes_out_of_it_whole(face: Fa
 
 async fn the_predicates_sort_the_kinds(face: Face) {
     use ErrorKind::{
-        ClientClosed, ConnectionClosed, Draining, InvalidInput, Io, LeaseExpired, LeaseLost, MaxWaiters,
-        NotHeld, NotLeader, Overloaded, Timeout,
+        Busy, ClientClosed, ConnectionClosed, Draining, InvalidInput, Io, LeaseExpired, LeaseLost,
+        MaxWaiters, NotHeld, NotLeader, Overloaded, Timeout,
     };
     for (kind, error) in errors(face).await {
         assert_eq!(error.is_timeout(), kind == Timeout);
-        assert!(!error.is_busy() || [MaxWaiters, Timeout].contains(&kind), "{error}");
+        assert_eq!(error.is_busy(), [MaxWaiters, Busy].contains(&kind), "{error}");
         assert_eq!(error.is_lease_lost(), [LeaseLost, LeaseExpired, NotHeld].contains(&kind), "{error}");
         assert_eq!(error.is_invalid_input(), kind == InvalidInput);
         let unavailable = [ClientClosed, ConnectionClosed, Draining, Io, NotLeader, Overloaded];

@@ -113,7 +113,7 @@ async fn a_place_of_another_shape_is_none() {
             lied_to(&[b"queued\n", shape.replace("ok token 33", "acquired token 33").as_bytes()]);
         let Enqueued::Queued(ticket) = lock.enqueue().await.unwrap() else { panic!("it said queued") };
         let error = ticket.wait(S).await.expect_err(shape);
-        let kind = if shape == "timeout\n" { ErrorKind::Timeout } else { ErrorKind::Protocol };
+        let kind = if shape == "timeout\n" { ErrorKind::Busy } else { ErrorKind::Protocol };
         assert_eq!(error.kind(), kind, "{shape:?}: {error}");
         if kind == ErrorKind::Protocol {
             heals(&lock, &server, shape).await;

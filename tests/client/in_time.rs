@@ -158,7 +158,8 @@ async fn a_line_of_waits_that_falls_silent_ends_in_time(face: Face) {
         server.partition();
     };
     let (kinds, ()) = join(join_all(waits), cut).await;
-    assert_eq!(kinds, [ErrorKind::Timeout; 5]);
+    let is_fair = |kind| matches!(kind, ErrorKind::Timeout | ErrorKind::Busy);
+    assert!(kinds[0] == ErrorKind::Timeout && kinds.iter().copied().all(is_fair), "{kinds:?}");
     assert!(start.elapsed() <= 2 * S + 2 * GRACE, "{:?}", start.elapsed());
 }
 

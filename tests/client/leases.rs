@@ -20,7 +20,7 @@ on_both_faces!(
     a_quiet_lease_outlives_the_servers_read_timeout,
     a_ticket_keeps_its_place_for_minutes,
     a_dropped_ticket_leaves_the_queue,
-    busy_is_a_timeout_and_for_a_try_none,
+    busy_is_an_error_and_for_a_try_none,
     a_lease_released_behind_its_holder_is_lost_at_the_next_renewal,
     a_closed_connection_loses_the_lease_at_once,
     a_draining_server_says_so,
@@ -96,13 +96,13 @@ async fn a_dropped_acquire_leaves_the_queue() {
     assert!(server.stats().locks.is_empty());
 }
 
-async fn busy_is_a_timeout_and_for_a_try_none(face: Face) {
+async fn busy_is_an_error_and_for_a_try_none(face: Face) {
     let server = TestServer::new();
     let lock = face.build(server.builder()).lock("k").unwrap();
     let guard = lock.acquire().await.unwrap();
     let error = lock.acquire_within(2 * S).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Timeout);
-    assert_eq!(error.to_string(), "acquire of \"k\" on 127.0.0.1:6388: timed out: the key stayed busy");
+    assert_eq!(error.kind(), ErrorKind::Busy);
+    assert_eq!(error.to_string(), "acquire of \"k\" on 127.0.0.1:6388: the key stayed busy");
     assert!(lock.try_acquire().await.unwrap().is_none());
     drop(guard);
 }

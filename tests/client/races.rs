@@ -80,7 +80,7 @@ async fn a_grant_that_crosses_a_timeout_is_held_or_given_back() {
                 outcomes[0] += 1;
             }
             Err(error) => {
-                assert_eq!(error.kind(), ErrorKind::Timeout, "{error}");
+                assert_eq!(error.kind(), ErrorKind::Busy, "{error}");
                 assert_eq!(count(&stats), (0, 0), "{offset}: {stats:?}");
                 outcomes[1] += 1;
             }

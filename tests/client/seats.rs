@@ -272,7 +272,7 @@ async fn work(locks: LockClient, mut dice: Dice, kept: Arc<Mutex<HashSet<String>
                 // The time may be up before there is room for a connection.
                 let is_fair = matches!(
                     error.kind(),
-                    ErrorKind::Timeout | ErrorKind::Overloaded | ErrorKind::LeaseExpired
+                    ErrorKind::Busy | ErrorKind::Timeout | ErrorKind::Overloaded | ErrorKind::LeaseExpired
                 );
                 assert!(is_fair, "{label}: {error}");
             }

@@ -165,7 +165,7 @@ async fn an_acquire_that_fails_is_logged_in_its_span() {
     let locks = TestServer::new().locks();
     let _held = locks.lock("job").unwrap().acquire().await.unwrap();
     locks.lock("job").unwrap().acquire_within(S).await.unwrap_err();
-    let lines = log.lines(&["DEBUG", "acquire{key=job server=127.0.0.1:6388}", "not acquired", "timed out"]);
+    let lines = log.lines(&["DEBUG", "acquire{key=job server=127.0.0.1:6388}", "not acquired", "busy"]);
     assert_eq!(lines.len(), 1, "{}", log.text());
 }
 

@@ -240,8 +240,8 @@ async fn a_key_is_tried_over_the_shared_connection_and_waited_for_over_another()
         })
     });
     let client = LockClient::builder().dial(dial).lease_ttl(7 * S).build().unwrap();
-    assert!(client.lock("k").unwrap().acquire().await.unwrap_err().is_timeout());
-    assert!(client.semaphore("s", 2).unwrap().acquire().await.unwrap_err().is_timeout());
+    assert!(client.lock("k").unwrap().acquire().await.unwrap_err().is_busy());
+    assert!(client.semaphore("s", 2).unwrap().acquire().await.unwrap_err().is_busy());
     assert!(client.lock("k").unwrap().try_acquire().await.unwrap().is_none());
     let heard = heard.lock().unwrap();
     let heard: Vec<_> = heard.iter().map(|(nth, request)| (*nth, &**request)).collect();

@@ -190,7 +190,7 @@ async fn nobody_tries_their_way_past_those_who_wait() {
     sleep(S).await;
     assert!(locks.lock("k").unwrap().try_acquire().await.unwrap().is_none());
     let error = locks.lock("k").unwrap().acquire_within(Duration::ZERO).await.unwrap_err();
-    assert!(error.is_busy() && error.is_timeout(), "{error}");
+    assert!(error.is_busy() && !error.is_timeout(), "{error}");
     // Another limit is another matter.
     let error = locks.semaphore("k", 2).unwrap().acquire().await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::LimitMismatch);
@@ -215,7 +215,7 @@ async fn one_that_leaves_the_line_lets_the_others_forward() {
     assert_eq!(server.stats().locks[0].waiters, 1, "the next has taken the place");
     let error = line.remove(1).await.unwrap().unwrap_err();
     assert!(error.is_busy(), "{error}");
-    assert_eq!(error.to_string(), "acquire of \"k\": timed out: the key stayed busy");
+    assert_eq!(error.to_string(), "acquire of \"k\": the key stayed busy");
     held.release().await.unwrap();
     for waiting in line {
         timeout(S, waiting).await.expect("its turn comes").unwrap().unwrap().release().await.unwrap();

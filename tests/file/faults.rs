@@ -138,7 +138,7 @@ fn reading_is_tried_again_on_the_errors_that_are_listed() {
     fs::create_dir(place.path()).unwrap();
     let lock = place.builder().retry_errnos([EISDIR]).build().unwrap();
     assert_eq!(lock.retry_errnos(), [EISDIR]);
-    assert_eq!(lock.lock(SHORT).unwrap_err().kind(), ErrorKind::Timeout);
+    assert_eq!(lock.lock(SHORT).unwrap_err().kind(), ErrorKind::Busy);
     std::thread::scope(|scope| {
         let waiter = scope.spawn(|| lock.lock(None));
         fs::remove_dir(place.path()).unwrap();
@@ -165,7 +165,7 @@ fn an_unrelated_file_is_never_touched_and_times_out() {
         let before = fs::metadata(place.path()).unwrap();
         let lock = place.lock();
         let error = lock.lock(SHORT).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Timeout);
+        assert_eq!(error.kind(), ErrorKind::Busy);
         assert!(error.to_string().ends_with("the file at the path is not a lock, and is left alone"));
         assert!(!lock.try_lock().unwrap());
         assert_eq!(lock.state().unwrap(), LockState::Unknown);
@@ -185,13 +185,13 @@ fn an_unrelated_file_is_never_touched_and_times_out() {
 fn a_pipe_or_a_symbolic_link_at_the_path_neither_blocks_nor_changes() {
     let place = Place::new();
     assert!(Command::new("mkfifo").arg(place.path()).status().unwrap().success());
-    assert_eq!(place.lock().lock(SHORT).unwrap_err().kind(), ErrorKind::Timeout);
+    assert_eq!(place.lock().lock(SHORT).unwrap_err().kind(), ErrorKind::Busy);
     assert_eq!(place.lock().state().unwrap(), LockState::Unknown);
     fs::remove_file(place.path()).unwrap();
 
     let elsewhere = place.abandoned("elsewhere.lck");
     std::os::unix::fs::symlink(&elsewhere, place.path()).unwrap();
-    assert_eq!(place.lock().lock(SHORT).unwrap_err().kind(), ErrorKind::Timeout);
+    assert_eq!(place.lock().lock(SHORT).unwrap_err().kind(), ErrorKind::Busy);
     assert!(fs::symlink_metadata(place.path()).unwrap().is_symlink());
 }
 
@@ -289,7 +289,7 @@ fn whoever_breaks_the_lock_already_is_not_disturbed_before_it_is_dead() {
         let path = place.abandoned("x.lck");
         let challenge = foreign_challenge(&place, host, SystemTime::now() + 100 * S);
         let lock = place.lock();
-        assert_eq!(lock.lock(SHORT).unwrap_err().kind(), ErrorKind::Timeout);
+        assert_eq!(lock.lock(SHORT).unwrap_err().kind(), ErrorKind::Busy);
         assert!(lock.expiration().unwrap() < SystemTime::now(), "it is not touched");
         assert_eq!(place.files().len(), 3, "{:?}", place.files());
         set_end(&challenge, long_ago());

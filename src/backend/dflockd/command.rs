@@ -194,7 +194,7 @@ pub async fn stats(conn: &AsyncConn) -> Result<StatsResult> {
 /// `l`: takes the lock, waiting up to `timeout` (0 is a try). Reply within `timeout` + 1 s.
 ///
 /// # Errors
-/// [`Timeout`](ErrorKind::Timeout) if the key stays busy, [`MaxLocks`](ErrorKind::MaxLocks),
+/// [`Busy`](ErrorKind::Busy) if the key stays held, [`MaxLocks`](ErrorKind::MaxLocks),
 /// [`MaxWaiters`](ErrorKind::MaxWaiters), [`LimitMismatch`](ErrorKind::LimitMismatch),
 /// [`Draining`](ErrorKind::Draining); otherwise as [`AsyncConn::command`].
 ///
@@ -272,7 +272,7 @@ async fn enqueue_any(
 /// the place in the wait queue. Reply within `timeout` + 1 s.
 ///
 /// # Errors
-/// [`Timeout`](ErrorKind::Timeout), [`NotQueued`](ErrorKind::NotQueued),
+/// [`Busy`](ErrorKind::Busy), [`NotQueued`](ErrorKind::NotQueued),
 /// [`LeaseExpired`](ErrorKind::LeaseExpired) if the grant came and its lease expired before this call,
 /// [`Draining`](ErrorKind::Draining); otherwise as [`AsyncConn::command`].
 ///
