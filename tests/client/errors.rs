@@ -247,13 +247,7 @@ fn errors_of_files() -> Vec<(ErrorKind, Error)> {
     let not_locked = lock.unlock().unwrap_err();
     lock.lock(S).unwrap();
     let already_locked = lock.lock(S).unwrap_err();
-    let directory = LockClient::builder().backend(Directory::new(folder.path())).build().unwrap();
-    let unsupported = directory.semaphore("k", 3).unwrap_err();
-    vec![
-        (ErrorKind::NotLocked, not_locked),
-        (ErrorKind::AlreadyLocked, already_locked),
-        (ErrorKind::Unsupported, unsupported),
-    ]
+    vec![(ErrorKind::NotLocked, not_locked), (ErrorKind::AlreadyLocked, already_locked)]
 }
 
 /// The variants as the source names them: from outside, the compiler cannot tell that one is left out.
