@@ -93,7 +93,7 @@ fn calls_that_go_on(history: &History) -> Vec<String> {
 /// Servers that keep to the protocol never cause some errors, and some only when things go wrong.
 fn wrong_ends(plan: &Plan, history: &History) -> Vec<String> {
     let fine = |kind: ErrorKind| match kind {
-        ErrorKind::Timeout => true,
+        ErrorKind::Busy | ErrorKind::Timeout => true,
         ErrorKind::MaxWaiters => plan.max_waiters > 0,
         ErrorKind::ConnectionClosed
         | ErrorKind::Draining
