@@ -24,7 +24,7 @@ impl FileLock {
     ///
     /// The guard is the same as that of a server's lease, except for what a file cannot do: it has no
     /// [`fence`](crate::Lease::fence), and it may take up to a second to notice that its file was broken,
-    /// replaced or removed. Its key and grantor are the lock file's path, its token the claim's.
+    /// replaced or removed. Its key and endpoint are the lock file's path, its token the claim's.
     ///
     /// # Errors
     /// [`Busy`](crate::ErrorKind::Busy) and [`Io`](crate::ErrorKind::Io) as [`lock`](Self::lock);

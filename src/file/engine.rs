@@ -35,7 +35,7 @@ pub(crate) struct FileGrant {
 pub(crate) struct FileLease {
     settings: Arc<Settings>,
     lifetime: Duration,
-    grantor: Arc<str>,
+    endpoint: Arc<str>,
     contender: SharedContender,
     lost: Arc<OnceLock<LostReason>>,
 }
@@ -44,11 +44,11 @@ impl FileLease {
     /// Creates the lease of a contender that holds the lock.
     pub(super) fn new(contender: Contender, lifetime: Duration) -> Self {
         let settings = contender.settings.clone();
-        let grantor = settings.lockfile.to_string_lossy().into();
+        let endpoint = settings.lockfile.to_string_lossy().into();
         Self {
             settings,
             lifetime,
-            grantor,
+            endpoint,
             contender: Arc::new(Mutex::new(Some(contender))),
             lost: Arc::default(),
         }
@@ -120,7 +120,7 @@ fn renew(
 
 impl HeldLease for FileLease {
     fn endpoint(&self) -> Arc<str> {
-        self.grantor.clone()
+        self.endpoint.clone()
     }
 
     fn renew(&self) -> BoxFuture<'_, Result<Duration>> {

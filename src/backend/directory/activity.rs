@@ -1,4 +1,4 @@
-//! What is under way in a directory: acquires, leases, and the removal of their files. Closing waits for it.
+//! Counts what is in flight in a directory: acquires, leases, and the removal of their files. Closing waits for it.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,7 +17,7 @@ pub(super) struct Activity {
     origin: Origin,
 }
 
-/// One thing under way, until it is dropped.
+/// One thing in flight, until it is dropped.
 pub(super) struct InFlight(Arc<Activity>);
 
 impl Activity {
@@ -26,7 +26,7 @@ impl Activity {
     pub(super) fn begin(self: &Arc<Self>) -> Result<InFlight> {
         self.count.fetch_add(1, Ordering::SeqCst);
         let begun = InFlight(self.clone());
-        // In this order: whoever closes sees either what has begun or nothing.
+        // In this order: a caller that closes sees either what has begun or nothing.
         if self.is_closed.load(Ordering::SeqCst) { Err(client_closed()) } else { Ok(begun) }
     }
 
@@ -34,7 +34,7 @@ impl Activity {
         self.is_closed.store(true, Ordering::SeqCst);
     }
 
-    /// Waits until nothing is under way.
+    /// Waits until nothing is in flight.
     pub(super) async fn ends(&self) {
         loop {
             let ended = self.ended.notified();

@@ -185,7 +185,7 @@ impl Backend for DirectoryBackend {
         self.activity.close();
         let activity = self.activity.clone();
         async move {
-            let late = |_| Error::new(ErrorKind::Timeout, "not all lock files were let go in time");
+            let late = |_| Error::new(ErrorKind::Timeout, "not all lock files were released in time");
             timeout_at(deadline, activity.ends()).await.map_err(late)
         }
     }

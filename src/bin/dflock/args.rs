@@ -79,7 +79,7 @@ pub(crate) struct Run {
 /// How the lock is waited for, and what is run under it.
 #[derive(Args, Debug)]
 pub(crate) struct Holding {
-    /// How long to wait for the lock [default: for ever].
+    /// How long to wait for the lock [default: forever].
     #[arg(long, short, value_name = "TIME", value_parser = duration)]
     pub(crate) wait: Option<Duration>,
 
@@ -172,14 +172,14 @@ pub(crate) struct Claims {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum FileAction {
-    /// Tell who holds a lock file; exits with 124 while somebody does, and with 0 if it can be taken.
+    /// Show who holds a lock file; exits with 124 while it is held, and with 0 if it can be taken.
     Status {
         /// The lock file.
         path: PathBuf,
         #[command(flatten)]
         claims: Claims,
     },
-    /// Take a lock file away from its holder, whoever that is. The holder's lease is lost.
+    /// Take a lock file away from any holder. The holder's lease is lost.
     Break {
         /// The lock file.
         path: PathBuf,

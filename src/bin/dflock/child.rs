@@ -104,8 +104,8 @@ impl Running {
         variables: &[(&str, Option<String>)],
         manner: &Manner,
     ) -> Result<Self, Failure> {
-        // Before there is a child: whoever started `dflock` may have had the signal ignored, and the
-        // system forgets children that nobody is to be told of.
+        // Before there is a child: if the parent of `dflock` has SIGCHLD ignored, the system discards the status
+        // of children.
         let ended = unix::signal(SignalKind::child()).map_err(|error| {
             Failure::new(CANNOT_RUN, format!("cannot listen for the command's end: {error}"))
         })?;
@@ -260,7 +260,7 @@ impl Running {
     }
 }
 
-/// Reaps whatever child ends while there is no command yet, for ever: as process 1 of a container,
+/// Reaps each child that ends while there is no command yet, forever: as process 1 of a container,
 /// `dflock` is given orphans while it waits for its lock as well.
 pub(crate) async fn reap_others() -> Infallible {
     let Ok(mut ended) = unix::signal(SignalKind::child()) else { return pending().await };

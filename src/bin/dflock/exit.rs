@@ -42,7 +42,7 @@ Exit codes:
 #[derive(Debug)]
 pub(crate) struct Failure {
     pub(crate) code: u8,
-    /// Nothing where there is nobody to read it, or everything was said before.
+    /// Empty if there is no reader, or everything was printed before.
     pub(crate) line: Option<String>,
 }
 
@@ -186,7 +186,7 @@ fn invalid(error: &Error) -> String {
     named.unwrap_or_else(|| fault.to_owned())
 }
 
-/// A text of somebody else's in one line, as a terminal may show it.
+/// Shows a foreign text in one line, safe for a terminal.
 pub(crate) fn one_line(text: &impl Display) -> String {
     printable(&text.to_string()).into_owned()
 }

@@ -62,7 +62,7 @@ struct Found {
     text: String,
     /// Whether it is a lock file, or none at all.
     is_lock: bool,
-    /// Whether somebody keeps it from being taken.
+    /// Returns `true` if a holder keeps it from being taken.
     is_held: bool,
     /// What the file says: a claim's path.
     content: Option<Vec<u8>>,
@@ -161,7 +161,7 @@ fn take_away(path: &Path, yes: bool, claims: &Claims) -> Result<u8, Failure> {
     }
     let failed =
         |error| Failure::new(UNAVAILABLE, format!("cannot remove {}: {error}", one_line(&path.display())));
-    // The claim first: whoever finds the lock gone must not find it to be refreshed.
+    // The claim first: a contender that finds the lock gone must not find a claim that is refreshed.
     if let Some(claim) = claim_beside(path, &content) {
         match fs::remove_file(claim) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed(error)),

@@ -1,4 +1,4 @@
-//! A command under a lease, whoever grants it: the wait, the command's environment, what a lost
+//! A command under a lease, of any backend: the wait, the command's environment, what a lost
 //! lease does to it, and the exit code.
 
 use std::pin::pin;
@@ -14,7 +14,7 @@ use crate::output::say;
 use crate::signals::Signals;
 use crate::waiting::waiting;
 
-/// As good as for ever, and a time that every server takes.
+/// Practically forever, and a time that every server accepts.
 const FOR_EVER: Duration = Duration::from_secs(10 * 365 * 86400);
 
 impl Holding {

@@ -4,7 +4,7 @@
 //!
 //! It is `KILL` that the kernel sends. With `dflock`, the connection is gone, and the server hands
 //! the key on at once: whatever the command still did it would do beside the next holder. And after
-//! a `TERM`, nobody is left who could follow it up.
+//! a `TERM`, no process is left to follow it up.
 
 use std::ffi::OsString;
 use std::os::unix::process::CommandExt;

@@ -71,7 +71,7 @@ pub(crate) async fn top(top: &Top) -> Result<u8, Failure> {
     }
 }
 
-/// Asks one server for ever, each time at the latest when the interval is over.
+/// Asks one server forever, at least once per interval.
 async fn ask(shard: usize, ready: &Ready<'_>, server: &Server, every: Duration, tell: Sender<News>) {
     let mut ticks = interval(every);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);

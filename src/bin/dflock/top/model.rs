@@ -117,7 +117,7 @@ impl Model {
     }
 
     /// The first of the rows to show, in their order, and how many there are in all: a table of a
-    /// million keys is for nobody to scroll through.
+    /// million keys is more than a person can scroll through.
     pub(super) fn lines(&self, now: Instant) -> (Vec<Line<'_>>, usize) {
         let shown =
             self.servers.iter().enumerate().filter(|(shard, _)| self.only.is_none_or(|only| only == *shard));
