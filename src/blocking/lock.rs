@@ -124,7 +124,7 @@ impl SyncDistributedLock {
     /// let lock = locks.lock("account:17")?;
     /// let guard = lock.acquire()?;
     /// let error = lock.acquire_within(Duration::from_secs(1)).unwrap_err();
-    /// assert!(error.is_timeout());
+    /// assert!(error.is_busy());
     /// # Ok(()) }
     /// ```
     pub fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {

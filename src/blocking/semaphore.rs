@@ -111,7 +111,7 @@ impl SyncDistributedSemaphore {
     /// let exports = locks.semaphore("exports", 1)?;
     /// let slot = exports.acquire()?;
     /// let error = exports.acquire_within(Duration::from_secs(1)).unwrap_err();
-    /// assert!(error.is_timeout());
+    /// assert!(error.is_busy());
     /// # Ok(()) }
     /// ```
     pub fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {

@@ -144,7 +144,7 @@ impl AsyncDistributedLock {
     /// let lock = locks.lock("deploy-job")?;
     /// let guard = lock.acquire().await?;
     /// let error = lock.acquire_within(Duration::from_secs(1)).await.unwrap_err();
-    /// assert!(error.is_timeout());
+    /// assert!(error.is_busy());
     /// # Ok(()) }
     /// ```
     pub async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {

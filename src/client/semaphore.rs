@@ -134,7 +134,7 @@ impl AsyncDistributedSemaphore {
     /// let exports = locks.semaphore("exports", 1)?;
     /// let slot = exports.acquire().await?;
     /// let error = exports.acquire_within(Duration::from_secs(1)).await.unwrap_err();
-    /// assert!(error.is_timeout());
+    /// assert!(error.is_busy());
     /// # Ok(()) }
     /// ```
     pub async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {

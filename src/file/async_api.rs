@@ -75,7 +75,7 @@ impl FileLock {
     /// let lock = FileLock::builder(&path).build()?;
     /// let guard = lock.acquire().await?;
     /// let error = lock.acquire_within(Duration::from_millis(5)).await.unwrap_err();
-    /// assert!(error.is_timeout());
+    /// assert!(error.is_busy());
     /// # Ok(()) }
     /// ```
     pub async fn acquire_within(&self, timeout: Duration) -> Result<LeaseGuard> {
