@@ -117,9 +117,7 @@ impl Failure {
             ErrorKind::InvalidInput => {
                 Self::usage(invalid(&error).replace("set another one", "give another --separator"))
             }
-            ErrorKind::Timeout => {
-                Self::advised(BUSY, &one_line(&error), "try later, or wait longer (--wait)")
-            }
+            ErrorKind::Busy => Self::advised(BUSY, &one_line(&error), "try later, or wait longer (--wait)"),
             ErrorKind::Io => Self::advised(UNAVAILABLE, &one_line(&error), disk_advice(&error)),
             _ => Self::advised(UNAVAILABLE, &one_line(&error), ""),
         }
