@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use crate::dflockd::{Dflockd, granted, until};
 
 /// Longer than any step takes on the slowest machine.
-const TEST_TIMEOUT: Duration = Duration::from_secs(60);
+const TEST_TIMEOUT: Duration = Duration::from_secs(300);
 /// The number of attackers of each kind. Each takes a file in this process and one in the server's.
 const ATTACKERS: usize = 60;
 const MIB: usize = 1024 * 1024;

@@ -117,7 +117,7 @@ fn load_runs_every_scenario() {
         (&["queue", "--few", "20", "--many", "200", "--steps", "10"], &["join", "leave", "hand-off"]),
         (
             &["sweep", "--few", "10", "--many", "1000", "--expire", "100", "--idle", "1", "--lease", "2"],
-            &["1000 held, 100 run out"],
+            &["1000 held, 100 expire"],
         ),
     ];
     for (arguments, words) in scenarios {
