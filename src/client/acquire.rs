@@ -250,6 +250,7 @@ impl<'a, B: Backend> Acquire<'a, B> {
     ///
     /// The ttl counts from when the request was sent. A grant that took long has little or none of it
     /// left, and its connection was unproven for as long. One renewal makes both count from now.
+    #[inline(always)]
     pub(crate) fn complete<'b>(
         &'b self,
         grant: Grant<B::Lease>,
@@ -280,6 +281,7 @@ impl<'a, B: Backend> Acquire<'a, B> {
         self.guard(grant)
     }
 
+    #[inline(always)]
     fn guard(&self, grant: Grant<B::Lease>) -> Result<LeaseGuard> {
         let Grant { lease, token, fence, ttl, sent, received } = grant;
         let registered = Registered::new(lease.claim(), self.client());

@@ -20,6 +20,7 @@ pub(crate) struct Registered<L: HeldLease> {
 }
 
 impl<L: HeldLease> Registered<L> {
+    #[inline(always)]
     pub(crate) fn new(lease: L, client: &Arc<ClientInner>) -> Self {
         let number = client.registry.reserve();
         Self { lease, client: client.clone(), number, is_removed: AtomicBool::new(false) }

@@ -28,6 +28,7 @@ pub struct LeaseGuard(Option<Lease>);
 
 impl LeaseGuard {
     /// Makes the guard of a grant whose request was sent at `sent`, and spawns its renewal task.
+    #[inline(always)]
     pub(crate) fn new(
         held: impl HeldLease,
         key: Key,

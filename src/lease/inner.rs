@@ -59,6 +59,7 @@ impl DispositionCell {
 }
 
 impl<H: HeldLease> LeaseInner<H> {
+    #[inline(always)]
     pub(super) fn new(held: H, token: Token, reporter: LeaseReporter, schedule: RenewalSchedule) -> Self {
         reporter.granted(schedule.ttl());
         Self {

@@ -86,6 +86,7 @@ impl DflockdBackend {
     }
 
     /// Makes a held lease of a grant. If the reply is no grant, the error is a future that may take a moment.
+    #[inline(always)]
     fn grant<'a>(
         &self,
         conn: PoolConnection,
