@@ -5,7 +5,7 @@
 use dflockd_client::proto::{Expect, LineDecoder, LineTooLong, MAX_REPLY_BYTES, Reply, StatsResult};
 use libfuzzer_sys::fuzz_target;
 
-const EXPECTS: [Expect; 5] = [Expect::Done, Expect::Grant, Expect::Place, Expect::Lease, Expect::Stats];
+const EXPECTS: [Expect; 5] = [Expect::Done, Expect::Grant, Expect::Enqueue, Expect::Lease, Expect::Stats];
 
 /// Small, so that lines over it turn up.
 const SMALL_CAP: usize = 64;
