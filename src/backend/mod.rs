@@ -7,6 +7,7 @@ pub(crate) mod dflockd;
 pub(crate) mod directory;
 mod runtime;
 
+use std::future::ready;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -100,13 +101,18 @@ pub(crate) trait Backend: Send + Sync + Sized + 'static {
         deadline: &Deadline,
     ) -> impl Future<Output = Result<Grant<Self::Lease>>> + Send;
 
-    /// Takes the key, or a place in its wait queue. Called only if the capability is there.
+    /// Takes the key, or a place in its wait queue.
+    ///
+    /// # Errors
+    /// [`ErrorKind::Unsupported`], before any I/O, if the backend has no wait queue.
     fn enqueue(
         &self,
-        request: &AcquireRequest,
-        endpoint: usize,
-        deadline: &Deadline,
-    ) -> impl Future<Output = Result<Enqueue<Self>>> + Send;
+        _: &AcquireRequest,
+        _endpoint: usize,
+        _: &Deadline,
+    ) -> impl Future<Output = Result<Enqueue<Self>>> + Send {
+        ready(Err(unsupported("the backend has no wait queue, use acquire")))
+    }
 
     /// Waits at a place for the grant, up to `timeout`.
     fn wait(

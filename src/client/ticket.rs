@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use crate::backend::{Deadline, Enqueue, client_closed, here, unsupported};
+use crate::backend::{Deadline, Enqueue, client_closed, here};
 use crate::client::acquire::{Acquire, Resource};
 use crate::client::any::{AnyPlace, KnownBackend, with_backend};
 #[cfg(doc)]
@@ -30,9 +30,6 @@ impl Resource {
     }
 
     async fn enqueue_at<B: KnownBackend>(&self, backend: &B) -> Result<Enqueued> {
-        if !backend.capabilities().enqueue {
-            return Err(unsupported("the backend has no wait queue, use acquire"));
-        }
         let acquire = Acquire::new(self, backend)?;
         let deadline = &self.deadline(Duration::ZERO);
         match backend.enqueue(&self.request, acquire.endpoint(), deadline).await? {

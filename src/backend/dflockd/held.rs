@@ -55,7 +55,7 @@ impl DflockdLease {
     }
 
     fn reattaches(&self) -> bool {
-        self.pool.options.on_disconnect == OnDisconnect::Reattach
+        self.pool.options.settings.on_disconnect == OnDisconnect::Reattach
     }
 
     /// Returns the connection to renew over. If the old one has closed and the lock reattaches, it is another

@@ -166,7 +166,7 @@ impl Backend for DflockdBackend {
     }
 
     fn confirm_after(&self) -> Duration {
-        self.pool.options.keepalive_interval
+        self.pool.options.settings.keepalive_interval
     }
 
     /// An isolated lease waits on its exclusive connection in any case.

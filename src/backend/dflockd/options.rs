@@ -91,21 +91,10 @@ pub enum OnDisconnect {
 
 /// The checked settings.
 pub(crate) struct Options {
+    /// The servers of the settings, with their names.
     pub(crate) servers: Vec<Server>,
-    pub(crate) sharding: Arc<dyn ShardingStrategy>,
-    pub(crate) tls: Option<ClientTls>,
-    pub(crate) auth_token: Option<String>,
-    pub(crate) connect_timeout: Duration,
     pub(crate) request_timeout: Duration,
-    pub(crate) max_stats_bytes: usize,
-    pub(crate) keepalive_interval: Duration,
-    pub(crate) shared_connections: usize,
-    pub(crate) max_connections: usize,
-    pub(crate) max_leases_per_connection: usize,
-    pub(crate) max_unanswered_requests: usize,
-    pub(crate) idle_timeout: Duration,
-    pub(crate) dial: Arc<dyn Dial>,
-    pub(crate) on_disconnect: OnDisconnect,
+    pub(crate) settings: Dflockd,
 }
 
 /// One server's address.
@@ -128,10 +117,10 @@ impl Options {
             return Err(Error::invalid("servers", "is empty, the minimum is 1"));
         }
         let mut servers = Vec::with_capacity(given.servers.len());
-        for (host, port) in given.servers {
-            check_server(&host, port)?;
-            let name = server_name(&host, port).into();
-            servers.push(Server { host, port, name });
+        for (host, port) in &given.servers {
+            check_server(host, *port)?;
+            let name = server_name(host, *port).into();
+            servers.push(Server { host: host.clone(), port: *port, name });
         }
         if let Some(token) = &given.auth_token {
             check_auth_token(token)?;
@@ -148,29 +137,13 @@ impl Options {
             let fault = format!("is {max}, it must be more than shared_connections, which is {shared}");
             return Err(Error::invalid("max_connections", fault));
         }
-        Ok(Self {
-            servers,
-            sharding: given.sharding,
-            tls: given.tls,
-            auth_token: given.auth_token,
-            connect_timeout: given.connect_timeout,
-            request_timeout,
-            max_stats_bytes: given.max_stats_bytes,
-            keepalive_interval: given.keepalive_interval,
-            shared_connections: given.shared_connections,
-            max_connections: given.max_connections,
-            max_leases_per_connection: given.max_leases_per_connection,
-            max_unanswered_requests: given.max_unanswered_requests,
-            idle_timeout: given.idle_timeout,
-            dial: given.dial,
-            on_disconnect: given.on_disconnect,
-        })
+        Ok(Self { servers, request_timeout, settings: given })
     }
 
     /// Returns the index of the key's server.
     pub(crate) fn shard(&self, key: &Key) -> Result<usize> {
         let count = self.servers.len();
-        let shard = self.sharding.shard(&key.to_text(), count);
+        let shard = self.settings.sharding.shard(&key.to_text(), count);
         if shard >= count {
             let fault =
                 format!("returned {shard} for key {}, there are {count} servers", Quoted(&key.to_text()));

@@ -14,17 +14,17 @@ use crate::lease::{Change, HeldLease, LostReason, ReleaseCompletion};
 pub(crate) struct DirectoryLease {
     file: FileLease,
     /// `None` once the release has begun.
-    under_way: Mutex<Option<InFlight>>,
+    in_flight: Mutex<Option<InFlight>>,
 }
 
 impl DirectoryLease {
-    pub(super) fn new(file: FileLease, under_way: InFlight) -> Self {
-        Self { file, under_way: Mutex::new(Some(under_way)) }
+    pub(super) fn new(file: FileLease, in_flight: InFlight) -> Self {
+        Self { file, in_flight: Mutex::new(Some(in_flight)) }
     }
 
     fn end(&self) -> Option<InFlight> {
         // Nothing panics while it is locked.
-        self.under_way.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.in_flight.lock().unwrap_or_else(PoisonError::into_inner).take()
     }
 }
 
@@ -42,10 +42,10 @@ impl HeldLease for DirectoryLease {
     }
 
     fn release(&self, _: Instant, completion: ReleaseCompletion) {
-        let (under_way, path) = (self.end(), self.endpoint());
+        let (in_flight, path) = (self.end(), self.endpoint());
         self.file.release_then(move |outcome| {
             completion.complete(outcome.map_err(|error| error.on_server(&path)));
-            drop(under_way);
+            drop(in_flight);
         });
     }
 

@@ -14,8 +14,7 @@ use std::time::Duration;
 use tokio::time::{Instant, timeout_at};
 
 use crate::backend::{
-    AcquireRequest, Attempt, Backend, Capabilities, Deadline, Enqueue, Gauges, Grant, Unclaimed, busy,
-    unsupported,
+    AcquireRequest, Attempt, Backend, Capabilities, Deadline, Gauges, Grant, Unclaimed, busy, unsupported,
 };
 use crate::error::{Error, ErrorKind, Result};
 use crate::file::engine::FileGrant;
@@ -54,15 +53,15 @@ impl DirectoryBackend {
         timeout: Duration,
         deadline: &Deadline,
     ) -> Result<Option<Grant<DirectoryLease>>> {
-        let under_way = self.activity.begin()?;
+        let in_flight = self.activity.begin()?;
         let path = self.options.path(&request.key)?;
         let endpoint = path.to_string_lossy().into();
         let file = self.options.files.for_key(path, request.key.clone()).lifetime(ttl(request)).build()?;
-        let taking = file.acquire_grant(Some(timeout), Some(Box::new(under_way.clone())));
+        let taking = file.acquire_grant(Some(timeout), Some(Box::new(in_flight.clone())));
         let taken = deadline.bounds(ANSWER, taking).await;
         let taken = taken.map_err(|error| self.explained(error).on_server(&endpoint))?;
         Ok(taken.map(|FileGrant { lease, token, began, ttl }| {
-            let lease = Unclaimed::new(DirectoryLease::new(lease, under_way));
+            let lease = Unclaimed::new(DirectoryLease::new(lease, in_flight));
             Grant { lease, token, fence: None, ttl, sent: began, received: suspend::now() }
         }))
     }
@@ -157,10 +156,6 @@ impl Backend for DirectoryBackend {
             let left = deadline.wait_ends().saturating_duration_since(Instant::now());
             self.take(request, left, deadline).await?.ok_or_else(busy)
         })
-    }
-
-    async fn enqueue(&self, _: &AcquireRequest, _: usize, _: &Deadline) -> Result<Enqueue<Self>> {
-        Err(has_no("wait queues"))
     }
 
     async fn wait(

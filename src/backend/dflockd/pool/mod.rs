@@ -19,7 +19,7 @@ use crate::backend::dflockd::conn::AsyncConn;
 use crate::backend::dflockd::connect::{open_stream, within};
 use crate::backend::dflockd::metrics::ConnMetrics;
 use crate::backend::dflockd::mux::{ConnContext, ConnMonitor, MuxConnection, Rerouted, UnclaimedGrant};
-use crate::backend::dflockd::options::{Options, Server};
+use crate::backend::dflockd::options::{Dflockd, Options, Server};
 use crate::backend::{CLOSE_TIMEOUT, Deadline, Gauges, client_closed, here};
 use crate::error::{Error, ErrorKind, Result};
 use crate::failpoints::{Rule, is_broken};
@@ -146,14 +146,14 @@ impl Pool {
         if let Ok(permit) = permits.clone().try_acquire_owned() {
             return Ok(permit);
         }
-        let deadline = Instant::now() + self.options.connect_timeout;
+        let deadline = Instant::now() + self.options.settings.connect_timeout;
         let exhausted = || self.exhausted(shard);
         // The semaphore is never closed.
         timeout_at(deadline, permits.acquire_owned()).await.map_err(|_| exhausted())?.map_err(|_| exhausted())
     }
 
     fn exhausted(&self, shard: usize) -> Error {
-        let (max, waited) = (self.options.max_connections, self.options.connect_timeout);
+        let (max, waited) = (self.options.settings.max_connections, self.options.settings.connect_timeout);
         let detail = format!("all {max} connections (max_connections) stayed in use for {waited:?}");
         Error::new(ErrorKind::Overloaded, detail).on_server(&self.options.servers[shard].name)
     }
@@ -181,8 +181,8 @@ impl Pool {
         });
         let context = ConnContext {
             server: server.name.clone(),
-            keepalive: self.options.keepalive_interval,
-            max_unanswered: self.options.max_unanswered_requests,
+            keepalive: self.options.settings.keepalive_interval,
+            max_unanswered: self.options.settings.max_unanswered_requests,
             draining: self.draining[shard].clone(),
             metrics: self.metrics.clone(),
             release_elsewhere,
@@ -194,7 +194,7 @@ impl Pool {
 
     /// Opens a connection and authenticates, within the connect timeout.
     async fn connect(&self, server: &Server) -> Result<AsyncConn> {
-        let Options { connect_timeout, auth_token, tls, dial, .. } = &*self.options;
+        let Dflockd { connect_timeout, auth_token, tls, dial, .. } = &self.options.settings;
         within(*connect_timeout, async {
             let stream = open_stream(&**dial, &server.host, server.port, tls.as_ref()).await?;
             let conn = AsyncConn::new(stream).request_timeout(Duration::MAX);
@@ -255,13 +255,13 @@ impl Pool {
                 &deadline,
             ));
         }
-        let Options { request_timeout, max_stats_bytes, servers, .. } = &*self.options;
+        let Options { request_timeout, servers, settings } = &*self.options;
         let stats = async {
             self.check_open()?;
             let _permit = self.exclusive_permit(shard).await?;
             self.server(shard).evict_idle();
             let conn = self.connect(&servers[shard]).await?;
-            let conn = conn.request_timeout(*request_timeout).max_stats_bytes(*max_stats_bytes);
+            let conn = conn.request_timeout(*request_timeout).max_stats_bytes(settings.max_stats_bytes);
             command::stats(&conn).await
         };
         Deadline::of_request(Instant::now(), *request_timeout).bounds("answer", stats).await

@@ -51,8 +51,8 @@ struct RuntimePool {
 impl ServerPool {
     pub(super) fn new(options: &Arc<Options>) -> Self {
         let capped = |permits: usize| permits.min(Semaphore::MAX_PERMITS);
-        let reserved = capped(options.shared_connections);
-        let exclusive = capped(options.max_connections - options.shared_connections);
+        let reserved = capped(options.settings.shared_connections);
+        let exclusive = capped(options.settings.max_connections - options.settings.shared_connections);
         Self {
             runtimes: Vec::new(),
             opened: Vec::new(),
@@ -96,7 +96,7 @@ impl ServerPool {
     /// should be opened first.
     pub(super) fn least_loaded(&self, here: runtime::Id, now: Instant) -> Option<MuxConnection> {
         let (count, mux) = self.runtime(here)?.least_loaded(now);
-        mux.filter(|_| count >= self.options.shared_connections).filter(|mux| self.try_reserve(mux))
+        mux.filter(|_| count >= self.options.settings.shared_connections).filter(|mux| self.try_reserve(mux))
     }
 
     /// Takes a place on any shared connection. For a caller that could not connect.
@@ -120,7 +120,7 @@ impl ServerPool {
 
     /// Takes a place on a shared connection, if it has room.
     fn try_reserve(&self, mux: &MuxConnection) -> bool {
-        let has_room = mux.users().load(Ordering::Relaxed) < self.options.max_leases_per_connection;
+        let has_room = mux.users().load(Ordering::Relaxed) < self.options.settings.max_leases_per_connection;
         if has_room {
             mux.users().fetch_add(1, Ordering::Relaxed);
         }
@@ -200,14 +200,14 @@ impl ServerPool {
     pub(super) fn push_idle(&mut self, mux: MuxConnection) {
         let now = Instant::now();
         if !self.closed && is_usable(&mux, now) {
-            mux.mark_idle(now + self.options.idle_timeout);
+            mux.mark_idle(now + self.options.settings.idle_timeout);
             self.runtime_or_insert(mux.runtime()).idle.push(mux);
         }
     }
 
     /// Moves surplus shared connections of a runtime, if they have no users, to the idle ones.
     pub(super) fn release_surplus(&mut self, here: runtime::Id) {
-        let max = self.options.shared_connections;
+        let max = self.options.settings.shared_connections;
         let Some(runtime) =
             self.runtimes.iter_mut().find(|runtime| runtime.id == here && runtime.shared.len() > max)
         else {
