@@ -342,7 +342,7 @@ impl Drop for PendingWait {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::types::Limit;
 
@@ -363,12 +363,12 @@ mod tests {
         assert_eq!(shared.blocked_threads.load(Ordering::Relaxed), 0);
     }
 
-    /// Returns a server with a table of many parts, and the connection that holds all its keys.
-    fn many_held() -> (Arc<ServerShared>, ConnectionGuard) {
-        let config = ServerConfig { max_locks: KEYS, ..Default::default() };
+    /// Returns a server with this many keys, and the connection that holds them all.
+    pub(in crate::server) fn many_held(keys: usize) -> (Arc<ServerShared>, ConnectionGuard) {
+        let config = ServerConfig { max_locks: keys, ..Default::default() };
         let shared = ServerShared::new(config).unwrap();
         let holder = shared.connect();
-        for number in 0..KEYS {
+        for number in 0..keys {
             let key = Key::parse(&format!("key:{number}")).unwrap();
             let lease = Some(Seconds::new(1000).unwrap());
             shared.with_table(|table, now| table.acquire(now, holder.id, &key, Limit::ONE, lease, false));
@@ -378,7 +378,7 @@ mod tests {
 
     /// Returns the virtual time until all of many keys that one connection held are free.
     async fn to_free(waiting: usize) -> Duration {
-        let (shared, holder) = many_held();
+        let (shared, holder) = many_held(KEYS);
         shared.blocked_threads.store(waiting, Ordering::Relaxed);
         let start = Instant::now();
         drop(holder);
@@ -396,7 +396,7 @@ mod tests {
 
     #[tokio::test]
     async fn stats_without_an_await_stand_back_for_threads_that_wait() {
-        let (shared, _holder) = many_held();
+        let (shared, _holder) = many_held(KEYS);
         shared.blocked_threads.store(1, Ordering::Relaxed);
         let start = std::time::Instant::now();
         assert_eq!(shared.stats().locks.len(), KEYS);

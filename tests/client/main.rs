@@ -21,6 +21,7 @@ mod faults;
 mod faults_held;
 mod hostile_floods;
 mod hostile_server;
+mod house;
 mod in_time;
 mod leases;
 mod lost;

@@ -7,46 +7,21 @@ use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dflockd_client::net::{BoxStream, Dial};
-use dflockd_client::server::{Server, ServerConfig};
+use dflockd_client::server::ServerConfig;
 use dflockd_client::{ErrorKind, LeaseGuard, LockClient, LostReason};
 use futures::FutureExt;
-use futures::future::BoxFuture;
-use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::runtime::{Builder, Runtime};
 
+use crate::house::House;
 use crate::world::count;
 
 const CAP: Duration = Duration::from_secs(60);
 
-/// A server on a runtime of its own, which outlives those of its clients.
-struct House {
-    server: Server,
-    runtime: Runtime,
-}
-
-struct Door(Server, Handle);
-
-impl Dial for Door {
-    fn dial<'a>(&'a self, _host: &'a str, _port: u16) -> BoxFuture<'a, std::io::Result<BoxStream>> {
-        let (near, far) = tokio::io::duplex(64 * 1024);
-        let server = self.0.clone();
-        self.1.spawn(async move { server.serve_stream(far).await });
-        async { Ok(Box::new(near) as BoxStream) }.boxed()
-    }
+fn house(auto_release_on_disconnect: bool) -> House {
+    House::new(ServerConfig { auto_release_on_disconnect, ..Default::default() })
 }
 
 impl House {
-    fn new(auto_release_on_disconnect: bool) -> Self {
-        let config = ServerConfig { auto_release_on_disconnect, ..Default::default() };
-        let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        Self { server: Server::new(config).unwrap(), runtime }
-    }
-
-    fn client(&self) -> LockClient {
-        let door = Door(self.server.clone(), self.runtime.handle().clone());
-        LockClient::builder().dial(door).build().unwrap()
-    }
-
     #[track_caller]
     fn until(&self, what: &str, (connections, holders): (u64, u64)) {
         let began = Instant::now();
@@ -76,7 +51,7 @@ fn hold(runtime: &Runtime, locks: &LockClient) -> LeaseGuard {
 #[test]
 fn a_guard_dropped_on_a_plain_thread_is_released() {
     // Only a release frees the key here.
-    let house = House::new(false);
+    let house = house(false);
     let runtime = Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let locks = house.client();
     let guard = hold(&runtime, &locks);
@@ -94,7 +69,7 @@ fn a_guard_dropped_on_a_plain_thread_is_released() {
 fn a_guard_that_outlives_its_runtime_is_lost_and_says_so() {
     for background in [true, false] {
         for runtime in runtimes() {
-            let house = House::new(true);
+            let house = house(true);
             let locks = house.client();
             let guard = hold(&runtime, &locks);
             let (lost, lease) = (guard.lost(), (*guard).clone());
@@ -124,7 +99,7 @@ fn a_guard_that_outlives_its_runtime_is_lost_and_says_so() {
 #[test]
 fn a_release_after_the_runtime_ended_says_that_the_lease_is_lost() {
     for runtime in runtimes() {
-        let house = House::new(true);
+        let house = house(true);
         let guard = hold(&runtime, &house.client());
         drop(runtime);
         let error = house.runtime.block_on(guard.release()).unwrap_err();
@@ -137,7 +112,7 @@ fn a_release_after_the_runtime_ended_says_that_the_lease_is_lost() {
 fn guards_that_go_with_their_runtime_leave_nothing() {
     for background in [true, false] {
         for runtime in runtimes() {
-            let house = House::new(true);
+            let house = house(true);
             let locks = house.client();
             let (ready, told) = mpsc::channel();
             for n in 0..8 {
@@ -168,7 +143,7 @@ fn guards_that_go_with_their_runtime_leave_nothing() {
 fn a_guard_lost_with_its_runtime_is_let_go_by_the_next() {
     // The server keeps what a closed connection held; the release goes by another.
     for runtime in runtimes() {
-        let house = House::new(false);
+        let house = house(false);
         let locks = house.client();
         let guard = hold(&runtime, &locks);
         drop(runtime);

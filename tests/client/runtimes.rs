@@ -1,57 +1,22 @@
 //! One client on several runtimes, some of which are not driven, or live for a moment, or are not there.
 //! Each uses connections of its own, so that none waits for another.
 
-use std::io;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, Instant};
 
-use dflockd_client::net::{BoxStream, Dial};
-use dflockd_client::server::{Server, ServerConfig};
-use dflockd_client::{
-    AsyncConn, Builder, ClientTarget, Enqueued, Error, ErrorKind, LeaseGuard, LockClient, OnDisconnect,
-};
+use dflockd_client::server::ServerConfig;
+use dflockd_client::{AsyncConn, Enqueued, Error, ErrorKind, LeaseGuard, LockClient, OnDisconnect};
 use futures::executor::block_on;
-use futures::future::BoxFuture;
 use futures::{FutureExt, pin_mut};
-use tokio::runtime::{Builder as Maker, Handle, Runtime};
+use tokio::runtime::{Builder as Maker, Runtime};
 use tokio::time::timeout;
+
+use crate::house::House;
 
 const S: Duration = Duration::from_secs(1);
 /// More than anything here takes, and less than a connection that is given up.
 const CAP: Duration = Duration::from_secs(15);
-
-/// A server on a runtime of its own.
-struct House {
-    server: Server,
-    runtime: Runtime,
-}
-
-struct Door(Server, Handle);
-
-impl Dial for Door {
-    fn dial<'a>(&'a self, _host: &'a str, _port: u16) -> BoxFuture<'a, io::Result<BoxStream>> {
-        let (near, far) = tokio::io::duplex(64 * 1024);
-        let server = self.0.clone();
-        self.1.spawn(async move { server.serve_stream(far).await });
-        async { Ok(Box::new(near) as BoxStream) }.boxed()
-    }
-}
-
-impl House {
-    fn new() -> Self {
-        let runtime = Maker::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
-        Self { server: Server::new(ServerConfig::default()).unwrap(), runtime }
-    }
-
-    fn builder(&self) -> Builder<ClientTarget> {
-        LockClient::builder().dial(Door(self.server.clone(), self.runtime.handle().clone()))
-    }
-
-    fn client(&self) -> LockClient {
-        self.builder().build().unwrap()
-    }
-}
 
 /// A runtime that runs only while it is blocked on.
 fn current_thread() -> Runtime {
@@ -85,7 +50,7 @@ async fn all_kinds(locks: &LockClient, name: &str) {
 
 #[test]
 fn a_runtime_that_is_not_driven_holds_up_no_other() {
-    let house = House::new();
+    let house = House::new(ServerConfig::default());
     let locks = house.client();
     let (first, second) = (current_thread(), current_thread());
     let kept = hold(&first, &locks, "kept");
@@ -96,7 +61,7 @@ fn a_runtime_that_is_not_driven_holds_up_no_other() {
 
 #[test]
 fn a_dial_on_a_runtime_that_is_not_driven_holds_up_no_other() {
-    let house = House::new();
+    let house = House::new(ServerConfig::default());
     let locks = house.client();
     let (first, second) = (current_thread(), current_thread());
     let lock = locks.lock("k").unwrap();
@@ -108,7 +73,7 @@ fn a_dial_on_a_runtime_that_is_not_driven_holds_up_no_other() {
 
 #[test]
 fn short_lived_runtimes_on_many_threads_use_one_client() {
-    let house = House::new();
+    let house = House::new(ServerConfig::default());
     let locks = Arc::new(house.client());
     let threads: Vec<_> = (0..10)
         .map(|n| {
@@ -135,7 +100,7 @@ fn short_lived_runtimes_on_many_threads_use_one_client() {
 
 #[test]
 fn runtimes_of_both_kinds_use_one_client() {
-    let house = House::new();
+    let house = House::new(ServerConfig::default());
     let locks = house.client();
     let many = Maker::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let tasks: Vec<_> = (0..8)
@@ -173,7 +138,7 @@ fn runtimes_of_both_kinds_use_one_client() {
 
 #[test]
 fn the_first_in_line_on_a_runtime_that_is_not_driven_holds_up_its_own_line_alone() {
-    let house = House::new();
+    let house = House::new(ServerConfig::default());
     let (locks, rival) = (house.client(), house.client());
     let (first, second) = (current_thread(), current_thread());
     let held = hold(&second, &rival, "k");
@@ -204,7 +169,7 @@ fn the_first_in_line_on_a_runtime_that_is_not_driven_holds_up_its_own_line_alone
 
 #[test]
 fn a_lease_whose_runtime_is_not_driven_is_not_renewed_and_its_release_says_that_it_got_no_answer() {
-    let house = House::new();
+    let house = House::new(ServerConfig::default());
     let locks = house.client();
     let (first, second) = (current_thread(), paused());
     let guard = hold(&first, &locks, "k");
@@ -227,7 +192,7 @@ fn a_lease_whose_runtime_is_not_driven_is_not_renewed_and_its_release_says_that_
 
 #[test]
 fn a_client_is_closed_from_any_runtime_within_its_limit() {
-    let house = House::new();
+    let house = House::new(ServerConfig::default());
     let locks = house.client();
     let (first, second) = (current_thread(), paused());
     let guard = hold(&first, &locks, "k");
@@ -246,7 +211,7 @@ fn a_client_is_closed_from_any_runtime_within_its_limit() {
 
 #[test]
 fn the_limit_of_connections_is_that_of_all_runtimes_together() {
-    let house = House::new();
+    let house = House::new(ServerConfig::default());
     let locks = house.builder().max_connections(2).connect_timeout(S / 10).build().unwrap();
     let (first, second, third) = (current_thread(), current_thread(), current_thread());
     let _one = hold(&first, &locks, "one");
@@ -262,7 +227,7 @@ fn the_limit_of_connections_is_that_of_all_runtimes_together() {
 
 #[test]
 fn an_idle_connection_of_another_runtime_makes_room() {
-    let house = House::new();
+    let house = House::new(ServerConfig::default());
     let locks = house.builder().max_connections(3).connect_timeout(S / 10).build().unwrap();
     let many = Maker::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
     let lock = locks.lock("k").unwrap().isolated();
@@ -293,7 +258,7 @@ fn says_so(error: Error) {
 
 #[test]
 fn outside_any_runtime_each_operation_fails_at_once_and_says_why() {
-    let house = House::new();
+    let house = House::new(ServerConfig::default());
     let locks = house.client();
     let runtime = current_thread();
     let guard = hold(&runtime, &locks, "k");

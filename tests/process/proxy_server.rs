@@ -3,8 +3,10 @@
 
 use std::time::Duration;
 
-use dflockd_client::{Builder, ClientTarget, ErrorKind, LockClient, LostReason};
-use tokio::task::yield_now;
+use dflockd_client::{
+    AsyncDistributedLock, Builder, ClientTarget, ErrorKind, LeaseGuard, LockClient, LostReason, Result,
+};
+use tokio::task::{JoinHandle, yield_now};
 use tokio::time::timeout;
 
 use crate::dflockd::Dflockd;
@@ -16,6 +18,21 @@ const CAP: Duration = Duration::from_secs(60);
 
 fn through(port: u16) -> Builder<ClientTarget> {
     LockClient::builder().servers([("127.0.0.1", port)]).keepalive_interval(S).connect_timeout(S)
+}
+
+/// Spawns an acquire of a held lock. Returns once it stands in the server's queue.
+async fn queued(client: &LockClient, lock: &AsyncDistributedLock) -> JoinHandle<Result<LeaseGuard>> {
+    let waiting = tokio::spawn({
+        let lock = lock.clone();
+        async move { lock.acquire_within(600 * S).await }
+    });
+    let queued = async {
+        while client.stats().await.unwrap()[0].locks[0].waiters == 0 {
+            yield_now().await;
+        }
+    };
+    timeout(CAP, queued).await.expect("it waits");
+    waiting
 }
 
 #[tokio::test]
@@ -31,16 +48,7 @@ async fn a_killed_server_loses_the_lease_and_its_successor_grants_a_higher_fence
         let guard = lock.acquire().await.unwrap();
         assert!(guard.fence() > last, "round {round}");
         last = guard.fence();
-        let waiting = tokio::spawn({
-            let lock = lock.clone();
-            async move { lock.acquire_within(600 * S).await }
-        });
-        let queued = async {
-            while client.stats().await.unwrap()[0].locks[0].waiters == 0 {
-                yield_now().await;
-            }
-        };
-        timeout(CAP, queued).await.expect("it waits");
+        let waiting = queued(&client, &lock).await;
         server.kill();
         assert_eq!(timeout(CAP, guard.lost()).await, Ok(LostReason::ConnectionClosed), "round {round}");
         assert!(!guard.is_held());
@@ -140,16 +148,7 @@ async fn a_server_told_to_stop_lets_the_holder_release_and_the_waiter_know() {
     let client = through(proxy.port).build().unwrap();
     let lock = client.lock("k").unwrap();
     let guard = lock.acquire().await.unwrap();
-    let waiting = tokio::spawn({
-        let lock = lock.clone();
-        async move { lock.acquire_within(600 * S).await }
-    });
-    let queued = async {
-        while client.stats().await.unwrap()[0].locks[0].waiters == 0 {
-            yield_now().await;
-        }
-    };
-    timeout(CAP, queued).await.expect("it waits");
+    let waiting = queued(&client, &lock).await;
     server.signal("TERM");
     let error = timeout(CAP, waiting).await.expect("it is told").unwrap().unwrap_err();
     assert_eq!((error.kind(), error.raw()), (ErrorKind::Draining, Some("error_draining")), "{error}");

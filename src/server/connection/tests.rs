@@ -4,8 +4,7 @@ use tokio::io::DuplexStream;
 
 use super::*;
 use crate::proto::{Request, StatsResult};
-use crate::server::config::ServerConfig;
-use crate::types::{Key, Limit, Seconds};
+use crate::server::shared::tests::many_held;
 
 const KEYS: usize = 20_000;
 /// The maximum that is kept of a reply of any length: a batch and a part of the table, times two, since
@@ -14,18 +13,6 @@ const MAX_WHILE_UNREAD: usize = 2 * (32 + 16) * 1024;
 /// The maximum that an idle connection keeps.
 const MAX_WHILE_IDLE: usize = 8 * 1024;
 
-/// Returns a server with many keys, held by a connection that stays open.
-fn crowded() -> (Arc<ServerShared>, ConnectionGuard) {
-    let shared = ServerShared::new(ServerConfig { max_locks: KEYS, ..Default::default() }).unwrap();
-    let holder = shared.connect();
-    for number in 0..KEYS {
-        let key = Key::parse(&format!("key:{number}")).unwrap();
-        let lease = Some(Seconds::new(1000).unwrap());
-        shared.with_table(|table, now| table.acquire(now, holder.id, &key, Limit::ONE, lease, false));
-    }
-    (shared, holder)
-}
-
 fn connection(shared: &Arc<ServerShared>, room: usize) -> (Connection<DuplexStream>, DuplexStream) {
     let (near, far) = tokio::io::duplex(room);
     (Connection::new(shared.clone(), shared.connect(), far), near)
@@ -33,7 +20,7 @@ fn connection(shared: &Arc<ServerShared>, room: usize) -> (Connection<DuplexStre
 
 #[tokio::test(start_paused = true)]
 async fn a_long_reply_to_a_peer_that_does_not_read_keeps_no_more_than_a_batch() {
-    let (shared, _holder) = crowded();
+    let (shared, _holder) = many_held(KEYS);
     let (mut connection, _peer) = connection(&shared, 64 * 1024);
     let start = Instant::now();
     let ended = connection.serve(Request::Stats).await;
@@ -44,7 +31,7 @@ async fn a_long_reply_to_a_peer_that_does_not_read_keeps_no_more_than_a_batch() 
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_asked_for_much_keeps_little_once_it_has_it() {
-    let (shared, _holder) = crowded();
+    let (shared, _holder) = many_held(KEYS);
     let (mut connection, mut peer) = connection(&shared, 64 * 1024);
     let reading = async {
         let (mut reply, mut chunk) = (Vec::new(), vec![0; 64 * 1024]);
@@ -68,7 +55,7 @@ async fn a_connection_that_asked_for_much_keeps_little_once_it_has_it() {
 
 #[tokio::test(start_paused = true)]
 async fn a_connection_that_sent_much_keeps_little_once_it_sends_little() {
-    let (shared, _holder) = crowded();
+    let (shared, _holder) = many_held(KEYS);
     let (mut connection, mut peer) = connection(&shared, 1024 * 1024);
     let mut timer = pin!(sleep_until(connection.line_deadline()));
     let mut max_chunk = 0;
